@@ -1,0 +1,1 @@
+"""From events to feature values: declarations, batch execution and the Feast store."""

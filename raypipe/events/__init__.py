@@ -1,0 +1,1 @@
+"""Events: declared schemas, validation, quarantine and table loaders."""

@@ -1,0 +1,1 @@
+"""From fields and window values to the feature vector of a model."""

@@ -1,0 +1,111 @@
+"""The feature vector of one model: raw fields, window values and derived features, in order.
+
+Everything is float64 until one cast to float32 at the end. What is not finite there is missing and
+becomes the one canonical NaN, so that equal values are equal bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raypipe.events.schema import EventType, Kind
+from raypipe.project import Model, Project
+from raypipe.vector.expressions import compile_columns, compile_row
+
+Floats = npt.NDArray[np.float64]
+Vector = npt.NDArray[np.float32]
+
+WINDOW_VALUE = np.dtype("<f8")
+"""One window value in an observation and in the log."""
+
+FEATURE_VALUE = np.dtype("<f4")
+"""One feature in a decision record."""
+
+
+class Assembler:
+    """Builds feature vectors of one model, for columns and for a row, with equal bits."""
+
+    def __init__(self, project: Project, model: Model) -> None:
+        self.features = model.features
+        self._event = project.decision_event
+        self._raw = project.raw_names
+        self._windows = project.window_names
+        inputs = (*self._raw, *self._windows)
+        self._columns = compile_columns(project.derived, inputs)
+        self._row = compile_row(project.derived, inputs)
+        self._choices = {
+            f.name: {c: float(i) for i, c in enumerate(f.choices)}
+            for f in self._event.fields
+            if f.kind is Kind.CHOICE
+        }
+
+    def columns(
+        self, raw: Mapping[str, Floats], windows: Mapping[str, Floats]
+    ) -> npt.NDArray[np.float32]:
+        """Vectors of n events.
+
+        Args:
+            raw: the numeric fields, from :func:`raw_columns`, each float64 [n].
+            windows: every declared window value, each float64 [n].
+
+        Returns:
+            float32 [n, len(features)].
+        """
+        values: dict[str, Floats] = {n: raw[n] for n in self._raw}
+        values.update((n, windows[n]) for n in self._windows)
+        values.update(self._columns(values))
+        size = len(next(iter(values.values())))
+        out = np.empty((size, len(self.features)), np.float32)
+        with np.errstate(over="ignore"):
+            for i, name in enumerate(self.features):
+                out[:, i] = values[name]
+        out[~np.isfinite(out)] = np.nan
+        return out
+
+    def row(self, event: Mapping[str, Any], windows: bytes | Sequence[float]) -> Vector:
+        """Vector of one event, float32 [len(features)].
+
+        Args:
+            event: a validated decision event.
+            windows: window values in ``Project.window_names`` order, or their WINDOW_VALUE bytes.
+        """
+        if isinstance(windows, bytes):
+            windows = np.frombuffer(windows, WINDOW_VALUE).tolist()
+        if len(windows) != len(self._windows):
+            raise ValueError(f"{len(windows)} window values, expected {len(self._windows)}")
+        values = {name: self._number(name, event.get(name)) for name in self._raw}
+        values.update(zip(self._windows, windows, strict=True))
+        self._row(values)
+        with np.errstate(over="ignore"):
+            out = np.array([values[f] for f in self.features], np.float64).astype(np.float32)
+        out[~np.isfinite(out)] = np.nan
+        return out
+
+    def _number(self, name: str, value: Any) -> float:
+        if value is None:
+            return math.nan
+        codes = self._choices.get(name)
+        return codes[value] if codes is not None else float(value)
+
+
+def raw_columns(event: EventType, table: pa.Table) -> dict[str, Floats]:
+    """Numeric client fields of validated events as float64 [n], missing as NaN.
+
+    A choice is its index among the declared choices.
+    """
+    out: dict[str, Floats] = {}
+    for f in event.client_fields:
+        if not f.numeric:
+            continue
+        column = table.column(f.name)
+        if f.kind is Kind.CHOICE:
+            column = pc.index_in(column, value_set=pa.array(f.choices, pa.string()))
+        out[f.name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    return out

@@ -1,0 +1,1 @@
+"""Window declarations, keyed state and the kernel that all executions share."""
