@@ -1,0 +1,225 @@
+"""Window values over history: one Ray Data pass per entity, one kernel run per key range.
+
+Rows are shuffled by key bucket, never by time: a block holds all events of its keys, sorts them
+by log offset and runs the same kernel as the live path. A block writes its own files under names
+that depend on its buckets alone, so a retried task overwrites what it wrote.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe.project import Project
+from raypipe.windows import kernel
+from raypipe.windows.engine import amounts, key_hashes, value_hashes
+from raypipe.windows.hashing import BUCKETS, bucket_of
+from raypipe.windows.snapshot import write_part
+from raypipe.windows.spec import WindowView
+from raypipe.windows.state import Rows, Values, ViewState
+
+if TYPE_CHECKING:
+    import ray.data
+
+TIMESTAMP = pa.timestamp("us", tz="UTC")
+KNOWLEDGE = pa.timestamp("us")
+"""Log offsets as timestamps (microseconds), the order in which Feast breaks ties."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntityPass:
+    """What one entity's pass computes: its views, and how wide their inputs are."""
+
+    entity: str
+    key: str
+    views: tuple[WindowView, ...]
+    kinds: tuple[str, ...]
+    decision: str
+    partitions: int
+
+    @classmethod
+    def of(cls, project: Project, entity: str, partitions: int) -> EntityPass:
+        """The pass over all views of an entity of a project."""
+        views = tuple(v for v in project.views if v.entity == entity)
+        kinds = tuple(dict.fromkeys([project.decision, *(v.event for v in views)]))
+        return cls(entity, views[0].key, views, kinds, project.decision, partitions)
+
+
+def prepare(table: pa.Table, entity: EntityPass, kind: str) -> pa.Table:
+    """Reduce events of one type to what the kernel needs, with the key range of each row.
+
+    The text of keys and ids travels along for the outputs; everything else is int64.
+    """
+    columns = {
+        "offset": table.column("offset"),
+        "kind": pa.array(np.full(table.num_rows, entity.kinds.index(kind), np.int8)),
+        "event_id": table.column("event_id"),
+        "key_text": table.column(entity.key),
+        "time": table.column("event_time"),
+    }
+    hashes = key_hashes(entity.views[0], table)
+    buckets = bucket_of(hashes)
+    # Rows without a key enter no state: spread them instead of heaping them on one range.
+    spread = np.where(hashes == 0, np.arange(len(hashes)) % BUCKETS, buckets)
+    columns["key"] = pa.array(hashes)
+    columns["part"] = pa.array((spread * entity.partitions // BUCKETS).astype(np.int32))
+    for view in entity.views:
+        counted = view.event == kind
+        for i, name in enumerate(view.value_columns):
+            values = amounts(view, table)[:, i] if counted else np.zeros(table.num_rows, np.int64)
+            columns[f"a_{view.name}_{name}"] = pa.array(values)
+        for i, (name, _) in enumerate(view.sketches):
+            values = value_hashes(view, table)[:, i] if counted else np.zeros_like(hashes)
+            columns[f"h_{view.name}_{name}"] = pa.array(values)
+    return pa.table(columns)
+
+
+def _ints(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.int64]:
+    out = np.empty((table.num_rows, len(names)), np.int64)
+    for i, name in enumerate(names):
+        out[:, i] = table.column(name).to_numpy()
+    return out
+
+
+def run_views(
+    table: pa.Table, entity: EntityPass, *, after: bool = True
+) -> dict[str, tuple[Values, ViewState]]:
+    """Run every view of an entity over prepared rows that are sorted by offset."""
+    kinds = table.column("kind").to_numpy()
+    key, time, offset = (np.ascontiguousarray(table.column(c)) for c in ("key", "time", "offset"))
+    reads = np.where(kinds == entity.kinds.index(entity.decision), kernel.READ, 0)
+    out = {}
+    for view in entity.views:
+        counted = kinds == entity.kinds.index(view.event)
+        update = kernel.UPDATE | (kernel.READ_AFTER if after else 0)
+        state = ViewState(view)
+        rows = Rows(
+            key,
+            time,
+            offset,
+            (reads | np.where(counted, update, 0)).astype(np.uint8),
+            _ints(table, [f"a_{view.name}_{c}" for c in view.value_columns]),
+            _ints(table, [f"h_{view.name}_{c}" for c, _ in view.sketches]),
+        )
+        out[view.name] = (state.process(rows), state)
+    return out
+
+
+def write_block(table: pa.Table, entity: EntityPass, out: str) -> pa.Table:
+    """Kernel over one key range; writes its files and returns one row about them."""
+    if not table.num_rows:
+        return pa.table({"part": pa.array([], pa.int32()), "rows": pa.array([], pa.int64())})
+    table = table.take(np.argsort(table.column("offset").to_numpy(), kind="stable"))
+    table = table.combine_chunks()
+    results = run_views(table, entity)
+    kinds = table.column("kind").to_numpy()
+    asked = np.flatnonzero(kinds == entity.kinds.index(entity.decision))
+    at_event = {
+        "offset": table.column("offset").take(asked),
+        "event_id": table.column("event_id").take(asked),
+        "event_timestamp": _timestamps(table.column("time").to_numpy()[asked]),
+    }
+    part = int(table.column("part").to_numpy().min())
+    name = f"part-{part:04d}"
+    for view in entity.views:
+        values, state = results[view.name]
+        for i, column in enumerate(view.column_names):
+            at_event[column] = pa.array(values.before[asked, i])
+        at_event[f"newest_{view.name}"] = pa.array(values.newest[asked])
+        _write_state(Path(out), view, name, table, kinds == entity.kinds.index(view.event), values)
+        write_part(Path(out) / "snapshot" / view.name / f"{name}.arrow", state.snapshot())
+    _write_parquet(Path(out) / "at_event" / entity.entity / f"{name}.parquet", pa.table(at_event))
+    return pa.table({"part": pa.array([part], pa.int32()), "rows": pa.array([len(asked)])})
+
+
+def _timestamps(milliseconds: npt.NDArray[np.int64]) -> pa.Array:
+    return pa.array(milliseconds * 1_000, pa.int64()).cast(TIMESTAMP)
+
+
+def _write_state(
+    out: Path,
+    view: WindowView,
+    name: str,
+    table: pa.Table,
+    counted: npt.NDArray[np.bool_],
+    values: Values,
+) -> None:
+    at = np.flatnonzero(counted & (table.column("key").to_numpy() != 0))
+    columns = {
+        view.key: table.column("key_text").take(at),
+        "event_timestamp": _timestamps(values.clocks[at]),
+        "created": pa.array(table.column("offset").to_numpy()[at]).cast(KNOWLEDGE),
+    }
+    columns |= {c: pa.array(values.after[at, i]) for i, c in enumerate(view.column_names)}
+    _write_parquet(out / "state" / view.name / f"{name}.parquet", pa.table(columns))
+
+
+def _write_parquet(path: Path, table: pa.Table) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial_path = path.with_suffix(".partial")
+    pq.write_table(table, partial_path, compression="lz4", use_dictionary=False)
+    partial_path.replace(path)
+
+
+def run_entity(
+    project: Project,
+    entity: str,
+    events: Mapping[str, Sequence[Path]],
+    out: Path,
+    *,
+    partitions: int,
+) -> int:
+    """Compute and write all views of one entity; returns the number of decision events.
+
+    Args:
+        events: Parquet files of the log by event type, each with a leading ``offset`` column.
+        out: receives ``at_event/<entity>``, ``state/<view>`` and ``snapshot/<view>``.
+        partitions: key ranges; each must fit in the memory of one task.
+    """
+    import ray.data
+
+    plan = EntityPass.of(project, entity, partitions)
+    parts: list[ray.data.Dataset] = []
+    for kind in plan.kinds:
+        if not events.get(kind):
+            continue
+        columns = _columns_of(project, plan, kind)
+        parts.append(
+            ray.data.read_parquet([os.fspath(p) for p in events[kind]])
+            .select_columns(columns)
+            .map_batches(
+                partial(prepare, entity=plan, kind=kind),
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+            )
+        )
+    dataset = parts[0].union(*parts[1:]) if len(parts) > 1 else parts[0]
+    done = (
+        dataset.repartition(partitions, keys=["part"])
+        .map_batches(
+            partial(write_block, entity=plan, out=os.fspath(out)),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+        )
+        .take_all()
+    )
+    return sum(row["rows"] for row in done)
+
+
+def _columns_of(project: Project, plan: EntityPass, kind: str) -> list[str]:
+    wanted = ["offset", "tenant", "event_id", "event_time", plan.key]
+    for view in plan.views:
+        if view.event == kind:
+            wanted += [*view.value_columns, *(c for c, _ in view.sketches)]
+    return list(dict.fromkeys(wanted))

@@ -1,0 +1,1 @@
+"""The only part of the engine that starts or talks to Ray core: session, workers, jobs."""

@@ -1,0 +1,1 @@
+"""The worker: owner of one log partition and of the window state that follows from it."""

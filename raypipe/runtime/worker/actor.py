@@ -1,0 +1,126 @@
+"""The worker as a Ray actor: Ray places it, restarts it and finds it by name; data goes around Ray.
+
+A restart runs ``__init__`` again, which restores the window state from snapshot and log.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import tempfile
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+
+NAMESPACE = "raypipe"
+_SOCKET_PATH_LIMIT = 100  # sockaddr_un holds 108 bytes
+
+_log = logging.getLogger("raypipe.worker")
+
+
+def worker_name(partition: int) -> str:
+    """The actor's name in NAMESPACE."""
+    return f"worker-{partition}"
+
+
+def socket_path(home: Path, partition: int) -> Path:
+    """Where the worker of a home folder listens; in the temporary folder if home is too deep."""
+    path = home / "run" / f"{worker_name(partition)}.sock"
+    if len(os.fsencode(path)) <= _SOCKET_PATH_LIMIT:
+        return path
+    short = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"raypipe-{os.getuid()}-{short}" / path.name
+
+
+class WorkerActor:
+    """Runs one WorkerServer in a thread; if that fails, the process ends and Ray restarts it."""
+
+    def __init__(self, settings: Settings, partition: int) -> None:
+        from raypipe.log.sqlite import SqliteLog
+        from raypipe.project import load_project
+        from raypipe.runtime.worker.core import WorkerCore
+        from raypipe.runtime.worker.server import WorkerServer
+
+        self._path = socket_path(settings.home, partition)
+        self._snapshot = settings.home / "snapshots" / worker_name(partition)
+        log = SqliteLog.open(settings.log_url)
+        self._core = WorkerCore(load_project(settings.project), log, partition)
+        self._server = WorkerServer(self._core, self._path)
+        self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        try:
+            self._server.run()
+        except BaseException:  # noqa: BLE001 - whatever it was, the process must end
+            # The state may count events that the log lacks: only a new start is right again.
+            _log.exception("the worker ends")
+            os._exit(1)
+
+    def address(self) -> str:
+        """Path of the socket."""
+        return os.fspath(self._path)
+
+    def pid(self) -> int:
+        """Process id, for tests and `raypipe status`."""
+        return os.getpid()
+
+    def stop(self) -> int:
+        """Finish, write a snapshot, return its offset."""
+        self._server.stop()
+        self._thread.join()
+        return self._core.save(self._snapshot)
+
+
+def ensure(settings: Settings, partition: int = 0) -> Any:
+    """The partition's worker, started if it isn't running; returns when it is ready.
+
+    The actor is detached: it outlives the driver that started it.
+    """
+    import ray
+
+    actor = (
+        ray.remote(WorkerActor)
+        .options(
+            name=worker_name(partition),
+            namespace=NAMESPACE,
+            lifetime="detached",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_task_retries=-1,
+            num_cpus=0,
+        )
+        .remote(settings, partition)
+    )
+    ray.get(actor.address.remote())
+    return actor
+
+
+async def locate(partition: int = 0) -> str:
+    """The socket of the partition's worker, for a WorkerClient; OSError while it is away."""
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        actor = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+        path: str = await actor.address.remote()
+    except (ValueError, RayError) as e:
+        raise ConnectionError(f"no worker for partition {partition}: {e}") from e
+    return path
+
+
+def stop(partition: int = 0) -> int | None:
+    """Stop the partition's worker with a snapshot; its offset, or None if none was running."""
+    import ray
+
+    try:
+        actor = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+    except ValueError:
+        return None
+    offset: int = ray.get(actor.stop.remote())
+    ray.kill(actor, no_restart=True)
+    return offset

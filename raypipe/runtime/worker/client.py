@@ -1,0 +1,136 @@
+"""A replica's side of the worker's socket: many requests in flight on one connection.
+
+A worker that died is looked up again and asked again: every request is safe to repeat, because
+an event counts once per id and the first decision about it wins. How long to try is the
+caller's deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from raypipe.errors import Conflict, NotFound, RaypipeError, Unavailable
+from raypipe.ledger import record as ledger
+from raypipe.runtime.worker import protocol
+
+_log = logging.getLogger("raypipe.client")
+
+RETRY_S = 0.1
+"""Pause between attempts to reach a worker that is away."""
+
+_FAILURES: dict[str, type[RaypipeError]] = {
+    e.code: e for e in (Conflict, NotFound, Unavailable, RaypipeError)
+}
+
+_R = TypeVar("_R", bound=protocol.Reply)
+
+
+class WorkerClient:
+    """Asks one worker. Methods run until they are answered: put a deadline around them.
+
+    Args:
+        locate: gives the path of the worker's socket; called again after each lost connection.
+    """
+
+    def __init__(self, locate: Callable[[], Awaitable[str]]) -> None:
+        self._locate = locate
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[protocol.Reply]] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._reader: asyncio.Task[None] | None = None
+        self._connecting = asyncio.Lock()
+
+    async def observe(self, event: dict[str, Any], body_hash: bytes) -> protocol.Observed:
+        """Take an event in once and read its windows; raises Conflict."""
+        return await self._ask(
+            lambda number: protocol.Observe(number, event, body_hash), protocol.Observed
+        )
+
+    async def record(self, record: ledger.DecisionRecord) -> ledger.DecisionRecord:
+        """Make a decision durable; returns the stored one, the first about its event.
+
+        Raises Unavailable if the worker lost the event (it died before it committed it).
+        """
+        data = ledger.encode(record)
+        try:
+            reply = await self._ask(lambda number: protocol.Record(number, data), protocol.Recorded)
+        except NotFound as e:
+            raise Unavailable(
+                f"the worker restarted and lost the unfinished request: {e.detail}",
+                hint="Send the same request again.",
+            ) from e
+        return ledger.decode(reply.record)
+
+    async def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:
+        """A tenant's stored decision."""
+        reply = await self._ask(
+            lambda number: protocol.Lookup(number, tenant, decision_id), protocol.Found
+        )
+        return None if reply.record is None else ledger.decode(reply.record)
+
+    async def stats(self) -> dict[str, float]:
+        """Counters and gauges of the worker."""
+        return (await self._ask(protocol.Stats, protocol.StatsReply)).values
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        if self._reader is not None:
+            self._reader.cancel()
+
+    async def _ask(self, request: Callable[[int], protocol.Request], expected: type[_R]) -> _R:
+        while True:
+            number = next(self._ids)
+            answer: asyncio.Future[protocol.Reply] = asyncio.get_running_loop().create_future()
+            try:
+                writer = await self._connection()
+                self._waiting[number] = answer
+                writer.write(protocol.frame(request(number)))
+                reply = await answer
+            except (OSError, EOFError) as e:
+                _log.info("worker away: %s", e)
+                await asyncio.sleep(RETRY_S)
+                continue
+            finally:
+                self._waiting.pop(number, None)
+            if isinstance(reply, protocol.Failed):
+                raise _FAILURES.get(reply.code, RaypipeError)(reply.detail)
+            if not isinstance(reply, expected):
+                raise TypeError(f"asked for {expected.__name__}, got {type(reply).__name__}")
+            return reply
+
+    async def _connection(self) -> asyncio.StreamWriter:
+        if self._writer is not None and not self._writer.is_closing():
+            return self._writer
+        async with self._connecting:
+            if self._writer is None or self._writer.is_closing():
+                path = await self._locate()
+                reader, self._writer = await asyncio.open_unix_connection(path)
+                self._reader = asyncio.create_task(self._receive(reader, self._writer))
+            return self._writer
+
+    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        frames = protocol.FrameBuffer()
+        reason: Exception = ConnectionResetError("the worker closed the connection")
+        try:
+            while data := await reader.read(262_144):
+                for body in frames.feed(data):
+                    reply = protocol.decode_reply(body)
+                    answer = self._waiting.pop(reply.id, None)
+                    # A caller past its deadline has cancelled its future.
+                    if answer is not None and not answer.done():
+                        answer.set_result(reply)
+        except OSError as e:
+            reason = e
+        finally:
+            writer.close()
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(reason)
+            self._waiting.clear()

@@ -1,0 +1,256 @@
+"""What a worker does, without sockets: take events in once, read windows, record decisions.
+
+One thread calls it: any number of ``observe`` and ``record`` calls, then one ``commit`` that makes
+them durable together. Whatever a ``record`` returned may be told to a client only after that
+commit; an ``observe`` may be answered before it, because its decision commits later still.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raypipe.aborts import reach
+from raypipe.errors import Conflict, IntegrityError, NotFound
+from raypipe.ledger import record as ledger
+from raypipe.log.port import EventLog
+from raypipe.project import Project
+from raypipe.windows import snapshot
+from raypipe.windows.engine import WindowEngine
+
+_log = logging.getLogger("raypipe.worker")
+
+GROUP = "windows"
+"""Consumer group whose committed offset and state reference a worker starts from."""
+
+RECENT = 100_000
+"""Observed events that a retry finds without asking the log."""
+
+REPLAY_ROWS = 131_072
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A live event: its place, what it saw, and the hash of the body that came first."""
+
+    offset: int
+    event: dict[str, Any]
+    windows: bytes
+    body_hash: bytes
+
+
+def live_schema(project: Project, kind: str) -> pa.Schema:
+    """Columns of live events in the log: the event's own, and for decisions what they saw."""
+    schema = project.event(kind).arrow_schema
+    if kind == project.decision:
+        schema = schema.append(pa.field("body_hash", pa.binary(32)))
+        schema = schema.append(pa.field("windows", pa.binary()))
+    return schema
+
+
+class WorkerCore:
+    """State and log of one partition. Not thread-safe.
+
+    Starting takes a new epoch, which fences off an older worker of the partition, restores the
+    committed snapshot and replays the log from there.
+    """
+
+    def __init__(self, project: Project, log: EventLog, partition: int = 0) -> None:
+        started = time.monotonic()
+        self._project = project
+        self._log = log
+        self._partition = partition
+        self._engine = WindowEngine(project.views, project.decision)
+        self._schemas = {e.name: live_schema(project, e.name) for e in project.events}
+        self._recent: OrderedDict[tuple[str, str], Entry] = OrderedDict()
+        self._events: list[tuple[str, Entry]] = []
+        self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
+        self._seq = 0
+        self._epoch = log.begin_epoch(partition)
+        self._next = self._replay()
+        self._counters = {
+            "start_seconds": time.monotonic() - started,
+            "events": 0.0,
+            "retries": 0.0,
+            "conflicts": 0.0,
+            "decisions": 0.0,
+            "commits": 0.0,
+            "commit_seconds": 0.0,
+        }
+
+    def _replay(self) -> int:
+        offset = self._restore()
+        end = self._log.end(self._partition)
+        if offset > end:
+            raise IntegrityError(
+                f"the window state is at offset {offset}, the log ends at {end}",
+                hint="The log lost rows that were acknowledged, or the state is of another log.",
+            )
+        kinds = {e.name for e in self._project.events}
+        while offset < end:
+            for chunk in self._log.read(self._partition, offset, REPLAY_ROWS):
+                if chunk.kind in kinds:
+                    table = pa.Table.from_batches([chunk.batch])
+                    self._engine.apply(chunk.kind, table, chunk.offsets)
+                offset = int(chunk.offsets[-1]) + 1
+        return offset
+
+    def _restore(self) -> int:
+        """Load the committed snapshot; 0 when there is none that fits: the log has it all."""
+        committed = self._log.committed(GROUP, self._partition)
+        if committed is None:
+            return 0
+        try:
+            offset, tables = snapshot.load(Path(committed[1]), self._project.definition_hash)
+            self._engine.restore(tables)
+        except IntegrityError as e:
+            _log.warning("replaying the whole log: %s", e)
+            self._engine = WindowEngine(self._project.views, self._project.decision)
+            return 0
+        return offset
+
+    def observe(self, event: dict[str, Any], body_hash: bytes) -> tuple[Entry, bytes | None]:
+        """Take a decision event in and read its windows; a known id gets what it got first.
+
+        Returns the entry and, for a retry, the encoded decision if there is one. Raises Conflict
+        when the id is taken by another body or by an event that came in bulk.
+        """
+        key = (event["tenant"], event["event_id"])
+        entry = self._recent.get(key) or self._stored(*key)
+        if entry is None:
+            windows = self._engine.observe(self._project.decision, event, self._next)
+            entry = Entry(self._next, event, windows, body_hash)
+            self._next += 1
+            self._events.append((self._project.decision, entry))
+            self._remember(key, entry)
+            self._counters["events"] += 1
+            return entry, None
+        if entry.body_hash != body_hash:
+            self._counters["conflicts"] += 1
+            raise Conflict(
+                f"event_id {key[1]!r} came before with another body",
+                hint="Send a new event_id, or the same body to get the stored decision.",
+            )
+        self._counters["retries"] += 1
+        decided = self.decision(key[0], ledger.decision_id(*key))
+        return entry, None if decided is None else ledger.encode(decided)
+
+    def _remember(self, key: tuple[str, str], entry: Entry) -> None:
+        self._recent[key] = entry
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+
+    def _stored(self, tenant: str, event_id: str) -> Entry | None:
+        found = self._log.find(self._partition, self._project.decision, tenant, event_id)
+        if found is None:
+            return None
+        offset, batch = found
+        row = batch.to_pylist()[0]
+        windows, body_hash = row.pop("windows", None), row.pop("body_hash", None)
+        if windows is None:
+            self._counters["conflicts"] += 1
+            raise Conflict(
+                f"event_id {event_id!r} was loaded in bulk (offset {offset})",
+                hint="Only events that first came as a decision request can be asked again.",
+            )
+        entry = Entry(offset, row, windows, body_hash)
+        self._remember((tenant, event_id), entry)
+        return entry
+
+    def record(self, record: ledger.DecisionRecord) -> ledger.DecisionRecord:
+        """Queue a decision for the next commit; returns the one that came first.
+
+        Raises NotFound for a decision about an event that this worker never took in: after a
+        restart the event of an unfinished request may be gone, and the request starts again.
+        """
+        stored = self.decision(record.tenant, record.decision_id)
+        if stored is not None:
+            return stored
+        entry = self._recent.get((record.tenant, record.event_id)) or self._stored(
+            record.tenant, record.event_id
+        )
+        if entry is None or entry.offset != record.event_offset:
+            raise NotFound(
+                f"event {record.event_id!r} is not at offset {record.event_offset}",
+                hint="Observe the event again.",
+            )
+        self._decisions[record.tenant, record.decision_id] = record
+        self._counters["decisions"] += 1
+        return record
+
+    def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:
+        """A tenant's decision, stored or waiting for the next commit."""
+        waiting = self._decisions.get((tenant, decision_id))
+        if waiting is not None:
+            return waiting
+        found = self._log.find(self._partition, ledger.LOG_KIND, tenant, decision_id)
+        return ledger.decode(found[1].column("record")[0].as_py()) if found else None
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything waits for a commit."""
+        return bool(self._events or self._decisions)
+
+    def commit(self) -> None:
+        """Make everything since the last commit durable, in one transaction.
+
+        Any error here is the end of this worker: its state counts events that the log may lack.
+        """
+        if not self.dirty:
+            return
+        started = time.monotonic()
+        batches = [
+            (kind, self._batch(kind, [entry for _, entry in run]))
+            for kind, run in groupby(self._events, key=lambda pair: pair[0])
+        ]
+        if self._decisions:
+            batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
+        first = self._next - len(self._events)
+        reach("worker.before_commit")
+        offsets = self._log.append(
+            self._partition,
+            batches,
+            producer=f"worker-{self._partition}-{self._epoch}",
+            seq=self._seq,
+            epoch=self._epoch,
+        )
+        reach("worker.after_commit")
+        if int(offsets[0][0]) != first:
+            raise IntegrityError(f"the log gave offset {offsets[0][0]}, expected {first}")
+        self._seq += 1
+        self._next = int(offsets[-1][-1]) + 1
+        self._events.clear()
+        self._decisions.clear()
+        self._counters["commits"] += 1
+        self._counters["commit_seconds"] += time.monotonic() - started
+
+    def _batch(self, kind: str, entries: list[Entry]) -> pa.RecordBatch:
+        rows = [
+            entry.event | {"windows": entry.windows, "body_hash": entry.body_hash}
+            for entry in entries
+        ]
+        return pa.RecordBatch.from_pylist(rows, self._schemas[kind])
+
+    def save(self, directory: Path) -> int:
+        """Write a snapshot of all windows and commit to it; returns its offset."""
+        self.commit()
+        snapshot.save(directory, self._engine.snapshot(), self._next, self._project.definition_hash)
+        self._log.commit(GROUP, self._partition, self._next, str(directory))
+        return self._next
+
+    def stats(self) -> dict[str, float]:
+        """Counters since the start, and gauges."""
+        return self._counters | {
+            "epoch": float(self._epoch),
+            "log_end": float(self._next),
+            "keys": float(self._engine.keys),
+            "state_bytes": float(self._engine.nbytes),
+            "too_old": float(self._engine.too_old),
+        }

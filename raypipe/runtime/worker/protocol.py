@@ -1,0 +1,125 @@
+"""Frames between replicas and a worker: a length, then one MessagePack message.
+
+Requests carry an id that the reply repeats; replies may overtake each other.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+
+FRAME_LIMIT = 8 * 1024 * 1024
+_HEAD = struct.Struct("<I")
+
+
+class Observe(msgspec.Struct, tag="observe", array_like=True, frozen=True):
+    """Take a decision event in, once, and read its windows."""
+
+    id: int
+    event: dict[str, Any]
+    body_hash: bytes
+
+
+class Record(msgspec.Struct, tag="record", array_like=True, frozen=True):
+    """Make a decision durable; ``record`` is ledger.record.encode's bytes."""
+
+    id: int
+    record: bytes
+
+
+class Lookup(msgspec.Struct, tag="lookup", array_like=True, frozen=True):
+    """Ask for a stored decision."""
+
+    id: int
+    tenant: str
+    decision_id: str
+
+
+class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
+    """Ask for counters and gauges."""
+
+    id: int
+
+
+Request = Observe | Record | Lookup | Stats
+
+
+class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
+    """The event's place in the log and the window values before it.
+
+    For a retry: the stored event, its first values, and its decision if there is one.
+    """
+
+    id: int
+    offset: int
+    windows: bytes
+    event: dict[str, Any]
+    decision: bytes | None
+
+
+class Recorded(msgspec.Struct, tag="recorded", array_like=True, frozen=True):
+    """The decision that is stored now: the one that came first."""
+
+    id: int
+    record: bytes
+
+
+class Found(msgspec.Struct, tag="found", array_like=True, frozen=True):
+    """A stored decision, or None."""
+
+    id: int
+    record: bytes | None
+
+
+class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
+    """Counters and gauges by name."""
+
+    id: int
+    values: dict[str, float]
+
+
+class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
+    """A refusal; ``code`` is the error's code."""
+
+    id: int
+    code: str
+    detail: str
+
+
+Reply = Observed | Recorded | Found | StatsReply | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+decode_request = msgspec.msgpack.Decoder(Request).decode
+decode_reply = msgspec.msgpack.Decoder(Reply).decode
+
+
+def frame(message: Request | Reply) -> bytes:
+    """One message with its length before it."""
+    body = _encoder.encode(message)
+    return _HEAD.pack(len(body)) + body
+
+
+class FrameBuffer:
+    """Cuts a byte stream into message bodies; raises ValueError on an absurd length."""
+
+    def __init__(self) -> None:
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add received bytes; returns the bodies that are complete now."""
+        self._data += data
+        bodies = []
+        at = 0
+        while len(self._data) - at >= _HEAD.size:
+            (size,) = _HEAD.unpack_from(self._data, at)
+            if size > FRAME_LIMIT:
+                raise ValueError(f"frame of {size} bytes, limit {FRAME_LIMIT}")
+            if len(self._data) - at - _HEAD.size < size:
+                break
+            at += _HEAD.size
+            bodies.append(bytes(self._data[at : at + size]))
+            at += size
+        del self._data[:at]
+        return bodies
