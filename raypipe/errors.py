@@ -13,6 +13,7 @@ RaypipeError                  code, headline, HTTP status, exit code; detail and
 ├── NotFound             404
 ├── Conflict             409  the same id came with another body
 ├── Unavailable          503  a part that is needed is away; retry
+│   └── EventLost             a worker died before it committed the event; observe it again
 ├── IntegrityError       500  stored bytes are not what was written
 ├── LeakageError         500  a training column knows its own future
 └── StageError           500  a step of a pipeline failed
@@ -160,6 +161,13 @@ class Unavailable(RaypipeError):
     code = "unavailable"
     headline = "Unavailable"
     status = 503
+
+
+class EventLost(Unavailable):
+    """A worker died before it committed the event: nothing was answered, observe it again."""
+
+    code = "event_lost"
+    headline = "Unfinished request lost"
 
 
 class IntegrityError(RaypipeError):

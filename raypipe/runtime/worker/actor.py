@@ -83,19 +83,16 @@ def ensure(settings: Settings, partition: int = 0) -> Any:
     """
     import ray
 
-    actor = (
-        ray.remote(WorkerActor)
-        .options(
-            name=worker_name(partition),
-            namespace=NAMESPACE,
-            lifetime="detached",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_task_retries=-1,
-            num_cpus=0,
-        )
-        .remote(settings, partition)
-    )
+    remote: Any = ray.remote(WorkerActor)
+    actor = remote.options(
+        name=worker_name(partition),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=-1,
+        num_cpus=0,
+    ).remote(settings, partition)
     ray.get(actor.address.remote())
     return actor
 
@@ -106,7 +103,7 @@ async def locate(partition: int = 0) -> str:
     from ray.exceptions import RayError
 
     try:
-        actor = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+        actor: Any = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
         path: str = await actor.address.remote()
     except (ValueError, RayError) as e:
         raise ConnectionError(f"no worker for partition {partition}: {e}") from e
@@ -118,7 +115,7 @@ def stop(partition: int = 0) -> int | None:
     import ray
 
     try:
-        actor = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+        actor: Any = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
     except ValueError:
         return None
     offset: int = ray.get(actor.stop.remote())

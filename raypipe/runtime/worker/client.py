@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from raypipe.errors import Conflict, NotFound, RaypipeError, Unavailable
+from raypipe.errors import Conflict, EventLost, RaypipeError
 from raypipe.ledger import record as ledger
 from raypipe.runtime.worker import protocol
 
@@ -22,9 +22,7 @@ _log = logging.getLogger("raypipe.client")
 RETRY_S = 0.1
 """Pause between attempts to reach a worker that is away."""
 
-_FAILURES: dict[str, type[RaypipeError]] = {
-    e.code: e for e in (Conflict, NotFound, Unavailable, RaypipeError)
-}
+_FAILURES: dict[str, type[RaypipeError]] = {e.code: e for e in (Conflict, EventLost, RaypipeError)}
 
 _R = TypeVar("_R", bound=protocol.Reply)
 
@@ -53,16 +51,10 @@ class WorkerClient:
     async def record(self, record: ledger.DecisionRecord) -> ledger.DecisionRecord:
         """Make a decision durable; returns the stored one, the first about its event.
 
-        Raises Unavailable if the worker lost the event (it died before it committed it).
+        Raises EventLost if the worker died before it committed the event.
         """
         data = ledger.encode(record)
-        try:
-            reply = await self._ask(lambda number: protocol.Record(number, data), protocol.Recorded)
-        except NotFound as e:
-            raise Unavailable(
-                f"the worker restarted and lost the unfinished request: {e.detail}",
-                hint="Send the same request again.",
-            ) from e
+        reply = await self._ask(lambda number: protocol.Record(number, data), protocol.Recorded)
         return ledger.decode(reply.record)
 
     async def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe.aborts import reach
-from raypipe.errors import Conflict, IntegrityError, NotFound
+from raypipe.errors import Conflict, EventLost, IntegrityError
 from raypipe.ledger import record as ledger
 from raypipe.log.port import EventLog
 from raypipe.project import Project
@@ -48,11 +48,8 @@ class Entry:
 
 def live_schema(project: Project, kind: str) -> pa.Schema:
     """Columns of live events in the log: the event's own, and for decisions what they saw."""
-    schema = project.event(kind).arrow_schema
-    if kind == project.decision:
-        schema = schema.append(pa.field("body_hash", pa.binary(32)))
-        schema = schema.append(pa.field("windows", pa.binary()))
-    return schema
+    schema = project.event(kind).arrow_schema.append(pa.field("body_hash", pa.binary(32)))
+    return schema.append(pa.field("windows", pa.binary())) if kind == project.decision else schema
 
 
 class WorkerCore:
@@ -69,7 +66,7 @@ class WorkerCore:
         self._partition = partition
         self._engine = WindowEngine(project.views, project.decision)
         self._schemas = {e.name: live_schema(project, e.name) for e in project.events}
-        self._recent: OrderedDict[tuple[str, str], Entry] = OrderedDict()
+        self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
         self._events: list[tuple[str, Entry]] = []
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
         self._seq = 0
@@ -116,68 +113,73 @@ class WorkerCore:
             return 0
         return offset
 
-    def observe(self, event: dict[str, Any], body_hash: bytes) -> tuple[Entry, bytes | None]:
-        """Take a decision event in and read its windows; a known id gets what it got first.
+    def observe(
+        self, event: dict[str, Any], body_hash: bytes, kind: str | None = None
+    ) -> tuple[Entry, bytes | None]:
+        """Take an event in once; a decision event (the default kind) also reads its windows.
 
-        Returns the entry and, for a retry, the encoded decision if there is one. Raises Conflict
-        when the id is taken by another body or by an event that came in bulk.
+        A known id gets what it got first. Returns the entry and, for a retry, the encoded decision
+        if there is one. Raises Conflict when the id is taken by another body or, for a decision,
+        by an event that came in bulk.
         """
-        key = (event["tenant"], event["event_id"])
+        kind = kind or self._project.decision
+        key = (kind, event["tenant"], event["event_id"])
         entry = self._recent.get(key) or self._stored(*key)
         if entry is None:
-            windows = self._engine.observe(self._project.decision, event, self._next)
+            windows = self._engine.observe(kind, event, self._next)
             entry = Entry(self._next, event, windows, body_hash)
             self._next += 1
-            self._events.append((self._project.decision, entry))
+            self._events.append((kind, entry))
             self._remember(key, entry)
             self._counters["events"] += 1
             return entry, None
         if entry.body_hash != body_hash:
             self._counters["conflicts"] += 1
             raise Conflict(
-                f"event_id {key[1]!r} came before with another body",
-                hint="Send a new event_id, or the same body to get the stored decision.",
+                f"event_id {key[2]!r} came before with another body",
+                hint="Send a new event_id, or the same body to get the stored answer.",
             )
         self._counters["retries"] += 1
-        decided = self.decision(key[0], ledger.decision_id(*key))
+        if kind != self._project.decision:
+            return entry, None
+        decided = self.decision(key[1], ledger.decision_id(*key[1:]))
         return entry, None if decided is None else ledger.encode(decided)
 
-    def _remember(self, key: tuple[str, str], entry: Entry) -> None:
+    def _remember(self, key: tuple[str, str, str], entry: Entry) -> None:
         self._recent[key] = entry
         if len(self._recent) > RECENT:
             self._recent.popitem(last=False)
 
-    def _stored(self, tenant: str, event_id: str) -> Entry | None:
-        found = self._log.find(self._partition, self._project.decision, tenant, event_id)
+    def _stored(self, kind: str, tenant: str, event_id: str) -> Entry | None:
+        found = self._log.find(self._partition, kind, tenant, event_id)
         if found is None:
             return None
         offset, batch = found
         row = batch.to_pylist()[0]
         windows, body_hash = row.pop("windows", None), row.pop("body_hash", None)
-        if windows is None:
+        if body_hash is None:
             self._counters["conflicts"] += 1
             raise Conflict(
                 f"event_id {event_id!r} was loaded in bulk (offset {offset})",
-                hint="Only events that first came as a decision request can be asked again.",
+                hint="Only events that first came one by one can be sent again.",
             )
-        entry = Entry(offset, row, windows, body_hash)
-        self._remember((tenant, event_id), entry)
+        entry = Entry(offset, row, windows or b"", body_hash)
+        self._remember((kind, tenant, event_id), entry)
         return entry
 
     def record(self, record: ledger.DecisionRecord) -> ledger.DecisionRecord:
         """Queue a decision for the next commit; returns the one that came first.
 
-        Raises NotFound for a decision about an event that this worker never took in: after a
+        Raises EventLost for a decision about an event that this worker never took in: after a
         restart the event of an unfinished request may be gone, and the request starts again.
         """
         stored = self.decision(record.tenant, record.decision_id)
         if stored is not None:
             return stored
-        entry = self._recent.get((record.tenant, record.event_id)) or self._stored(
-            record.tenant, record.event_id
-        )
+        key = (self._project.decision, record.tenant, record.event_id)
+        entry = self._recent.get(key) or self._stored(*key)
         if entry is None or entry.offset != record.event_offset:
-            raise NotFound(
+            raise EventLost(
                 f"event {record.event_id!r} is not at offset {record.event_offset}",
                 hint="Observe the event again.",
             )

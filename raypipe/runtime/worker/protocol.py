@@ -15,11 +15,12 @@ _HEAD = struct.Struct("<I")
 
 
 class Observe(msgspec.Struct, tag="observe", array_like=True, frozen=True):
-    """Take a decision event in, once, and read its windows."""
+    """Take an event in, once; a decision event (kind None) also reads its windows."""
 
     id: int
     event: dict[str, Any]
     body_hash: bytes
+    kind: str | None = None
 
 
 class Record(msgspec.Struct, tag="record", array_like=True, frozen=True):

@@ -13,6 +13,8 @@ import socket
 import struct
 from pathlib import Path
 
+import msgspec
+
 from raypipe.aborts import reach
 from raypipe.errors import RaypipeError
 from raypipe.ledger import record as ledger
@@ -127,8 +129,8 @@ class WorkerServer:
     def _answer(self, request: protocol.Request) -> protocol.Reply:
         try:
             match request:
-                case protocol.Observe(id=number, event=event, body_hash=body_hash):
-                    entry, decision = self._core.observe(event, body_hash)
+                case protocol.Observe(id=number, event=event, body_hash=body_hash, kind=kind):
+                    entry, decision = self._core.observe(event, body_hash, kind)
                     return protocol.Observed(
                         number, entry.offset, entry.windows, entry.event, decision
                     )
@@ -142,6 +144,8 @@ class WorkerServer:
                     return protocol.StatsReply(number, self._core.stats())
         except RaypipeError as e:
             return protocol.Failed(request.id, e.code, e.detail)
+        except msgspec.MsgspecError as e:
+            return protocol.Failed(request.id, RaypipeError.code, f"unreadable record: {e}")
 
     def _reply(self, connection: _Connection, reply: protocol.Reply) -> None:
         connection.out += protocol.frame(reply)

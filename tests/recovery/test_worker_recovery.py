@@ -1,0 +1,236 @@
+"""A worker that dies at any point loses nothing that was answered and counts nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from raypipe.errors import Conflict, EventLost
+from raypipe.ledger.record import DecisionRecord, decision_id, decode
+from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.worker.client import WorkerClient
+from raypipe.runtime.worker.core import WorkerCore
+from raypipe.windows.engine import WindowEngine
+from tests.domains.greenhouse import project
+
+ROOT = Path(__file__).parents[2]
+START = 1_790_000_000_000
+EVENTS = 120
+
+
+def opening(i: int) -> dict:
+    return {
+        "tenant": "default",
+        "event_id": f"o-{i}",
+        "event_time": START + i * 7_000 - (90_000 if i % 11 == 0 else 0),
+        "received_at": START + i * 7_000,
+        "valve": f"v-{i % 5}",
+        "gardener": None if i % 7 == 0 else f"g-{i % 3}",
+        "litres": i * 37 % 101,
+        "mode": "drip" if i % 2 else None,
+    }
+
+
+def decision(event: dict, offset: int, windows: bytes) -> DecisionRecord:
+    return DecisionRecord(
+        decision_id=decision_id(event["tenant"], event["event_id"]),
+        tenant=event["tenant"],
+        event_id=event["event_id"],
+        event_offset=offset,
+        event_time=event["event_time"],
+        received_at=event["received_at"],
+        decided_at=event["received_at"] + 1,
+        model="m@1",
+        model_sha256="0" * 64,
+        policy="p",
+        policy_sha256="0" * 64,
+        definition_hash=project.definition_hash,
+        features=windows[:16],
+        score=0.5,
+        action="review",
+    )
+
+
+class Supervised:
+    """A worker process that is started again whenever it died."""
+
+    def __init__(self, home: Path, abort_at: str = "") -> None:
+        self.home = home
+        self.starts = 0
+        self._env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RAYPIPE_ABORT_AT": abort_at,
+            "RAYPIPE_ABORT_ONCE": str(home / "aborted"),
+        }
+        self.process: subprocess.Popen[str] | None = None
+
+    async def locate(self) -> str:
+        if self.process is None or self.process.poll() is not None:
+            self.starts += 1
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.recovery.worker_process", str(self.home)],
+                env=self._env,
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert self.process.stdout is not None
+            line = await asyncio.to_thread(self.process.stdout.readline)
+            if line.strip() != "ready":
+                raise ConnectionError("died while starting")
+        return str(self.home / "worker.sock")
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+async def decide(client: WorkerClient, i: int) -> DecisionRecord:
+    event = opening(i)
+    while True:
+        seen = await client.observe(event, str(i).zfill(32).encode())
+        if seen.decision is not None:
+            return decode(seen.decision)
+        try:
+            return await client.record(decision(seen.event, seen.offset, seen.windows))
+        except EventLost:
+            continue
+
+
+async def run_all(worker: Supervised, *, kills: int = 0) -> dict[str, DecisionRecord]:
+    client = WorkerClient(worker.locate)
+    answered: dict[str, DecisionRecord] = {}
+    todo = list(range(EVENTS))
+    rng = random.Random(5)
+
+    async def caller() -> None:
+        while todo:
+            i = todo.pop(0)
+            answered[f"o-{i}"] = await decide(client, i)
+            if i % 10 == 0:
+                again = await decide(client, i)
+                assert again == answered[f"o-{i}"]
+            if kills and rng.random() < kills / EVENTS:
+                worker.kill()
+
+    await asyncio.gather(*(caller() for _ in range(8)))
+    await client.close()
+    return answered
+
+
+def check_log(home: Path, answered: dict[str, DecisionRecord]) -> None:
+    log = SqliteLog(home / "log")
+    engine = WindowEngine(project.views, project.decision)
+    seen: Counter[str] = Counter()
+    stored: dict[str, DecisionRecord] = {}
+    for chunk in log.read(0, 0, 10_000):
+        for offset, row in zip(chunk.offsets.tolist(), chunk.batch.to_pylist(), strict=True):
+            if chunk.kind == "decision":
+                record = decode(row["record"])
+                assert record.event_id not in stored
+                stored[record.event_id] = record
+            else:
+                seen[row["event_id"]] += 1
+                windows = row.pop("windows")
+                row.pop("body_hash")
+                # The live values are those of a log read from its start.
+                assert engine.observe("opening", row, offset) == windows
+    assert set(seen.values()) == {1}
+    assert stored == answered
+    assert len(answered) == EVENTS
+    fresh = WorkerCore(project, log)
+    for mine, theirs in zip(fresh._engine.snapshot(), engine.snapshot(), strict=True):
+        assert mine.equals(theirs)
+    log.close()
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "worker.before_commit:3",
+        "worker.after_commit:3",
+        "worker.after_commit:7",
+        "worker.after_reply:4",
+        "log.append.before_commit:5",
+        "log.append.after_commit:5",
+    ],
+)
+def test_death_at_each_step_of_a_commit(tmp_path: Path, point: str) -> None:
+    worker = Supervised(tmp_path, point)
+    answered = asyncio.run(run_all(worker))
+    worker.kill()
+    assert worker.starts == 2
+    check_log(tmp_path, answered)
+
+
+def test_kills_at_random_times(tmp_path: Path) -> None:
+    worker = Supervised(tmp_path)
+    answered = asyncio.run(run_all(worker, kills=6))
+    worker.kill()
+    assert worker.starts > 2
+    check_log(tmp_path, answered)
+
+
+def test_a_second_worker_fences_off_the_first(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    old = WorkerCore(project, log)
+    old.observe(opening(1), b"1" * 32)
+    new = WorkerCore(project, log)
+    with pytest.raises(Exception, match="epoch") as caught:
+        old.commit()
+    assert caught.value.code == "fenced"
+    new.observe(opening(1), b"1" * 32)
+    new.commit()
+    assert log.counts(0) == {"opening": 1}
+
+
+def test_retries_get_the_first_values_and_other_bodies_a_conflict(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log)
+    first, _ = core.observe(opening(1), b"1" * 32)
+    core.observe(opening(6), b"6" * 32)
+    core.commit()
+    later = WorkerCore(project, log)
+    again, decided = later.observe(opening(1) | {"received_at": 99}, b"1" * 32)
+    assert (again.offset, again.windows, again.event) == (0, first.windows, opening(1))
+    assert decided is None
+    assert not later.dirty
+    with pytest.raises(Conflict):
+        later.observe(opening(1), b"2" * 32)
+
+
+def test_a_snapshot_that_was_damaged_is_replaced_by_the_log(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log)
+    for i in range(50):
+        core.observe(opening(i), str(i).zfill(32).encode())
+    core.save(tmp_path / "snapshot")
+    intact = WorkerCore(project, log)._engine.snapshot()
+    part = next((tmp_path / "snapshot").rglob("*.arrow"))
+    damaged = bytearray(part.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    part.write_bytes(damaged)
+    repaired = WorkerCore(project, log)._engine.snapshot()
+    assert all(a.equals(b) for a, b in zip(intact, repaired, strict=True))
+
+
+def test_bulk_events_of_another_schema_version_replay(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    rows = [opening(i) for i in range(20)]
+    batch = pa.RecordBatch.from_pylist(rows, project.event("opening").arrow_schema)
+    log.append(0, [("opening", batch)], producer="bulk", seq=0)
+    core = WorkerCore(project, log)
+    assert core.stats()["keys"] > 0
+    with pytest.raises(Conflict, match="bulk"):
+        core.observe(opening(3), b"3" * 32)
