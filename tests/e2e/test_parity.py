@@ -1,0 +1,138 @@
+"""Batch and worker agree on every bit: fed event by event, and started from the batch's state."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from features.batch import run_entity
+from features.payments import project
+from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.worker.core import GROUP, WorkerCore
+from raypipe.simulate.config import WorldConfig
+from raypipe.simulate.world import World
+from raypipe.vector.assemble import Assembler, raw_columns
+from raypipe.windows import snapshot
+
+EVENTS = 200_000
+START = 1_780_000_000_000
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def arrivals() -> list[tuple[str, dict]]:
+    """Transactions and chargebacks in order of arrival, 3 % of them late."""
+    world = World(WorldConfig(seed=3, start_ms=START, days=100, customers=1_800, late_share=0.03))
+    rows: list[tuple[int, str, dict]] = []
+    for batch in world.batches():
+        for kind, table in (("transaction", batch.transactions), ("chargeback", batch.chargebacks)):
+            rows += [(r["received_at"], kind, r | {"tenant": "default"}) for r in table.to_pylist()]
+    rows.sort(key=lambda r: r[0])
+    taken = [(kind, row) for _, kind, row in rows[:EVENTS]]
+    assert len(taken) == EVENTS
+    times = [row["event_time"] for _, row in taken]
+    late = np.mean(np.array(times) < np.maximum.accumulate(times) - 60_000)
+    assert late > 0.02
+    return taken
+
+
+def feed(core: WorkerCore, arrivals: list[tuple[str, dict]]) -> np.ndarray:
+    """Window values [transactions, values] of events that go through a worker one by one."""
+    seen = []
+    for i, (kind, row) in enumerate(arrivals):
+        entry, _ = core.observe(row, i.to_bytes(32, "big"), kind)
+        if kind == project.decision:
+            seen.append(entry.windows)
+        if i % 1_000 == 999:
+            core.commit()
+    core.commit()
+    return np.frombuffer(b"".join(seen)).reshape(len(seen), -1)
+
+
+def compute(log: SqliteLog, out: Path, end: int) -> None:
+    kinds = [e.name for e in project.events]
+    files = {k: log.export(0, k, out / "export", 0, end) for k in kinds}
+    for entity in project.entities:
+        run_entity(project, entity.name, files, out, partitions=4)
+    snapshot.seal(out / "snapshot", end, project.definition_hash)
+
+
+def at_event(out: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Offsets and window columns of the batch, in offset order."""
+    columns: dict[str, np.ndarray] = {}
+    offsets: np.ndarray | None = None
+    for entity in project.entities:
+        table = pq.read_table(out / "at_event" / entity.name)
+        order = np.argsort(table["offset"].to_numpy())
+        mine = table["offset"].to_numpy()[order]
+        assert offsets is None or np.array_equal(offsets, mine)
+        offsets = mine
+        columns |= {
+            n: table[n].to_numpy()[order] for n in table.column_names if n in project.window_names
+        }
+    assert offsets is not None
+    return offsets, columns
+
+
+def history(arrivals: list[tuple[str, dict]]) -> dict[str, Iterator[pa.RecordBatch]]:
+    out = {}
+    for event in project.events:
+        at = [(i, row) for i, (kind, row) in enumerate(arrivals) if kind == event.name]
+        batch = pa.RecordBatch.from_pylist([row for _, row in at], event.arrow_schema)
+        positions = pa.array([i for i, _ in at], pa.int64())
+        named = [pa.field("_position", pa.int64(), nullable=False), *event.arrow_schema]
+        out[event.name] = iter(
+            [pa.RecordBatch.from_arrays([positions, *batch.columns], schema=pa.schema(named))]
+        )
+    return out
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_batch_and_worker_agree_on_every_bit(
+    arrivals: list[tuple[str, dict]], tmp_path: Path
+) -> None:
+    log = SqliteLog(tmp_path / "one")
+    live = feed(WorkerCore(project, log), arrivals)
+    compute(log, tmp_path / "batch", EVENTS)
+    offsets, columns = at_event(tmp_path / "batch")
+    assert [i for i, (k, _) in enumerate(arrivals) if k == project.decision] == offsets.tolist()
+
+    # Every bit of every window value.
+    batch = np.column_stack([columns[n] for n in project.window_names])
+    assert batch.shape == live.shape
+    assert np.array_equal(batch.view(np.uint64), live.view(np.uint64))
+
+    # And of the feature rows, assembled in columns and one by one.
+    assembler = Assembler(project, project.model("fraud"))
+    rows = [row for kind, row in arrivals if kind == project.decision]
+    table = pa.Table.from_pylist(rows, project.decision_event.arrow_schema)
+    features = assembler.columns(raw_columns(project.decision_event, table), columns)
+    one_by_one = np.stack(
+        [assembler.row(row, window.tobytes()) for row, window in zip(rows, live, strict=True)]
+    )
+    assert features.dtype == one_by_one.dtype == np.float32
+    assert features.tobytes() == one_by_one.tobytes()
+
+    # Started half-way, from the state that a batch over sealed history left.
+    half = EVENTS // 2
+    sealed = SqliteLog(tmp_path / "two")
+    sealed.seal(0, history(arrivals[:half]), half, producer="history", seq=0)
+    compute(sealed, tmp_path / "half", half)
+    sealed.commit(GROUP, 0, half, os.fspath(tmp_path / "half" / "snapshot"))
+    core = WorkerCore(project, sealed)
+    assert core.stats()["log_end"] == half
+    rest = feed(core, arrivals[half:])
+    assert rest.tobytes() == live[len(live) - len(rest) :].tobytes()
+
+    # Both workers end in one state, and so does the batch over everything.
+    whole = WorkerCore(project, SqliteLog(tmp_path / "two"))._engine.snapshot()
+    log.commit(GROUP, 0, EVENTS, os.fspath(tmp_path / "batch" / "snapshot"))
+    from_batch = WorkerCore(project, log)._engine.snapshot()
+    assert all(a.equals(b) for a, b in zip(whole, from_batch, strict=True))
