@@ -1,0 +1,50 @@
+# `make` lists the targets. Each one first sets up what it needs; nothing else has to be typed.
+SHELL := /bin/bash
+BIN := .venv/bin
+READY := .venv/.ready
+PYTHON ?=
+ARGS ?=
+SUITE ?=
+EXPORT := $(BIN)/uv export --frozen --no-emit-project --all-groups --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test test-fast check lock bench clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+$(READY): pyproject.toml uv.lock requirements.lock
+	@PYTHON="$(PYTHON)" bash scripts/setup
+
+setup: $(READY) ## build .venv from the lock files (PYTHON=... names the interpreter)
+
+run: $(READY) ## from nothing to a serving system (ARGS="--once" ends by itself)
+	$(BIN)/raypipe up $(ARGS)
+
+# CI=true adds what only a clean tree can show; locally `make check` is its own step.
+test: $(READY) $(if $(filter true,$(CI)),check) ## all tests (ARGS="-k word" selects)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY) ## tests without Ray and without the slow ones
+	$(BIN)/python -m pytest -m "not ray and not slow" $(ARGS)
+
+check: $(READY) ## lint, format, types, layers, lock files, documents
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/uv lock --check
+	@$(EXPORT) | diff -I '^#    uv export' requirements.lock - \
+	  || { echo "requirements.lock is not what uv.lock says: make lock"; exit 1; }
+	$(BIN)/python -m pytest -q tests/architecture
+
+lock: $(READY) ## write uv.lock and requirements.lock again after a change of pyproject.toml
+	$(BIN)/uv lock
+	$(EXPORT) -o requirements.lock
+
+bench: $(READY) ## a benchmark: SUITE=windows ARGS=--quick (no SUITE lists them)
+	$(BIN)/python -m benchmarks $(SUITE) $(ARGS)
+
+clean: ## remove .venv and caches; data in .raypipe stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	find raypipe features training serving benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,75 @@
+"""What all tests share: Hypothesis profiles, Ray's environment, one Ray session for the run.
+
+The only network that a test may use is the loopback interface.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_USER_ENVIRONMENT = dict(os.environ)
+
+# Ray reads these when it is imported or when its first process starts, so they stand here.
+os.environ.update(
+    RAY_AUTH_MODE="disabled",  # loopback only; the product itself uses tokens
+    RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
+    RAY_USAGE_STATS_ENABLED="0",
+    # Ray ends idle workers after a second by default: on two cores most time would go into
+    # starting Python again.
+    RAY_idle_worker_killing_time_threshold_ms="60000",
+    RAY_num_workers_soft_limit="8",
+)
+os.environ.pop("RAY_ADDRESS", None)
+
+# No deadline: a busy machine is no failure. CI draws the same examples each time, so that a
+# change is judged by itself; `dev` draws new ones.
+settings.register_profile("dev", max_examples=50, deadline=None)
+settings.register_profile(
+    "ci",
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") == "true" else "dev")
+)
+
+
+@pytest.fixture
+def user_environment() -> dict[str, str]:
+    """The environment as it was before the tests' own settings.
+
+    For tests that start the product as a process, as a user's shell would.
+    """
+    return dict(_USER_ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """The one local Ray session of the run: 2 CPUs, a small object store, no dashboard."""
+    import ray
+
+    # Short on purpose: Unix socket paths inside it must stay under 108 bytes.
+    directory = tempfile.mkdtemp(prefix="rp-")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=2,
+            object_store_memory=400_000_000,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _temp_dir=directory,
+        )
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(directory, ignore_errors=True)
