@@ -113,10 +113,8 @@ def publish(project: Project, settings: Settings, progress: Progress, end_ms: in
 def _last_event(paths: list[Path]) -> int:
     import duckdb
 
-    row = duckdb.sql(
-        "select max(event_time) from read_parquet($paths)",
-        params={"paths": [os.fspath(p) for p in paths]},
-    ).fetchone()
+    query = "select max(event_time) from read_parquet(?)"
+    row = duckdb.execute(query, [[os.fspath(p) for p in paths]]).fetchone()
     return int(row[0]) if row else 0
 
 

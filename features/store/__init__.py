@@ -1,0 +1,1 @@
+"""Feast as the catalogue, the offline and the online store of window values."""

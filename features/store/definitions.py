@@ -1,0 +1,260 @@
+"""A project's windows as Feast objects: entities, feature views, feature services.
+
+Each window view becomes two feature views over the Parquet that the batch job writes:
+
+`<view>_at_event`  by event id, the values before the event; training reads it by id, never online
+`<view>_state`     by the view's key, the values after each event; the only one that goes online
+
+Importing this module doesn't import Feast; calling it does.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from features.store.names import (
+    CREATED,
+    EVENT_ENTITY,
+    EVENT_KEY,
+    TIMESTAMP,
+    at_event_folder,
+    at_event_view,
+    newest_column,
+    online_service,
+    parquet_glob,
+    state_folder,
+    state_view,
+    version_service,
+)
+from features.store.wording import column_text, view_text
+from raypipe.errors import DeclarationError
+from raypipe.project import Model, Project
+from raypipe.windows.spec import WindowView
+
+if TYPE_CHECKING:
+    import feast
+
+DEFINITION_TAG = "definition"
+TENANCY = "one tenant per home: files, registry and online store are never shared"
+
+
+@dataclass(frozen=True)
+class Definitions:
+    """Everything that a project registers."""
+
+    entities: tuple[feast.Entity, ...]
+    sources: tuple[feast.FileSource, ...]
+    views: tuple[feast.FeatureView, ...]
+    services: tuple[feast.FeatureService, ...]
+
+
+def define(
+    project: Project, home: Path, versions: Mapping[str, Iterable[int]] | None = None
+) -> Definitions:
+    """The Feast objects of a project.
+
+    Args:
+        home: absolute path of the home folder, whose feature files become the sources.
+        versions: model name -> versions whose inputs are the declared ones; each gets a service.
+
+    Raises:
+        DeclarationError: an entity has the name that belongs to the entity of events.
+    """
+    entities = _entities(project)
+    sources = _sources(project, home)
+    at_event = {v.name: _at_event(v, project, entities, sources) for v in project.views}
+    state = {v.name: _state(v, project, entities, sources) for v in project.views}
+    services: list[feast.FeatureService] = []
+    for model in project.models:
+        uses = used_columns(project, model)
+        if not any(uses.values()):
+            continue  # raw fields only: nothing to look up
+        for version in (versions or {}).get(model.name, ()):
+            name = version_service(model.name, version)
+            services.append(_service(name, model, project, uses, at_event, "inputs for training"))
+        name = online_service(model.name)
+        services.append(_service(name, model, project, uses, state, "newest state for serving"))
+    return Definitions(
+        tuple(entities.values()),
+        tuple(sources.values()),
+        (*at_event.values(), *state.values()),
+        tuple(services),
+    )
+
+
+def used_columns(project: Project, model: Model) -> dict[str, tuple[str, ...]]:
+    """Window columns by view that a model reads, itself or through derived features."""
+    expressions = {d.name: d.expression for d in project.derived}
+    wanted: set[str] = set()
+    todo = list(model.features)
+    while todo:
+        name = todo.pop()
+        if name not in wanted:
+            wanted.add(name)
+            tree = ast.parse(expressions.get(name, "0"), mode="eval")
+            todo += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
+    return {v.name: tuple(c for c in v.column_names if c in wanted) for v in project.views}
+
+
+def key_columns(project: Project) -> dict[str, str]:
+    """Entity name -> its key column, for every entity that has a view.
+
+    Raises:
+        DeclarationError: an entity has the name that belongs to the entity of events.
+    """
+    keys = {v.entity: v.key for v in project.views}
+    if EVENT_ENTITY in keys:
+        raise DeclarationError(
+            f"entity name {EVENT_ENTITY!r} is taken: it stands for the decided events themselves",
+            hint="Name that entity otherwise.",
+        )
+    return keys
+
+
+def _entities(project: Project) -> dict[str, feast.Entity]:
+    from feast import Entity, ValueType
+
+    decision = project.decision_event
+    out = {
+        EVENT_ENTITY: Entity(
+            name=EVENT_ENTITY,
+            join_keys=[EVENT_KEY],
+            value_type=ValueType.STRING,
+            description=f"a {decision.name} event",
+            tags={"event": decision.name, "tenancy": TENANCY},
+        )
+    }
+    for name, key in key_columns(project).items():
+        declared = project.entity(name)
+        tags = ",".join(sorted(t.value for t in decision.field(key).tags))
+        out[name] = Entity(
+            name=name,
+            join_keys=[key],
+            value_type=ValueType.STRING,
+            description=declared.description,
+            tags={"key_tags": tags, "tenancy": TENANCY},
+            owner=declared.owner,
+        )
+    return out
+
+
+def _sources(project: Project, home: Path) -> dict[tuple[str, str], feast.FileSource]:
+    from feast import FileSource
+
+    out: dict[tuple[str, str], feast.FileSource] = {}
+    for entity in key_columns(project):
+        out["at_event", entity] = FileSource(
+            name=f"at_event_{entity}",
+            path=parquet_glob(at_event_folder(home, entity)),
+            timestamp_field=TIMESTAMP,
+            description=f"one row per {project.decision} event: values before it",
+            owner=project.entity(entity).owner,
+        )
+    for view in project.views:
+        out["state", view.name] = FileSource(
+            name=f"state_{view.name}",
+            path=parquet_glob(state_folder(home, view.name)),
+            timestamp_field=TIMESTAMP,
+            created_timestamp_column=CREATED,
+            description=f"one row per {view.event} event: values after it; {CREATED} is its offset",
+            owner=_owner(view, project),
+        )
+    return out
+
+
+def _at_event(
+    view: WindowView,
+    project: Project,
+    entities: Mapping[str, feast.Entity],
+    sources: Mapping[tuple[str, str], feast.FileSource],
+) -> feast.FeatureView:
+    from feast import FeatureView, Field
+    from feast.types import Int64, String
+
+    newest = Field(
+        name=newest_column(view.name),
+        dtype=Int64,
+        description="newest log offset that these values used; -1 for none",
+    )
+    event_id = Field(name=EVENT_KEY, dtype=String, description=f"id of the {project.decision}")
+    return FeatureView(
+        name=at_event_view(view.name),
+        entities=[entities[EVENT_ENTITY]],
+        ttl=timedelta(0),
+        schema=[event_id, *_fields(view), newest],
+        source=sources["at_event", view.entity],
+        online=False,
+        description=view_text(view, f"before each {project.decision} event"),
+        tags=_tags(view),
+        owner=_owner(view, project),
+    )
+
+
+def _state(
+    view: WindowView,
+    project: Project,
+    entities: Mapping[str, feast.Entity],
+    sources: Mapping[tuple[str, str], feast.FileSource],
+) -> feast.FeatureView:
+    from feast import FeatureView, Field
+    from feast.types import String
+
+    key = project.event(view.event).field(view.key)
+    return FeatureView(
+        name=state_view(view.name),
+        entities=[entities[view.entity]],
+        ttl=timedelta(seconds=view.horizon),
+        schema=[Field(name=key.name, dtype=String, description=key.description), *_fields(view)],
+        source=sources["state", view.name],
+        online=True,
+        description=view_text(view, f"after each {view.event} event"),
+        tags=_tags(view),
+        owner=_owner(view, project),
+    )
+
+
+def _fields(view: WindowView) -> list[feast.Field]:
+    from feast import Field
+    from feast.types import Float64
+
+    return [
+        Field(name=c.name, dtype=Float64, description=column_text(view, c)) for c in view.columns
+    ]
+
+
+def _tags(view: WindowView) -> dict[str, str]:
+    return {
+        **dict(view.tags),
+        DEFINITION_TAG: view.definition_hash,
+        "event": view.event,
+        "spans": ",".join(s.label for s in view.spans),
+        "tenancy": TENANCY,
+    }
+
+
+def _owner(view: WindowView, project: Project) -> str:
+    return view.owner or project.entity(view.entity).owner
+
+
+def _service(
+    name: str,
+    model: Model,
+    project: Project,
+    uses: Mapping[str, Sequence[str]],
+    views: Mapping[str, feast.FeatureView],
+    purpose: str,
+) -> feast.FeatureService:
+    from feast import FeatureService
+
+    return FeatureService(
+        name=name,
+        features=[views[v][list(columns)] for v, columns in uses.items() if columns],
+        description=f"{model.description or model.name}: {purpose}",
+        tags={"model": model.name, DEFINITION_TAG: project.definition_hash, "tenancy": TENANCY},
+        owner=model.owner,
+    )

@@ -1,0 +1,40 @@
+"""What `feast -c features apply` and `feast -c features plan` find.
+
+Feast's command line imports the files of its repository and collects the objects that ``dir``
+shows; whatever it doesn't find, it deletes. The objects are built when it asks, not at import.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+
+@cache
+def _objects() -> dict[str, Any]:
+    from features.store.registry import desired
+    from features.store.repo import open_store
+    from raypipe.project import load_project
+
+    project = load_project(os.environ.get("RAYPIPE_PROJECT", "features.payments:project"))
+    contents = desired(open_store(Path(os.environ["RAYPIPE_HOME"])), project)
+    return {
+        f"{kind}_{o.name}": o
+        for kind in ("projects", "data_sources", "entities", "feature_views", "feature_services")
+        for o in getattr(contents, kind)
+    }
+
+
+def __dir__() -> list[str]:
+    return list(_objects())
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("__"):
+        raise AttributeError(name)
+    try:
+        return _objects()[name]
+    except KeyError:
+        raise AttributeError(name) from None

@@ -1,0 +1,58 @@
+"""What things are called in Feast and where the feature files of a home lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+EVENT_ENTITY = "event"
+"""The Feast entity of `*_at_event` views; its join key is EVENT_KEY."""
+
+EVENT_KEY = "event_id"
+TIMESTAMP = "event_timestamp"
+CREATED = "created"
+"""Log offset as a timestamp in microseconds: which of two rows of equal time is newer."""
+
+
+def at_event_view(view: str) -> str:
+    """Feature view of the values before each decision event."""
+    return f"{view}_at_event"
+
+
+def state_view(view: str) -> str:
+    """Feature view of the values after each counted event."""
+    return f"{view}_state"
+
+
+def version_service(model: str, version: int) -> str:
+    """Feature service of one trained version of a model."""
+    return f"{model}_v{version}"
+
+
+def online_service(model: str) -> str:
+    """Feature service of a model's online state."""
+    return f"{model}_online"
+
+
+def newest_column(view: str) -> str:
+    """Column of the newest log offset that a view's values used; -1 for none."""
+    return f"newest_{view}"
+
+
+def at_event_folder(home: Path, entity: str) -> Path:
+    """Folder of an entity's values before each decision event."""
+    return home / "features" / "at_event" / entity
+
+
+def state_folder(home: Path, view: str) -> Path:
+    """Folder of a view's values after each counted event."""
+    return home / "features" / "state" / view
+
+
+def parquet_glob(folder: Path) -> str:
+    """All parts of a folder; Feast reads a glob where it fails on a folder."""
+    return str(folder / "part-*.parquet")
+
+
+def parquet_files(folder: Path) -> list[str]:
+    """The parts that exist now, sorted."""
+    return sorted(str(p) for p in folder.glob("part-*.parquet"))

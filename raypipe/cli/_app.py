@@ -1,0 +1,66 @@
+"""The verbs, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raypipe import __version__
+from raypipe.cli import (
+    doctor,
+    down,
+    features,
+    init,
+    load,
+    quarantine,
+    serve,
+    simulate,
+    status,
+    train,
+    up,
+)
+from raypipe.cli._guard import Guarded
+
+app = typer.Typer(
+    name="raypipe",
+    cls=Guarded,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Real-time decisions for commerce and payments, from one feature definition.",
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part. "
+    "RAYPIPE_DEBUG=1 shows tracebacks and Ray's log.",
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"raypipe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a verb."""
+
+
+for _verb in (
+    up.up,
+    status.status,
+    down.down,
+    simulate.simulate,
+    load.load,
+    features.features,
+    train.train,
+    serve.serve,
+    quarantine.quarantine,
+    doctor.doctor,
+    init.init,
+):
+    app.command()(_verb)

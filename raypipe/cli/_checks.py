@@ -1,0 +1,271 @@
+"""What ``raypipe doctor`` looks at. Each check looks at one thing and says how to cure it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import shutil
+import socket
+import stat
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+
+import raypipe
+from raypipe.errors import RaypipeError
+from raypipe.runtime import running
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+
+PACKAGES = ("ray", "feast", "xgboost", "numba", "pyarrow")
+GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A finding: ``ok``, ``warn`` (works, badly) or ``fail``, and the cure unless it is ok."""
+
+    name: str
+    state: str
+    found: str
+    cure: str = ""
+
+
+def run(settings: Settings) -> list[Check]:
+    """Every check, in the order in which a reader wants them."""
+    return [
+        _python(),
+        *(_package(name) for name in PACKAGES),
+        _installation(),
+        _stages(),
+        _project(settings),
+        _cores(settings),
+        _memory(),
+        _shared_memory(),
+        _files(),
+        _home(settings.home),
+        _disk(settings.home),
+        _mode("api key", settings.home / "api-key"),
+        _mode("tenants", settings.home / "tenants.db"),
+        _running(settings.home),
+        _port(settings),
+        _cluster(settings),
+    ]
+
+
+def _graded(name: str, value: float, least: float, wanted: float, found: str, cure: str) -> Check:
+    state = "fail" if value < least else "warn" if value < wanted else "ok"
+    return Check(name, state, found, "" if state == "ok" else cure)
+
+
+def _python() -> Check:
+    found = ".".join(str(n) for n in sys.version_info[:3])
+    if (3, 11) <= sys.version_info[:2] < (3, 14):
+        return Check("python", "ok", found)
+    return Check("python", "fail", found, "Use Python 3.11, 3.12 or 3.13.")
+
+
+def _package(name: str) -> Check:
+    try:
+        return Check(name, "ok", version(name))
+    except PackageNotFoundError:
+        return Check(name, "fail", "not installed", "`make setup`, or `pip install -e .`.")
+
+
+def _installation() -> Check:
+    """A checkout beside an installed wheel: Ray's workers would import the other one."""
+    used = Path(raypipe.__file__).resolve().parent
+    here = Path.cwd() / "raypipe"
+    if (here / "__init__.py").is_file() and here.resolve() != used:
+        return Check(
+            "raypipe",
+            "fail",
+            f"{raypipe.__version__} from {used}, but Ray's workers would import {here}",
+            "Install the checkout with `pip install -e .`, or work in another folder.",
+        )
+    return Check("raypipe", "ok", f"{raypipe.__version__} from {used}")
+
+
+def _stages() -> Check:
+    root = Path(raypipe.__file__).resolve().parents[1]
+    strange = []
+    for name in ("features", "training", "serving"):
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.origin is None:
+            strange.append(f"no {name}")
+        elif Path(spec.origin).resolve().parents[1] != root:
+            strange.append(f"{name} is {spec.origin}")
+    if strange:
+        return Check(
+            "stages",
+            "fail",
+            ", ".join(strange),
+            "Another package of that name comes first, or only a part is installed: "
+            "`pip install -e .` in a clean environment.",
+        )
+    return Check("stages", "ok", f"features, training, serving from {root}")
+
+
+def _project(settings: Settings) -> Check:
+    from raypipe.project import load_project
+
+    try:
+        project = load_project(settings.project)
+    except RaypipeError as e:
+        return Check("project", "fail", e.detail, e.hint or "Correct the declaration.")
+    return Check(
+        "project",
+        "ok",
+        f"{project.name}: {len(project.views)} views, {len(project.feature_names)} features",
+    )
+
+
+def _cores(settings: Settings) -> Check:
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    wanted = settings.ray_num_cpus
+    if wanted is not None and count is not None and wanted > count:
+        return Check(
+            "cores", "warn", f"{count}, but ray_num_cpus is {wanted}", "Lower ray_num_cpus."
+        )
+    return Check("cores", "ok", str(count))
+
+
+def _memory() -> Check:
+    memory = psutil.virtual_memory()
+    return _graded(
+        "memory",
+        memory.available,
+        1 * GIB,
+        3 * GIB,
+        f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB available",
+        "Close other programs, or lower object_store_bytes and ray_num_cpus.",
+    )
+
+
+def _shared_memory() -> Check:
+    place = Path("/dev/shm")  # noqa: S108 - looked at, not written
+    if not place.is_dir():
+        return Check("shared memory", "ok", "Ray takes the temporary folder here")
+    free = shutil.disk_usage(place).free
+    return _graded(
+        "shared memory",
+        free,
+        0,
+        GIB // 4,
+        f"{free / GIB:.1f} GiB free in {place}",
+        "Ray falls back to the disk, which is slow. In Docker: --shm-size=2g.",
+    )
+
+
+def _files() -> Check:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if limit == resource.RLIM_INFINITY:
+        return Check("open files", "ok", "unlimited")
+    return _graded("open files", limit, 1_024, 4_096, f"{limit:,}", "`ulimit -n 65536`.")
+
+
+def _home(home: Path) -> Check:
+    place = _existing(home)
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as e:
+        return Check(
+            "home",
+            "fail",
+            f"{home}: {e.strerror or e}",
+            "Give this user the right to write there, or choose another --home.",
+        )
+    return Check("home", "ok", f"{home}" + ("" if place == home else " (not made yet)"))
+
+
+def _disk(home: Path) -> Check:
+    free = shutil.disk_usage(_existing(home)).free
+    return _graded(
+        "disk",
+        free,
+        1 * GIB,
+        5 * GIB,
+        f"{free / GIB:.1f} GiB free at {home}",
+        "Free some space, or choose another --home.",
+    )
+
+
+def _mode(name: str, file: Path) -> Check:
+    try:
+        mode = stat.S_IMODE(file.stat().st_mode)
+    except FileNotFoundError:
+        return Check(name, "ok", "none yet; the first start makes it")
+    if mode & 0o077:
+        return Check(
+            name,
+            "fail",
+            f"{file} has mode {mode:04o}: others can read it",
+            f"`chmod 600 {file}`, and revoke keys that others may have seen.",
+        )
+    return Check(name, "ok", f"{file}, mode {mode:04o}")
+
+
+def _running(home: Path) -> Check:
+    found = running.read(home)
+    if found is None:
+        return Check("running", "ok", "nothing")
+    if found.alive:
+        return Check("running", "ok", f"raypipe {found.verb}, pid {found.pid}, {found.state}")
+    return Check(
+        "running",
+        "warn",
+        f"raypipe {found.verb} (pid {found.pid}) ended without a clean stop",
+        "Nothing to do: the next start recovers.",
+    )
+
+
+def _port(settings: Settings) -> Check:
+    where = f"{settings.http_host}:{settings.http_port}"
+    owner = running.find(settings.home)
+    if owner is not None and owner.http_url == settings.http_url:
+        return Check("port", "ok", f"{where}, used by the running raypipe {owner.verb}")
+    try:
+        family, kind, *_, address = socket.getaddrinfo(
+            settings.http_host, settings.http_port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            # As servers do: a port in TIME_WAIT is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as e:
+        return Check(
+            "port",
+            "fail",
+            f"{where}: {e.strerror or e}",
+            "Stop what uses it, or choose another http_port (or http_host).",
+        )
+    return Check("port", "ok", f"{where} is free")
+
+
+def _cluster(settings: Settings) -> Check:
+    if settings.ray_address in (None, "auto"):
+        return Check("ray cluster", "ok", settings.ray_address or "a local session")
+    host, _, port = settings.ray_address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
+            return Check("ray cluster", "ok", f"{settings.ray_address} answers")
+    except OSError as e:
+        return Check(
+            "ray cluster",
+            "fail",
+            f"{settings.ray_address}: {e.strerror or e}",
+            "Start the cluster, or unset ray_address for a local session.",
+        )
+
+
+def _existing(path: Path) -> Path:
+    """The path, or its nearest parent that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())

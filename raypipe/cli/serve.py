@@ -1,0 +1,41 @@
+"""``raypipe serve``: answer decisions from what training and features left."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from raypipe.cli import _options, _output, _stage
+from raypipe.cli._options import Config, Home, Json, Quiet, Set
+from raypipe.cli._signals import wait
+
+
+def serve(
+    host: Annotated[
+        str | None,
+        typer.Option("--host", metavar="HOST", help="Address to listen on (setting http_host)."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="PORT", help="HTTP port (setting http_port).")
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    home: Home = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """Serve decisions over HTTP.
+
+    Ends with 0 on Ctrl-C, SIGTERM or `raypipe down`.
+    """
+    settings = _options.settings(home, config, set_, http_host=host, http_port=port)
+    progress = _options.progress(quiet)
+    from raypipe.runtime import running
+
+    with running.claim(settings.home, "serve") as claim, _stage.session():
+        about = _stage.call("serving.run:serve", settings, progress, announce=claim.announce)
+        _output.write(about, as_json=json)
+        wait()
+        progress.note("stopping")
+    return 0

@@ -1,0 +1,50 @@
+"""``raypipe status``: what runs on a home folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from raypipe.cli import _options, _output
+from raypipe.cli._guard import PARTIAL
+from raypipe.cli._options import Config, Home, Json, Set
+
+
+def status(json: Json = False, home: Home = None, config: Config = None, set_: Set = None) -> int:
+    """Show what runs.
+
+    Exits with 0 if it can decide, 3 if it runs but can't yet, 1 if nothing.
+    """
+    settings = _options.settings(home, config, set_)
+    from raypipe.clock import SystemClock
+    from raypipe.runtime import running
+    from raypipe.runtime.progress import duration
+
+    found = running.find(settings.home)
+    if found is None:
+        result: dict[str, Any] = {"running": False, "home": settings.home}
+        _output.write(result, as_json=json, text=f"Nothing runs on {settings.home}.")
+        return 1
+    able, answer = running.ready(found.http_url) if found.http_url else (False, "not serving yet")
+    result = {
+        "running": True,
+        "ready": able,
+        "answer": answer,
+        "verb": found.verb,
+        "state": found.state,
+        "pid": found.pid,
+        "up_seconds": round((SystemClock().now_ms() - found.started_at) / 1000, 1),
+        "http_url": found.http_url,
+        "ray_address": found.ray_address,
+        "home": settings.home,
+        "version": found.version,
+    }
+    text = [
+        f"raypipe {found.verb} (pid {found.pid}) is {'ready' if able else found.state}, "
+        f"up for {duration(result['up_seconds'])}",
+        f"decisions  {found.http_url or '-'}",
+        f"home       {settings.home}",
+    ]
+    if not able:
+        text.insert(1, f"readiness  {answer}")
+    _output.write(result, as_json=json, text="\n".join(text))
+    return 0 if able else PARTIAL

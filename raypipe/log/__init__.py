@@ -1,0 +1,1 @@
+"""The durable partitioned event log: one port and its adapters."""

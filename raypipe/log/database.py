@@ -1,0 +1,202 @@
+"""The SQLite file under the embedded log: tables, connections, the one writer at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from raypipe.errors import IntegrityError, Unavailable
+from raypipe.log.files import sync_directory
+from raypipe.log.port import LogUnwritable
+
+FORMAT = 1
+"""Version of the tables below, kept in the file's user_version."""
+
+PLACE_BITS = 44
+"""A place is partition << PLACE_BITS | offset: one integer key keeps a commit to few pages."""
+
+_TABLES = f"""
+create table batch(
+  place integer primary key, n integer not null, kind text not null, schema integer not null,
+  producer text not null, seq integer not null, epoch integer, crc integer not null,
+  partition integer generated always as (place >> {PLACE_BITS}) virtual,
+  base_offset integer generated always as (place & {(1 << PLACE_BITS) - 1}) virtual,
+  payload blob not null);
+create table schema(id integer primary key, digest blob not null unique, ipc blob not null);
+create table ids(hash integer, place integer, primary key(hash, place)) without rowid;
+create table ack(
+  partition integer, producer text, seq integer, base_offset integer not null,
+  sizes text not null, sealed integer not null,
+  primary key(partition, producer, seq)) without rowid;
+create table kind(
+  partition integer, kind text, rows integer not null,
+  primary key(partition, kind)) without rowid;
+create table epoch(partition integer primary key, epoch integer not null);
+create table consumer(
+  consumer text, partition integer, offset integer not null, state_ref text not null,
+  primary key(consumer, partition)) without rowid;
+create table sealed_range(
+  id integer primary key, partition integer not null, start integer not null,
+  end integer not null, epoch integer);
+create table sealed_file(
+  range integer, kind text, name text not null unique, rows integer not null,
+  sha256 text not null, min_offset integer not null, max_offset integer not null,
+  min_event_time integer, max_event_time integer,
+  primary key(range, kind, min_offset)) without rowid;
+create table sealed_ids(
+  range integer, kind text, name text not null unique, rows integer not null,
+  sha256 text not null, primary key(range, kind)) without rowid;
+"""
+
+_DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_VTAB", "SQLITE_CORRUPT_INDEX"}
+
+
+class Database:
+    """Connections (one a thread) to the log's SQLite file, and its write lock.
+
+    SQLite 3.7.0 to 3.51.2 can lose a commit when two connections write or checkpoint at the same
+    instant (sqlite.org/wal.html#walresetbug), and Python brings the system's SQLite. So all
+    writes, and the checkpoints inside them, take turns on a lock file; readers never need it.
+    """
+
+    def __init__(self, path: Path, *, timeout_ms: int) -> None:
+        self.path = path
+        self._timeout = timeout_ms / 1_000
+        self._local = threading.local()
+        self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
+        self._turn = threading.Lock()
+        self._turn_file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        self._closed = False
+        self._create()
+
+    def _create(self) -> None:
+        with translated():
+            found = self.connection.execute("pragma user_version").fetchone()[0]
+        if found == 0:
+            with self.write() as db:
+                if db.execute("pragma user_version").fetchone()[0] == 0:
+                    for statement in _TABLES.split(";"):
+                        db.execute(statement)
+                    db.execute(f"pragma user_version = {FORMAT}")
+            sync_directory(self.path.parent)
+        elif found != FORMAT:
+            raise IntegrityError(
+                f"{self.path} has format {found}, this version reads {FORMAT}",
+                hint="Open it with the version of raypipe that wrote it.",
+            )
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection, outside of any transaction."""
+        session: _Session | None = getattr(self._local, "session", None)
+        if session is None:
+            if self._closed:
+                raise Unavailable(f"{self.path} was closed")
+            with translated():
+                session = _Session(self.path, self._timeout)
+            self._local.session = session
+            self._sessions.add(session)
+        return session.connection
+
+    @contextmanager
+    def write(self) -> Iterator[sqlite3.Connection]:
+        """A write transaction, durable when this returns; any exception undoes it.
+
+        Raises LogUnwritable when the medium refuses, Unavailable when another writer doesn't end.
+        """
+        db = self.connection
+        deadline = time.monotonic() + self._timeout
+        if not self._turn.acquire(timeout=self._timeout):
+            raise self._busy()
+        try:
+            self._take_turn(deadline)
+            try:
+                with translated():
+                    db.execute("begin immediate")
+                    try:
+                        yield db
+                        db.execute("commit")
+                    except BaseException:
+                        if db.in_transaction:
+                            db.execute("rollback")
+                        raise
+            finally:
+                fcntl.flock(self._turn_file, fcntl.LOCK_UN)
+        finally:
+            self._turn.release()
+
+    def _take_turn(self, deadline: float) -> None:
+        while True:
+            try:
+                fcntl.flock(self._turn_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise self._busy() from None
+                time.sleep(0.0005)
+            else:
+                return
+
+    def _busy(self) -> Unavailable:
+        return Unavailable(
+            f"another writer held {self.path} for more than {self._timeout:g} s",
+            hint="Retry; a log has one writing process.",
+        )
+
+    def close(self) -> None:
+        """Close the connections of all threads, and the lock file."""
+        if self._closed:
+            return
+        self._closed = True
+        for session in list(self._sessions):
+            session.connection.close()
+        self._local = threading.local()
+        os.close(self._turn_file)
+
+
+class _Session:
+    """A connection that closes when its thread is gone."""
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        self.connection = sqlite3.connect(
+            path, timeout=timeout, isolation_level=None, check_same_thread=False
+        )
+        for pragma in (
+            "journal_mode=wal",
+            "synchronous=full",
+            "wal_autocheckpoint=4000",
+            "journal_size_limit=67108864",
+            "cache_size=-65536",
+        ):
+            self.connection.execute(f"pragma {pragma}")
+
+    def __del__(self) -> None:
+        if hasattr(self, "connection"):
+            self.connection.close()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Say SQLite's errors in raypipe's words."""
+    try:
+        yield
+    except sqlite3.Error as e:
+        name = getattr(e, "sqlite_errorname", "")
+        if name == "SQLITE_FULL" or name.startswith(("SQLITE_IOERR", "SQLITE_READONLY")):
+            raise LogUnwritable(
+                f"{e} ({name}); nothing was acknowledged",
+                hint="Free space on the log's disk or check its health, then retry.",
+            ) from e
+        if name in _DAMAGED:
+            raise IntegrityError(
+                f"the log's database is damaged: {e} ({name})", hint="Restore it from a backup."
+            ) from e
+        if name.startswith("SQLITE_BUSY") or name == "SQLITE_CANTOPEN":
+            raise Unavailable(f"the log's database doesn't answer: {e} ({name})") from e
+        raise

@@ -1,0 +1,102 @@
+"""Rows of one kind as Parquet files led by their offset: what batch jobs read.
+
+A file's name says partition, kind and the offsets it covers. Live rows are cut at multiples of
+STEP, so an export that reaches further finds the full steps of an earlier one in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe.errors import IntegrityError
+from raypipe.log import files
+from raypipe.log.manifest import Ranges, SealedFile
+from raypipe.log.port import OFFSET, Chunk
+from raypipe.log.sealed import SealedReader
+
+STEP = 250_000
+"""Offsets that one exported file of live rows covers; its rows are held in memory once."""
+
+Read = Callable[[int, int], Iterator[Chunk]]
+"""Rows from an offset on, at most so many."""
+
+
+def export(
+    read: Read,
+    reader: SealedReader,
+    ranges: Ranges,
+    what: tuple[int, str],
+    directory: Path,
+    start: int,
+    end: int,
+) -> list[Path]:
+    """See EventLog.export; ``what`` is (partition, kind), ``end`` at most the partition's end."""
+    partition, kind = what
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for piece in _pieces(ranges, kind, start, end):
+        if isinstance(piece, SealedFile):
+            paths.append(reader.path(piece))
+            continue
+        low, high = piece
+        path = directory / f"{partition:05d}-{kind}-{low:012d}-{high:012d}.parquet"
+        if path.exists() or _write(path, kind, read(low, high - low)):
+            paths.append(path)
+    return paths
+
+
+def _pieces(
+    ranges: Ranges, kind: str, start: int, end: int
+) -> Iterator[SealedFile | tuple[int, int]]:
+    """Whole sealed files, and the spans of offsets between them, in order."""
+    while start < end:
+        span = ranges.at(start)
+        if span is None:
+            stop = min(ranges.next_start(start, end), (start // STEP + 1) * STEP)
+            yield start, stop
+        else:
+            stop = min(span.end, end)
+            for file in span.files.get(kind, ()):
+                low, high = max(start, file.min_offset), min(stop, file.max_offset + 1)
+                if (low, high) == (file.min_offset, file.max_offset + 1):
+                    yield file
+                elif low < high:
+                    yield low, high
+        start = stop
+
+
+def _write(path: Path, kind: str, chunks: Iterator[Chunk]) -> bool:
+    """Write the kind's rows under a temporary name, then rename; False when there are none."""
+    found = [c for c in chunks if c.kind == kind]
+    if not found:
+        return False
+    try:
+        table = _unify([c.batch for c in found])
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
+        raise IntegrityError(f"batches of {kind!r} in {path.name} don't unify: {e}") from e
+    offsets = pa.array(np.concatenate([c.offsets for c in found]))
+    table = table.add_column(0, pa.field(OFFSET, pa.int64(), nullable=False), offsets)
+    temporary = files.temporary(path)
+    with files.writing(path.name):
+        with files.parquet_writer(temporary, table.schema) as writer:
+            writer.write_table(table, row_group_size=files.GROUP_ROWS)
+        files.sync(temporary)
+        temporary.replace(path)
+        files.sync_directory(path.parent)
+    return True
+
+
+def _unify(batches: list[pa.RecordBatch]) -> pa.Table:
+    """One table with every column of any batch, null where a batch lacks it."""
+    schemas = {b.schema for b in batches}
+    common = set.intersection(*(set(s.names) for s in schemas))
+    loose = {
+        s: pa.schema([f if f.name in common else f.with_nullable(True) for f in s], s.metadata)
+        for s in schemas
+    }
+    tables = [pa.Table.from_batches([b.cast(loose[b.schema])]) for b in batches]
+    return pa.concat_tables(tables, promote_options="default")

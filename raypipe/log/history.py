@@ -1,0 +1,117 @@
+"""The sealed ranges of an embedded log: their manifest in SQLite, their files beside it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+
+from raypipe.log.database import Database, translated
+from raypipe.log.files import TEMPORARY
+from raypipe.log.identity import Hashes, Keys
+from raypipe.log.manifest import Ranges, SealedFile, SealedIds, SealedRange
+from raypipe.log.sealed import SealedReader
+
+_OURS = (TEMPORARY, ".parquet", ".npy")
+_NONE = Ranges([])
+
+
+class History:
+    """What is sealed, as the manifest says; a file that it doesn't name doesn't exist."""
+
+    def __init__(self, directory: Path, database: Database) -> None:
+        directory.mkdir(exist_ok=True)
+        self.directory = directory
+        self.reader = SealedReader(directory)
+        self._db = database
+        self._loaded: tuple[int | None, dict[int, Ranges]] = (None, {})
+        self._remove_orphans()
+
+    @contextmanager
+    def sealing(self, *, wait: bool = True) -> Iterator[bool]:
+        """Hold the directory for writing files; False when another holds it and wait is off."""
+        fd = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
+
+    def _remove_orphans(self) -> None:
+        """Remove what a crash left half-made, unless someone is making it right now."""
+        with self.sealing(wait=False) as alone:
+            if not alone:
+                return
+            with translated():
+                known = self._db.connection.execute(
+                    "select name from sealed_file union all select name from sealed_ids"
+                ).fetchall()
+            names = {name for (name,) in known}
+            for path in self.directory.iterdir():
+                if path.name not in names and path.name.endswith(_OURS):
+                    path.unlink(missing_ok=True)
+
+    def add(
+        self, db: sqlite3.Connection, partition: int, span: SealedRange, epoch: int | None
+    ) -> None:
+        """Make a range visible, with the caller's transaction."""
+        added = db.execute(
+            "insert into sealed_range(partition, start, end, epoch) values(?, ?, ?, ?)",
+            (partition, span.start, span.end, epoch),
+        ).lastrowid
+        for f in (f for files in span.files.values() for f in files):
+            times = (f.min_event_time, f.max_event_time)
+            db.execute(
+                "insert into sealed_file values(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (added, f.kind, f.name, f.rows, f.sha256, f.min_offset, f.max_offset, *times),
+            )
+        for i in span.ids.values():
+            db.execute(
+                "insert into sealed_ids values(?, ?, ?, ?, ?)",
+                (added, i.kind, i.name, i.rows, i.sha256),
+            )
+
+    def ranges(self, partition: int) -> Ranges:
+        """The partition's ranges as of now, whoever sealed them."""
+        with translated():
+            db = self._db.connection
+            version = db.execute("select max(id) from sealed_range").fetchone()[0]
+            loaded = self._loaded
+            if version != loaded[0]:
+                loaded = self._loaded = (version, _load(db))
+        return loaded[1].get(partition, _NONE)
+
+    def search(
+        self, partition: int, kind: str, hashes: Hashes, keys: Keys
+    ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """(index into keys, offset, row) for sealed rows that bear one of these ids."""
+        for span in self.ranges(partition).all:
+            for i, offset in self.reader.candidates(span, kind, hashes):
+                row = self.reader.row(span, kind, offset, keys[0][i], keys[1][i])
+                if row is not None:
+                    yield i, offset, row
+
+
+def _load(db: sqlite3.Connection) -> dict[int, Ranges]:
+    files: dict[int, dict[str, list[SealedFile]]] = defaultdict(lambda: defaultdict(list))
+    for id, *row in db.execute("select * from sealed_file order by range, kind, min_offset"):
+        files[id][row[0]].append(SealedFile(*row))
+    ids: dict[int, dict[str, SealedIds]] = defaultdict(dict)
+    for id, *row in db.execute("select * from sealed_ids"):
+        ids[id][row[0]] = SealedIds(*row)
+    spans: dict[int, list[SealedRange]] = defaultdict(list)
+    query = "select id, partition, start, end from sealed_range order by start"
+    for id, partition, start, end in db.execute(query):
+        by_kind = {kind: tuple(parts) for kind, parts in files[id].items()}
+        spans[partition].append(SealedRange(start, end, by_kind, dict(ids[id])))
+    return {partition: Ranges(found) for partition, found in spans.items()}

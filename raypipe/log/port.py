@@ -1,0 +1,182 @@
+"""The event log as the rest of raypipe sees it.
+
+A log has partitions; a partition is one sequence of rows with offsets 0, 1, 2, ... shared by all
+kinds. A *kind* is an event type's name or ``decision``; each batch holds rows of one kind. Rows
+arrive live (``append``) or as history (``seal``); a reader sees one sequence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raypipe.errors import Conflict, IntegrityError, Unavailable, UsageError
+
+Offsets = npt.NDArray[np.int64]
+
+DECISION = "decision"
+"""The kind of decision records; its rows are identified by ``decision_id``."""
+
+POSITION = "_position"
+"""Leading column of a batch to be sealed: the row's place in its range, 0 to count - 1."""
+
+OFFSET = "offset"
+"""Leading column of every Parquet file that a log writes."""
+
+_KIND = re.compile(r"^[a-z][a-z0-9_]{0,63}$")
+
+
+class Fenced(IntegrityError):
+    """A writer of another epoch owns the partition; this one must end."""
+
+    code = "fenced"
+    headline = "Fenced off"
+    status = 503
+
+
+class DuplicateId(Conflict):
+    """An appended row's (kind, tenant, id) is in the log already; nothing was written."""
+
+    code = "duplicate_id"
+    headline = "Id already logged"
+
+
+class LogUnwritable(Unavailable):
+    """The medium refused a write (full, quota, I/O error); nothing was acknowledged."""
+
+    code = "log_unwritable"
+    headline = "The log can't be written"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A run of rows of one kind with consecutive offsets."""
+
+    kind: str
+    offsets: Offsets
+    batch: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def __repr__(self) -> str:
+        return f"Chunk({self.kind}, {self.offsets[0]}..{self.offsets[-1]})"
+
+
+class EventLog(Protocol):
+    """What every adapter does; tests/contract/test_log_contract.py says it in cases."""
+
+    def append(
+        self,
+        partition: int,
+        batches: Sequence[tuple[str, pa.RecordBatch]],
+        *,
+        producer: str,
+        seq: int,
+        epoch: int | None = None,
+    ) -> list[Offsets]:
+        """Write all batches in one durable transaction; return each one's offsets.
+
+        Offsets follow each other in the given order. The same (producer, seq) again returns the
+        same offsets and writes nothing; with batches of other sizes it raises Conflict. Raises
+        Fenced for an epoch that isn't the partition's, DuplicateId, LogUnwritable. ``epoch=None``
+        is a writer outside of fencing.
+        """
+        ...
+
+    def seal(
+        self,
+        partition: int,
+        ordered: Mapping[str, Iterable[pa.RecordBatch]],
+        count: int,
+        *,
+        producer: str,
+        seq: int,
+        epoch: int | None = None,
+    ) -> tuple[int, int]:
+        """Add ``count`` rows of history as one range; return its (start, end).
+
+        Each kind's batches lead with ``_position``, ascending over the iterable, and are taken one
+        kind after the other. Over all kinds the positions are exactly 0 to count - 1, otherwise
+        IntegrityError. Nothing is visible before all is durable. A repeated (producer, seq)
+        returns the same range and takes nothing from the iterables. Raises Unavailable when
+        another writer appended meanwhile.
+        """
+        ...
+
+    def sealed_range(self, partition: int, producer: str, seq: int) -> tuple[int, int] | None:
+        """The range that this (producer, seq) sealed, if it did."""
+        ...
+
+    def read(
+        self, partition: int, offset: int, max_events: int, wait_ms: int = 0
+    ) -> Iterator[Chunk]:
+        """Rows from ``offset`` on, in offset order, at most ``max_events``, as they were written.
+
+        With nothing there yet it waits up to ``wait_ms`` for an append, of any process. Raises
+        IntegrityError that names the offset when stored bytes are damaged or missing. A call may
+        decode a whole row group of history first, so read history in large steps.
+        """
+        ...
+
+    def end(self, partition: int) -> int:
+        """The next offset to be given: the number of rows."""
+        ...
+
+    def find(
+        self, partition: int, kind: str, tenant: str, id: str
+    ) -> tuple[int, pa.RecordBatch] | None:
+        """The offset and the row (a batch of one) of that id, live or sealed; the first wins."""
+        ...
+
+    def commit(self, group: str, partition: int, offset: int, state_ref: str) -> None:
+        """Record durably that ``group`` has used all rows before ``offset``, its state at ref."""
+        ...
+
+    def committed(self, group: str, partition: int) -> tuple[int, str] | None:
+        """The last committed (offset, state_ref) of ``group``."""
+        ...
+
+    def begin_epoch(self, partition: int) -> int:
+        """Raise the partition's epoch by one, fencing off earlier writers; return it."""
+        ...
+
+    def export(
+        self, partition: int, kind: str, directory: Path, start: int, end: int
+    ) -> list[Path]:
+        """Parquet files with the rows of ``kind`` in [start, end), led by an ``offset`` column.
+
+        Files and the rows inside follow offset order. Sealed files that lie inside the range are
+        returned where they are; the rest is written to ``directory``, under names that depend on
+        what they hold alone, and is not written again by a later export. Schemas that grew are
+        unified inside a file (missing columns null), not over files.
+        """
+        ...
+
+    def kinds(self, partition: int) -> list[str]:
+        """The kinds that have rows, by name."""
+        ...
+
+    def counts(self, partition: int) -> dict[str, int]:
+        """Rows by kind."""
+        ...
+
+    def close(self) -> None:
+        """Give up all connections; the log is durable without it."""
+        ...
+
+
+def check_kind(kind: str) -> None:
+    """Raise UsageError for a kind that can't name a file."""
+    if not _KIND.match(kind):
+        raise UsageError(
+            f"{kind!r} can't be a kind of record",
+            hint="A kind is up to 64 lower-case letters, digits and underscores.",
+        )

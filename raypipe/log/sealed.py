@@ -1,0 +1,158 @@
+"""Reading history: sealed Parquet files as one sequence of offsets, and finding one id in them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raypipe.errors import IntegrityError
+from raypipe.log.files import check_file, damaged
+from raypipe.log.identity import Hashes, id_column
+from raypipe.log.manifest import SealedFile, SealedRange
+from raypipe.log.port import OFFSET, Chunk, Offsets
+
+
+class SealedReader:
+    """Reads the files of one directory; each is checked against its sha256 once a process."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._checked: set[str] = set()
+        self._ids: dict[str, npt.NDArray[np.uint64]] = {}
+        self._loading = threading.Lock()
+
+    def path(self, file: SealedFile) -> Path:
+        """Where a file lies, checked."""
+        path = self._directory / file.name
+        if file.name not in self._checked:
+            check_file(path, file.sha256, file.min_offset)
+            self._checked.add(file.name)
+        return path
+
+    def read(self, span: SealedRange, offset: int, limit: int) -> Iterator[Chunk]:
+        """Rows of the range from ``offset`` on, at most ``limit``: runs of one kind, in order.
+
+        Holds one decoded row group a kind.
+        """
+        streams = [_Stream(self, files, offset) for files in span.files.values()]
+        streams = [s for s in streams if s.head < span.end]
+        while limit > 0 and offset < span.end:
+            stream = min(streams, key=lambda s: s.head, default=None)
+            if stream is None or stream.head != offset:
+                raise IntegrityError(f"offset {offset} is missing from its sealed range")
+            bound = min((s.head for s in streams if s is not stream), default=span.end)
+            chunk = stream.take(bound, limit)
+            if int(chunk.offsets[-1]) - offset != len(chunk) - 1:
+                raise IntegrityError(f"offsets after {offset} are missing from their sealed range")
+            yield chunk
+            offset += len(chunk)
+            limit -= len(chunk)
+            streams = [s for s in streams if s.head < span.end]
+
+    def candidates(self, span: SealedRange, kind: str, hashes: Hashes) -> list[tuple[int, int]]:
+        """(index into hashes, offset) of the rows in the range whose id may be the one hashed."""
+        if kind not in span.ids:
+            return []
+        known, offsets = self._load_ids(span, kind)
+        first = known.searchsorted(hashes)
+        found = []
+        for i in (known[np.minimum(first, len(known) - 1)] == hashes).nonzero()[0].tolist():
+            last = known.searchsorted(hashes[i], "right")
+            found += [(i, offset) for offset in offsets[first[i] : last].tolist()]
+        return found
+
+    def row(
+        self, span: SealedRange, kind: str, offset: int, tenant: str, id: str
+    ) -> pa.RecordBatch | None:
+        """The row at this offset as a batch of one, if it bears that id; decodes its row group."""
+        file = next(f for f in span.files[kind] if f.max_offset >= offset)
+        with _reading(self._directory / file.name, offset) as parquet:
+            group = _group_of(parquet, offset)
+            found = parquet.read_row_group(group, columns=[OFFSET, "tenant", id_column(kind)])
+            at = int(found.column(0).to_numpy().searchsorted(offset))
+            if (found.column(1)[at].as_py(), found.column(2)[at].as_py()) != (tenant, id):
+                return None
+            row = parquet.read_row_group(group).slice(at, 1).remove_column(0)
+        batch: pa.RecordBatch = row.combine_chunks().to_batches()[0]
+        return batch
+
+    def _load_ids(self, span: SealedRange, kind: str) -> npt.NDArray[np.uint64]:
+        ids = span.ids[kind]
+        with self._loading:
+            if ids.name not in self._ids:
+                path = self._directory / ids.name
+                check_file(path, ids.sha256, span.start)
+                # A plain view of the map: indexing numpy's memmap class costs microseconds more.
+                self._ids[ids.name] = np.asarray(np.load(path, mmap_mode="r"))
+            return self._ids[ids.name]
+
+
+class _Stream:
+    """One kind's rows of a range, from an offset on."""
+
+    def __init__(self, reader: SealedReader, files: tuple[SealedFile, ...], offset: int) -> None:
+        self._groups = _groups(reader, files, offset)
+        self._offsets: Offsets = np.empty(0, dtype=np.int64)
+        self._at = 0
+        self._next_group(offset)
+
+    @property
+    def head(self) -> int:
+        """The next offset; beyond every range when nothing is left."""
+        return int(self._offsets[self._at]) if self._at < len(self._offsets) else 2**63 - 1
+
+    def take(self, bound: int, limit: int) -> Chunk:
+        """The rows before offset ``bound`` of the row group at hand, at most ``limit``."""
+        start = self._at
+        stop = min(int(np.searchsorted(self._offsets, bound)), start + limit)
+        chunk = Chunk(self._kind, self._offsets[start:stop], self._batch.slice(start, stop - start))
+        self._at = stop
+        if stop == len(self._offsets):
+            self._next_group(0)
+        return chunk
+
+    def _next_group(self, offset: int) -> None:
+        self._at = 0
+        self._offsets = np.empty(0, dtype=np.int64)
+        for kind, table in self._groups:
+            self._kind = kind
+            self._offsets = table.column(0).to_numpy()
+            self._batch = table.remove_column(0).combine_chunks().to_batches()[0]
+            self._at = int(np.searchsorted(self._offsets, offset))
+            return
+
+
+def _groups(
+    reader: SealedReader, files: tuple[SealedFile, ...], offset: int
+) -> Iterator[tuple[str, pa.Table]]:
+    for file in files:
+        if file.max_offset < offset:
+            continue
+        with _reading(reader.path(file), file.min_offset) as parquet:
+            for group in range(_group_of(parquet, offset), parquet.num_row_groups):
+                yield file.kind, parquet.read_row_group(group)
+
+
+def _group_of(parquet: pq.ParquetFile, offset: int) -> int:
+    """The first row group with rows at or after this offset, by its statistics."""
+    meta = parquet.metadata
+    for group in range(meta.num_row_groups):
+        if meta.row_group(group).column(0).statistics.max >= offset:
+            return group
+    return int(meta.num_row_groups)
+
+
+@contextmanager
+def _reading(path: Path, offset: int) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as parquet:
+            yield parquet
+    except (OSError, pa.ArrowException) as e:
+        raise damaged(path, offset, str(e)) from e

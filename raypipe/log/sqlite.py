@@ -1,0 +1,358 @@
+"""The embedded event log: SQLite in WAL mode for live rows, sealed Parquet for history.
+
+Layout of the directory: ``log.db`` (+ ``-wal``, ``-shm``, ``.lock``) and ``sealed/``. Nothing else
+may write there. database.py has the tables, live.py and history.py the two halves.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe.aborts import reach
+from raypipe.errors import ConfigError, Conflict, IntegrityError, Unavailable, UsageError
+from raypipe.log.database import PLACE_BITS, Database, translated
+from raypipe.log.export import export
+from raypipe.log.history import History
+from raypipe.log.identity import hash_keys
+from raypipe.log.live import Live, LiveBatch
+from raypipe.log.port import Chunk, Fenced, Offsets, check_kind
+from raypipe.log.sealing import Sealing
+
+BUSY_TIMEOUT_MS = 10_000
+"""How long a write waits for another writer."""
+
+_POLL_S = 0.005
+"""How often a waiting reader looks for the appends of other processes."""
+
+_MAX_PARTITION = (1 << 15) - 1
+
+
+class SqliteLog:
+    """The event log in one directory. One process writes; any number of processes read.
+
+    Connections belong to threads, so one object serves all threads of a process.
+    """
+
+    def __init__(self, directory: Path, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self._db = Database(directory / "log.db", timeout_ms=busy_timeout_ms)
+        self._live = Live(self._db)
+        self._history = History(directory / "sealed", self._db)
+        self._grown = threading.Condition()
+
+    @classmethod
+    def open(cls, url: str) -> SqliteLog:
+        """The log at ``sqlite:///directory`` (a fourth slash begins an absolute path)."""
+        scheme, _, path = url.partition(":///")
+        if scheme != "sqlite" or not path:
+            raise ConfigError(
+                f"{url!r} names no embedded event log", hint="Write sqlite:///DIRECTORY."
+            )
+        return cls(Path(path))
+
+    def __repr__(self) -> str:
+        return f"SqliteLog({str(self.directory)!r})"
+
+    def append(
+        self,
+        partition: int,
+        batches: Sequence[tuple[str, pa.RecordBatch]],
+        *,
+        producer: str,
+        seq: int,
+        epoch: int | None = None,
+    ) -> list[Offsets]:
+        """See EventLog.append."""
+        low = _low(partition)
+        sizes = [batch.num_rows for _, batch in batches]
+        rows = [LiveBatch(kind, batch) for kind, batch in batches if batch.num_rows]
+        with self._db.write() as db:
+            base = _acknowledged(db, partition, producer, seq, sizes, sealed=False)
+            if base is None:
+                _check_epoch(db, partition, epoch)
+                self._check_new(db, partition, rows)
+                base = end = _end(db, partition)
+                for live in rows:
+                    self._live.insert(db, low + end, live, (producer, seq, epoch))
+                    _count(db, partition, live.kind, len(live))
+                    end += len(live)
+                _acknowledge(db, partition, producer, seq, base, sizes, sealed=False)
+            reach("log.append.before_commit")
+        reach("log.append.after_commit")
+        self._wake()
+        ends = base + np.cumsum(sizes, dtype=np.int64)
+        return [np.arange(e - n, e, dtype=np.int64) for e, n in zip(ends, sizes, strict=True)]
+
+    def _check_new(
+        self, db: sqlite3.Connection, partition: int, batches: Sequence[LiveBatch]
+    ) -> None:
+        self._live.check_new(db, _low(partition), batches)
+        for live in batches:
+            found = self._history.search(partition, live.kind, live.hashes, live.keys)
+            for row, offset, _ in found:
+                raise live.duplicate(row, f"at sealed offset {offset}")
+
+    def seal(
+        self,
+        partition: int,
+        ordered: Mapping[str, Iterable[pa.RecordBatch]],
+        count: int,
+        *,
+        producer: str,
+        seq: int,
+        epoch: int | None = None,
+    ) -> tuple[int, int]:
+        """See EventLog.seal."""
+        _low(partition)
+        with self._history.sealing():
+            with translated():
+                db = self._db.connection
+                done = _acknowledged(db, partition, producer, seq, [count], sealed=True)
+                if done is not None:
+                    return done, done + count
+                _check_epoch(db, partition, epoch)
+                start = _end(db, partition)
+            sealing = Sealing(self._history.directory, partition, start, count)
+            try:
+                span = sealing.write(ordered)
+                reach("log.seal.after_temp_write")
+                with self._db.write() as db:
+                    _check_epoch(db, partition, epoch)
+                    if _end(db, partition) != start:
+                        raise Unavailable(
+                            f"partition {partition} grew while a range was sealed at {start}",
+                            hint="Seal again; history goes in while nothing is appended.",
+                        )
+                    sealing.publish()
+                    reach("log.seal.after_rename")
+                    self._history.add(db, partition, span, epoch)
+                    for kind, sealed in span.files.items():
+                        _count(db, partition, kind, sum(f.rows for f in sealed))
+                    _acknowledge(db, partition, producer, seq, start, [count], sealed=True)
+                    reach("log.seal.before_manifest")
+                reach("log.seal.after_manifest")
+            finally:
+                sealing.discard()
+        self._wake()
+        return span.start, span.end
+
+    def sealed_range(self, partition: int, producer: str, seq: int) -> tuple[int, int] | None:
+        """See EventLog.sealed_range."""
+        row = self._one(
+            "select base_offset, sizes from ack"
+            " where partition = ? and producer = ? and seq = ? and sealed",
+            (partition, producer, seq),
+        )
+        return (row[0], row[0] + json.loads(row[1])[0]) if row else None
+
+    def read(
+        self, partition: int, offset: int, max_events: int, wait_ms: int = 0
+    ) -> Iterator[Chunk]:
+        """See EventLog.read."""
+        low = _low(partition)
+        if offset < 0:
+            raise UsageError(f"there is no offset {offset}; the first one is 0")
+        deadline = time.monotonic() + wait_ms / 1_000
+        left = max_events
+        while left > 0:
+            end = self.end(partition)
+            if offset >= end:
+                if left < max_events or not self._wait(partition, offset, deadline):
+                    return
+                continue
+            span = self._history.ranges(partition).at(offset)
+            if span is not None:
+                chunks = self._history.reader.read(span, offset, left)
+            else:
+                chunks = self._live.read(low, offset, left)
+            before = offset
+            for chunk in chunks:
+                yield chunk
+                offset += len(chunk)
+                left -= len(chunk)
+            if offset == before:
+                raise IntegrityError(f"offset {offset} of partition {partition} is missing")
+
+    def _wait(self, partition: int, offset: int, deadline: float) -> bool:
+        """Wait until the partition reaches beyond ``offset``; False at the deadline."""
+        while self.end(partition) <= offset:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            with self._grown:
+                self._grown.wait(min(left, _POLL_S))
+        return True
+
+    def _wake(self) -> None:
+        with self._grown:
+            self._grown.notify_all()
+
+    def end(self, partition: int) -> int:
+        """See EventLog.end."""
+        with translated():
+            return _end(self._db.connection, partition)
+
+    def find(
+        self, partition: int, kind: str, tenant: str, id: str
+    ) -> tuple[int, pa.RecordBatch] | None:
+        """See EventLog.find."""
+        keys = ([tenant], [id])
+        hashes = hash_keys(kind, keys)
+        live = self._live.find(_low(partition), kind, hashes, tenant, id)
+        if live is not None:
+            # Appends refuse ids that are sealed, so a live row is older than any sealed namesake.
+            return live
+        for _, offset, row in self._history.search(partition, kind, hashes, keys):
+            return offset, row
+        return None
+
+    def commit(self, group: str, partition: int, offset: int, state_ref: str) -> None:
+        """See EventLog.commit."""
+        _low(partition)
+        with self._db.write() as db:
+            end = _end(db, partition)
+            if not 0 <= offset <= end:
+                raise UsageError(
+                    f"group {group!r} can't have used the rows before {offset}: "
+                    f"partition {partition} ends at {end}"
+                )
+            db.execute(
+                "insert or replace into consumer values(?, ?, ?, ?)",
+                (group, partition, offset, state_ref),
+            )
+
+    def committed(self, group: str, partition: int) -> tuple[int, str] | None:
+        """See EventLog.committed."""
+        row = self._one(
+            "select offset, state_ref from consumer where consumer = ? and partition = ?",
+            (group, partition),
+        )
+        return (row[0], row[1]) if row else None
+
+    def begin_epoch(self, partition: int) -> int:
+        """See EventLog.begin_epoch."""
+        _low(partition)
+        with self._db.write() as db:
+            db.execute(
+                "insert into epoch values(?, 1) on conflict do update set epoch = epoch + 1",
+                (partition,),
+            )
+            return _epoch(db, partition)
+
+    def export(
+        self, partition: int, kind: str, directory: Path, start: int, end: int
+    ) -> list[Path]:
+        """See EventLog.export."""
+        check_kind(kind)
+        return export(
+            lambda offset, rows: self.read(partition, offset, rows),
+            self._history.reader,
+            self._history.ranges(partition),
+            (partition, kind),
+            directory,
+            start,
+            min(end, self.end(partition)),
+        )
+
+    def kinds(self, partition: int) -> list[str]:
+        """See EventLog.kinds."""
+        return sorted(self.counts(partition))
+
+    def counts(self, partition: int) -> dict[str, int]:
+        """See EventLog.counts."""
+        with translated():
+            rows = self._db.connection.execute(
+                "select kind, rows from kind where partition = ? order by kind", (partition,)
+            )
+            return dict(rows.fetchall())
+
+    def close(self) -> None:
+        """See EventLog.close."""
+        self._db.close()
+
+    def _one(self, query: str, values: tuple[object, ...]) -> Any:
+        with translated():
+            return self._db.connection.execute(query, values).fetchone()
+
+
+def _low(partition: int) -> int:
+    """The place of a partition's offset 0."""
+    if not 0 <= partition <= _MAX_PARTITION:
+        raise UsageError(f"partition {partition} is not in 0..{_MAX_PARTITION}")
+    return partition << PLACE_BITS
+
+
+def _end(db: sqlite3.Connection, partition: int) -> int:
+    """The number of rows is the next offset: offsets start at 0 and have no gap."""
+    query = "select total(rows) from kind where partition = ?"
+    return int(db.execute(query, (partition,)).fetchone()[0])
+
+
+def _epoch(db: sqlite3.Connection, partition: int) -> int:
+    row = db.execute("select epoch from epoch where partition = ?", (partition,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _check_epoch(db: sqlite3.Connection, partition: int, epoch: int | None) -> None:
+    if epoch is not None and epoch != (current := _epoch(db, partition)):
+        raise Fenced(
+            f"epoch {epoch} writes to partition {partition}, which is in epoch {current}",
+            hint="Another writer took over; end this one and start again.",
+        )
+
+
+def _count(db: sqlite3.Connection, partition: int, kind: str, rows: int) -> None:
+    db.execute(
+        "insert into kind values(?, ?, ?) on conflict do update set rows = rows + excluded.rows",
+        (partition, kind, rows),
+    )
+
+
+def _acknowledge(
+    db: sqlite3.Connection,
+    partition: int,
+    producer: str,
+    seq: int,
+    base: int,
+    sizes: list[int],
+    *,
+    sealed: bool,
+) -> None:
+    values = (partition, producer, seq, base, json.dumps(sizes), sealed)
+    db.execute("insert into ack values(?, ?, ?, ?, ?, ?)", values)
+
+
+def _acknowledged(
+    db: sqlite3.Connection,
+    partition: int,
+    producer: str,
+    seq: int,
+    sizes: list[int],
+    *,
+    sealed: bool,
+) -> int | None:
+    """The base offset given to this (producer, seq) before, if it was."""
+    row = db.execute(
+        "select base_offset, sizes, sealed from ack"
+        " where partition = ? and producer = ? and seq = ?",
+        (partition, producer, seq),
+    ).fetchone()
+    if row is None:
+        return None
+    if json.loads(row[1]) != sizes or row[2] != sealed:
+        raise Conflict(
+            f"producer {producer!r} wrote seq {seq} as {'history' if row[2] else 'live'} batches "
+            f"of {row[1]} rows and now sends {'history' if sealed else 'live'} of {sizes}",
+            hint="A retry sends the same batches; something new takes the next seq.",
+        )
+    return int(row[0])

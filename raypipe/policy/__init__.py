@@ -1,0 +1,1 @@
+"""From a score to an action, by immutable rules that are data."""

@@ -1,0 +1,1 @@
+"""Who calls: tenants, their API keys and what a key may do."""

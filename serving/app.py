@@ -1,0 +1,83 @@
+"""The Serve application, composed: `serve run serving.app:app home=.raypipe`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from ray.serve import Application, Deployment
+
+    from raypipe.config import Settings
+
+APPLICATION = "raypipe"
+DEPLOYMENT = "decisions"
+
+
+def app(args: dict[str, str]) -> Application:
+    """Build the application from settings: raypipe.toml, then RAYPIPE_*, then ``args``.
+
+    Args:
+        args: settings by name, and besides them ``config`` (a settings file), ``options`` (a file
+            instead of serving/config.yaml), ``model`` (by default the project's first) and
+            ``version`` (by default the current one, as of this call).
+
+    Raises ConfigError for an unknown or wrong setting, NotFound when there is no such model.
+    """
+    from raypipe.config import load_settings
+
+    flags = dict(args)
+    config, options = flags.pop("config", None), flags.pop("options", None)
+    model, version = flags.pop("model", None), flags.pop("version", None)
+    settings = load_settings(flags, Path(config) if config else None)
+    return build(settings, model, version, Path(options) if options else None)
+
+
+def build(
+    settings: Settings,
+    model: str | None = None,
+    version: str | None = None,
+    options_file: Path | None = None,
+) -> Application:
+    """The application for settings that are read already; see ``app``."""
+    from ray import serve
+
+    from raypipe.project import load_project
+    from raypipe.tenancy.keys import ensure_local_key
+    from serving.options import deployment_options, load_options
+    from serving.replica import Replica
+    from training import registry
+
+    options = load_options(options_file)
+    model = model or load_project(settings.project).models[0].name
+    # Resolved here, so that all replicas, also later ones, serve the same version.
+    version = registry.locate(settings.home / "models", model, version).name
+    ensure_local_key(settings.home)
+    deployment = cast(
+        "Deployment",
+        serve.deployment(
+            serve.ingress()(Replica),
+            name=DEPLOYMENT,
+            user_config={"model": model, "version": version},
+            **deployment_options(settings, options),
+        ),
+    )
+    return deployment.bind(settings, options)
+
+
+def start(settings: Settings, model: str | None = None, version: str | None = None) -> None:
+    """Serve at the settings' host and port, in the running Ray session; returns when ready.
+
+    Called again, it replaces the replicas one by one and keeps serving: Ray Serve takes every
+    ``serve.run`` for new code. A config file (``serve deploy``) that differs in ``user_config``
+    alone exchanges the model inside the running replicas.
+    """
+    import logging
+
+    from ray import serve
+    from ray.serve.config import HTTPOptions
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # callers report in their own words
+    application = build(settings, model, version)
+    serve.start(http_options=HTTPOptions(host=settings.http_host, port=settings.http_port))
+    serve.run(application, name=APPLICATION, route_prefix="/")

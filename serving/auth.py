@@ -1,0 +1,40 @@
+"""From the Authorization header to a credential with the scope that a route needs."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from raypipe.errors import Forbidden, Unauthenticated
+from raypipe.tenancy.keys import Credential, Scope
+
+
+class Verifier(Protocol):
+    """Knows API keys; a raypipe.tenancy.keys.KeyStore does."""
+
+    def verify(self, text: str) -> Credential | None:
+        """The credential behind a key text, or None."""
+
+
+def authorize(header: str | None, scope: Scope, keys: Verifier) -> Credential:
+    """The caller's credential.
+
+    Raises Unauthenticated without a valid key, Forbidden when the key lacks ``scope``.
+    """
+    scheme, _, text = (header or "").partition(" ")
+    if scheme.lower() != "bearer" or not text:
+        raise Unauthenticated(
+            "the request carries no API key",
+            hint="Send 'Authorization: Bearer <key>'; the local key is in <home>/api-key.",
+        )
+    credential = keys.verify(text.strip())
+    if credential is None:
+        raise Unauthenticated(
+            "the API key is not known or was revoked",
+            hint="Check for a truncated copy; keys start with 'rp_'.",
+        )
+    if scope not in credential.scopes:
+        raise Forbidden(
+            f"key {credential.key_id} lacks the scope '{scope}'",
+            hint="Use a key that was created with this scope.",
+        )
+    return credential

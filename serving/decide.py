@@ -1,0 +1,239 @@
+"""The path of one decision: body -> event -> windows -> features -> score -> action -> record.
+
+No HTTP and no Ray here: a decision is the same whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from raypipe.aborts import reach
+from raypipe.clock import Clock
+from raypipe.errors import Conflict, InputError, Unavailable, Violation
+from raypipe.events.schema import EventType, canonical_json
+from raypipe.ledger.record import DecisionRecord, Reason, decision_id, decode
+from raypipe.policy.policy import Action, Policy
+from raypipe.vector.assemble import FEATURE_VALUE
+from serving.body import parse_object
+
+Vector = npt.NDArray[np.float32]
+
+_log = logging.getLogger("raypipe.serving")
+
+
+class Observation(Protocol):
+    """What a worker knows about an event: its place, its window values, its decision if any."""
+
+    @property
+    def offset(self) -> int:
+        """Place in the log."""
+
+    @property
+    def windows(self) -> bytes:
+        """Window values before the event counted, little-endian float64."""
+
+    @property
+    def decision(self) -> bytes | None:
+        """The encoded decision record when the event was decided before."""
+
+    @property
+    def event(self) -> Mapping[str, Any]:
+        """The event as it was stored first."""
+
+
+class Worker(Protocol):
+    """Owner of the log and of the window state; raises Conflict and Unavailable."""
+
+    async def observe(self, event: dict[str, Any], body_hash: bytes) -> Observation:
+        """Append the event and read its windows; the same event id again gives the same answer."""
+
+    async def record(self, record: DecisionRecord) -> DecisionRecord:
+        """Store a decision durably and return the stored one: the first wins."""
+
+    async def decision(self, tenant: str, decision_id: str) -> DecisionRecord | None:
+        """A tenant's stored decision."""
+
+    async def stats(self) -> dict[str, float]:
+        """Figures about the worker."""
+
+
+@asynccontextmanager
+async def deadline(seconds: float) -> AsyncIterator[None]:
+    """Raises Unavailable when what is inside takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise Unavailable(
+            f"the worker did not answer within {seconds:g} s",
+            hint="Retry; an event counts once however often its event_id is sent.",
+        ) from None
+
+
+class Validator(Protocol):
+    """Checks a client's body against the declared event type."""
+
+    def check(self, body: dict[str, Any], tenant: str, received_at: int) -> dict[str, Any]:
+        """The event with every column; raises InputError with all violations."""
+
+
+class Features(Protocol):
+    """Builds the feature vector of the model."""
+
+    def row(self, event: Mapping[str, Any], windows: bytes) -> Vector:
+        """float32 [features]."""
+
+
+class Scorer(Protocol):
+    """A loaded model. An object is used by one thread."""
+
+    def score(self, row: Vector) -> float:
+        """A probability."""
+
+    def reasons(self, row: Vector) -> tuple[Reason, ...]:
+        """What raised the score most, strongest first."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """One immutable set of versions that decides: features, model, policy."""
+
+    features: Features
+    scorer: Scorer
+    model: str
+    model_sha256: str
+    policy: Policy
+    definition_hash: str
+
+    def judge(self, seen: Observation, clock: Clock) -> DecisionRecord:
+        """Decide about an observed event. A failing model is never a low score."""
+        row: Vector | None = None
+        score: float | None = None
+        reasons: tuple[Reason, ...] = ()
+        broken = False
+        try:
+            row = self.features.row(seen.event, seen.windows)
+            score = self.scorer.score(row)
+        except Exception:  # noqa: BLE001 - whatever fails in a model, the policy's on_error answers
+            _log.exception("model %s failed on event %s", self.model, seen.event["event_id"])
+        if score is not None and not math.isfinite(score):
+            _log.error("model %s gave %s to %s", self.model, score, seen.event["event_id"])
+            score = None
+        verdict = self.policy.decide(score)
+        if row is not None and verdict.action is not Action.APPROVE and not verdict.degraded:
+            try:
+                reasons = self.scorer.reasons(row)
+            except Exception:  # noqa: BLE001 - the action stands; that it is unexplained is recorded
+                _log.exception("no reasons from %s for %s", self.model, seen.event["event_id"])
+                broken = True
+        event = seen.event
+        return DecisionRecord(
+            decision_id=decision_id(event["tenant"], event["event_id"]),
+            tenant=event["tenant"],
+            event_id=event["event_id"],
+            event_offset=seen.offset,
+            event_time=event["event_time"],
+            received_at=event["received_at"],
+            decided_at=clock.now_ms(),
+            model=self.model,
+            model_sha256=self.model_sha256,
+            policy=self.policy.id,
+            policy_sha256=self.policy.sha256,
+            definition_hash=self.definition_hash,
+            features=b"" if row is None else row.astype(FEATURE_VALUE, copy=False).tobytes(),
+            score=score,
+            action=verdict.action.value,
+            reasons=reasons,
+            rule_hits=(verdict.rule,) if verdict.rule else (),
+            degraded=verdict.degraded or broken,
+        )
+
+
+class Decided(NamedTuple):
+    """A stored decision and whether it was there before this request."""
+
+    record: DecisionRecord
+    replayed: bool
+
+
+class Decider:
+    """Answers requests for decisions: validates, observes, judges, records."""
+
+    def __init__(
+        self,
+        event: EventType,
+        validator: Validator,
+        worker: Worker,
+        judge: Judge,
+        clock: Clock,
+        deadline_s: float,
+    ) -> None:
+        self.judge = judge
+        self._client_names = tuple(f.name for f in event.client_fields)
+        self._validator = validator
+        self._worker = worker
+        self._clock = clock
+        self._deadline_s = deadline_s
+
+    async def decide(self, tenant: str, body: bytes, idempotency_key: str | None) -> Decided:
+        """The recorded decision about the event in ``body``.
+
+        Raises MalformedBody and InputError (the body is bad), Conflict (its event_id came with
+        another body), Unavailable (nothing was answered within the deadline; a retry is safe).
+        """
+        received_at = self._clock.now_ms()
+        event = self._event(parse_object(body), tenant, received_at, idempotency_key)
+        async with deadline(self._deadline_s):
+            reach("serving.before_observe")
+            seen = await self._observe(event)
+            if seen.decision is not None:
+                return Decided(decode(seen.decision), True)
+            reach("serving.after_observe")
+            mine = self.judge.judge(seen, self._clock)
+            stored = await self._worker.record(mine)
+            reach("serving.after_record")
+        return Decided(stored, stored != mine)
+
+    async def _observe(self, event: dict[str, Any]) -> Observation:
+        try:
+            return await self._worker.observe(event, self.body_hash(event))
+        except Conflict as e:
+            raise Conflict(
+                e.detail,
+                hint="An event_id names one event for good: send the same body to get its "
+                "decision, or a new event under a new id.",
+            ) from None
+
+    def _event(
+        self, body: dict[str, Any], tenant: str, received_at: int, key: str | None
+    ) -> dict[str, Any]:
+        mismatch: tuple[Violation, ...] = ()
+        if key is not None and body.setdefault("event_id", key) != key:
+            mismatch = (
+                Violation("/event_id", "differs from the Idempotency-Key header", "mismatch"),
+            )
+        try:
+            event = self._validator.check(body, tenant, received_at)
+        except InputError as e:
+            raise type(e)(e.detail, hint=e.hint, violations=(*e.violations, *mismatch)) from None
+        if mismatch:
+            raise InputError("the event id is given twice, differently", violations=mismatch)
+        return event
+
+    def body_hash(self, event: Mapping[str, Any]) -> bytes:
+        """sha256 of what the client said, whatever the order, the spaces and the absent fields.
+
+        Absent fields don't count, so that a field declared later changes no hash of a retry.
+        """
+        given = {n: event[n] for n in self._client_names if event[n] is not None}
+        return hashlib.sha256(canonical_json(given)).digest()

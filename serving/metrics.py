@@ -1,0 +1,102 @@
+"""What one replica counts, in Prometheus' text format. Each replica has its own registry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from raypipe.ledger.record import DecisionRecord
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5)
+
+_NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
+
+
+class Metrics:
+    """Counters of one replica; every sample carries its id in the label ``replica``."""
+
+    def __init__(self, replica: str) -> None:
+        self._replica = replica
+        self._registry = CollectorRegistry()
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series for nothing
+        self._requests = Counter(
+            "raypipe_http_requests_total",
+            "Requests by route and status.",
+            ("replica", "route", "status"),
+            registry=self._registry,
+        )
+        self._refused = Counter(
+            "raypipe_http_refused_total",
+            "Requests answered with a problem, by its code.",
+            ("replica", "code"),
+            registry=self._registry,
+        )
+        self._decisions = Counter(
+            "raypipe_decisions_total",
+            "Decisions answered, by action; replayed ones were stored before.",
+            ("replica", "action", "replayed"),
+            registry=self._registry,
+        )
+        self._degraded = Counter(
+            "raypipe_decisions_degraded_total",
+            "New decisions taken by on_error, or without the reasons they should have.",
+            ("replica",),
+            registry=self._registry,
+        ).labels(replica)
+        self._seconds = Histogram(
+            "raypipe_decision_seconds",
+            "Time from the request's arrival to its answer, answered decisions only.",
+            ("replica",),
+            buckets=BUCKETS_S,
+            registry=self._registry,
+        ).labels(replica)
+        self._worker = _WorkerFigures(replica)
+        self._registry.register(self._worker)
+
+    def answered(self, route: str, status: int) -> None:
+        """Count a request; ``route`` is a pattern, never a path, so that series stay few."""
+        self._requests.labels(self._replica, route, str(status)).inc()
+
+    def refused(self, code: str) -> None:
+        """Count a problem document."""
+        self._refused.labels(self._replica, code).inc()
+
+    def decided(self, record: DecisionRecord, replayed: bool, seconds: float) -> None:
+        """Count an answered decision."""
+        self._decisions.labels(self._replica, record.action, str(replayed).lower()).inc()
+        if record.degraded and not replayed:
+            self._degraded.inc()
+        self._seconds.observe(seconds)
+
+    def render(self, worker: Mapping[str, float] | None) -> bytes:
+        """All samples as text; ``worker`` holds the worker's own figures, None when it is away."""
+        self._worker.figures = worker
+        return generate_latest(self._registry)
+
+
+class _WorkerFigures(Collector):
+    def __init__(self, replica: str) -> None:
+        self._replica = replica
+        self.figures: Mapping[str, float] | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        up = 0.0 if self.figures is None else 1.0
+        for name, value in [("up", up), *sorted((self.figures or {}).items())]:
+            gauge = GaugeMetricFamily(
+                f"raypipe_worker_{_NOT_A_NAME.sub('_', name)}",
+                "As the worker reports it." if name != "up" else "Whether the worker answered.",
+                labels=["replica"],
+            )
+            gauge.add_metric([self._replica], value)
+            yield gauge

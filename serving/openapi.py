@@ -1,0 +1,233 @@
+"""The OpenAPI document of a project: another domain's event type documents itself."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from raypipe import __version__
+from raypipe.events.schema import AMOUNT_LIMIT, EARLIEST_MS, EventType, Field, Kind
+from raypipe.project import Project
+from serving import schemas
+
+_REF = "#/components/schemas/{name}"
+_EXAMPLE_TIME_MS = 1_760_000_000_000
+
+
+def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]:
+    """OpenAPI 3.1 for the decisions of ``project``."""
+    event = project.decision_event
+    answers = (
+        schemas.Decision,
+        schemas.DecisionDetail,
+        schemas.Health,
+        schemas.Readiness,
+        schemas.Problem,
+    )
+    _, components = msgspec.json.schema_components(answers, ref_template=_REF)
+    name = re.sub(r"[^a-zA-Z0-9]+", " ", event.name).title().replace(" ", "")
+    if name in components:
+        name += "Event"
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": f"raypipe: {project.name}",
+            "version": __version__,
+            "description": "Real-time decisions. Every decision is recorded before it is answered, "
+            "and a repeated event_id gets the recorded one.",
+        },
+        "paths": {
+            "/v1/decisions": {"post": _decide(event, name, currency, body_limit)},
+            "/v1/decisions/{decision_id}": {"get": _decision()},
+            "/healthz": {"get": _plain("The process answers", "Health")},
+            "/readyz": {"get": _plain("Whether decisions can be made", "Readiness", "503")},
+            "/metrics": {"get": _text("Figures for Prometheus", "text/plain")},
+            "/openapi.json": {"get": _text("This document", "application/json")},
+            "/docs": {"get": _text("This document as a page", "text/html")},
+        },
+        "components": {
+            "schemas": {name: event_schema(event, currency), **components},
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, rp_…; it names the tenant.",
+                }
+            },
+        },
+    }
+
+
+def event_schema(event: EventType, currency: str) -> dict[str, Any]:
+    """JSON Schema of what a client sends."""
+    return {
+        "type": "object",
+        "description": event.description,
+        "properties": {f.name: _field_schema(f, currency) for f in event.client_fields},
+        "required": [f.name for f in event.client_fields if f.required],
+        "additionalProperties": False,
+        "examples": [example(event, currency)],
+    }
+
+
+def example(event: EventType, currency: str) -> dict[str, Any]:
+    """A body that is accepted, with every field."""
+    values = {f.name: _example_value(f, currency) for f in event.client_fields}
+    return values | {"event_id": f"{event.name}-1"}
+
+
+def _field_schema(f: Field, currency: str) -> dict[str, Any]:
+    schema: dict[str, Any]
+    match f.kind:
+        case Kind.STRING:
+            schema = {"type": "string", "minLength": 1, "maxLength": f.max_length}
+        case Kind.CHOICE:
+            schema = {"type": "string", "enum": list(f.choices)}
+        case Kind.CURRENCY:
+            schema = {"type": "string", "enum": [currency]}
+        case Kind.BOOLEAN:
+            schema = {"type": "boolean"}
+        case Kind.NUMBER:
+            schema = {"type": "number"}
+        case Kind.TIME:
+            schema = {"type": "integer", "format": "int64", "minimum": EARLIEST_MS}
+        case Kind.AMOUNT:
+            limit = AMOUNT_LIMIT - 1
+            schema = {"type": "integer", "format": "int64", "minimum": -limit, "maximum": limit}
+        case Kind.INTEGER:
+            schema = {"type": "integer", "format": "int64"}
+    if f.minimum is not None:
+        schema["minimum"] = _whole(f, f.minimum)
+    if f.maximum is not None:
+        schema["maximum"] = _whole(f, f.maximum)
+    if not f.required:  # null says the same as leaving it out
+        schema["type"] = [schema["type"], "null"]
+        if "enum" in schema:
+            schema["enum"].append(None)
+    if f.description:
+        schema["description"] = f.description
+    if f.tags:
+        schema["x-tags"] = sorted(t.value for t in f.tags)
+    return schema
+
+
+def _example_value(f: Field, currency: str) -> Any:
+    match f.kind:
+        case Kind.STRING:
+            text = f"{f.name}-1"
+            return text if len(text) <= f.max_length else "A" * f.max_length
+        case Kind.CHOICE:
+            return f.choices[0]
+        case Kind.CURRENCY:
+            return currency
+        case Kind.BOOLEAN:
+            return True
+        case Kind.TIME:
+            return _EXAMPLE_TIME_MS
+        case Kind.NUMBER:
+            return _within(f, 1.5)
+        case Kind.AMOUNT | Kind.INTEGER:
+            return int(_within(f, 1999))
+
+
+def _within(f: Field, value: float) -> float:
+    if f.minimum is not None and value < f.minimum:
+        return f.minimum
+    return f.maximum if f.maximum is not None and value > f.maximum else value
+
+
+def _whole(f: Field, limit: float) -> float:
+    return limit if f.kind is Kind.NUMBER else int(limit)
+
+
+def _decide(event: EventType, name: str, currency: str, body_limit: int) -> dict[str, Any]:
+    header = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "schema": {"type": "string"},
+        "description": "Stands for event_id when the body has none.",
+    }
+    return {
+        "operationId": "decide",
+        "summary": f"Decide about one {event.name}",
+        "description": "The event is stored and counted once per event_id. The same event again "
+        "gets the stored decision (replayed); another body for the same event_id is a conflict. "
+        f"One JSON object of at most {body_limit} bytes; unknown fields are refused.",
+        "security": [{"key": ["decisions:write"]}],
+        "parameters": [header],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": _REF.format(name=name)},
+                    "example": example(event, currency),
+                }
+            },
+        },
+        "responses": {
+            "200": _json("The recorded decision", "Decision"),
+            **_problems("400", "401", "403", "409", "413", "415", "422", "503"),
+        },
+    }
+
+
+def _decision() -> dict[str, Any]:
+    return {
+        "operationId": "decision",
+        "summary": "Read a recorded decision in full",
+        "security": [{"key": ["decisions:read"]}],
+        "parameters": [
+            {
+                "name": "decision_id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string"},
+            }
+        ],
+        "responses": {
+            "200": _json("The record", "DecisionDetail"),
+            **_problems("401", "403", "404", "503"),
+        },
+    }
+
+
+_MEANINGS = {
+    "400": "The body can't be read at all",
+    "401": "No API key, or one that isn't known",
+    "403": "The key lacks the scope",
+    "404": "Nothing of that id for this tenant",
+    "409": "The event_id came before with another body",
+    "413": "The body is too large",
+    "415": "Not plain JSON",
+    "422": "The event breaks the schema; `errors` names every place",
+    "503": "A part is away; a retry with the same event_id is safe",
+}
+
+
+def _problems(*statuses: str) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(name="Problem")}
+    return {
+        status: {
+            "description": _MEANINGS[status],
+            "content": {"application/problem+json": {"schema": schema}},
+        }
+        for status in statuses
+    }
+
+
+def _json(description: str, name: str) -> dict[str, Any]:
+    schema = {"$ref": _REF.format(name=name)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _plain(summary: str, name: str, *problems: str) -> dict[str, Any]:
+    return {"summary": summary, "responses": {"200": _json("Yes", name), **_problems(*problems)}}
+
+
+def _text(summary: str, media: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "responses": {"200": {"description": summary, "content": {media: {}}}},
+    }

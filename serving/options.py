@@ -1,0 +1,75 @@
+"""What Ray Serve is told: config.yaml as typed data, joined with the settings."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
+import yaml
+from msgspec import Meta
+
+from raypipe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+
+Positive = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class PolicyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the default policy takes from here; its thresholds come from the model's manifest."""
+
+    on_error: Literal["review", "block"]
+
+
+class Autoscaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How fast replicas come and go, in seconds."""
+
+    upscale_delay_s: Seconds
+    downscale_delay_s: Seconds
+    metrics_interval_s: Positive
+    look_back_period_s: Positive
+
+
+class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All of config.yaml; an unknown or impossible value is refused by name."""
+
+    policy: PolicyOptions
+    autoscaling: Autoscaling
+    graceful_shutdown_timeout_s: Seconds
+
+
+def load_options(path: Path | None = None) -> Options:
+    """The options in ``path``, by default those beside this file; raises ConfigError."""
+    source = path or files("serving") / "config.yaml"
+    try:
+        return msgspec.convert(yaml.safe_load(source.read_text("utf-8")), Options)
+    except OSError as e:
+        raise ConfigError(f"the serving options {source} can't be read: {e.strerror}") from e
+    except (yaml.YAMLError, msgspec.ValidationError) as e:
+        raise ConfigError(
+            f"the serving options {source} are wrong: {e}",
+            hint="serving/config.yaml as it came is a complete, commented example.",
+        ) from e
+
+
+def deployment_options(settings: Settings, options: Options) -> dict[str, Any]:
+    """Arguments of ``ray.serve.deployment``."""
+    return {
+        "autoscaling_config": {
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": settings.target_ongoing_requests,
+            **msgspec.structs.asdict(options.autoscaling),
+        },
+        "ray_actor_options": {"num_cpus": settings.replica_cpus},
+        "max_ongoing_requests": settings.max_ongoing_requests,
+        "max_queued_requests": settings.max_queued_requests,
+        "graceful_shutdown_timeout_s": options.graceful_shutdown_timeout_s,
+        # On the deployment itself: set elsewhere it doesn't reach the replicas, and the access log
+        # flushes inside their event loop.
+        "logging_config": {"enable_access_log": False},
+    }

@@ -1,0 +1,92 @@
+"""One Serve replica: holds a model and a connection to the worker, and no other state."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from typing import TYPE_CHECKING, Any
+
+from raypipe.clock import SystemClock
+from raypipe.errors import ConfigError
+from serving.http import HttpApp
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+    from serving.options import Options
+
+
+class Replica:
+    """The class that Ray Serve deploys; ``user_config`` names the model version.
+
+    Ray Serve calls ``__init__``, then ``__serve_build_asgi_app__``, then ``reconfigure``, before
+    the first request; ``reconfigure`` again when another version is deployed, without a restart.
+    """
+
+    def __init__(self, settings: Settings, options: Options) -> None:
+        from ray import serve
+
+        from raypipe.events.row import RowValidator
+        from raypipe.project import load_project
+        from raypipe.runtime.worker.actor import locate
+        from raypipe.runtime.worker.client import WorkerClient
+        from raypipe.tenancy.keys import STORE_FILE, KeyStore
+        from serving.docs import render
+        from serving.metrics import Metrics
+        from serving.openapi import document
+        from serving.scorer import feature_names
+
+        self._settings = settings
+        self._options = options
+        self._project = load_project(settings.project)
+        event = self._project.decision_event
+        self._validator = RowValidator(event, settings.currency)
+        self._worker = WorkerClient(locate)
+        models = settings.home / "models"
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._app = HttpApp(
+            keys=KeyStore(settings.home / STORE_FILE),
+            worker=self._worker,
+            metrics=Metrics(replica),
+            documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),
+            feature_names=lambda reference: feature_names(models, reference),
+            replica=replica,
+            body_limit=settings.body_limit_bytes,
+            echo_request_id=False,  # Serve's own middleware does
+        )
+
+    def __serve_build_asgi_app__(self) -> HttpApp:
+        return self._app
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Exchange the model for ``{"model": name, "version": version}``.
+
+        A version that can't be loaded raises, and Serve keeps the old one.
+        """
+        from raypipe.runtime.worker.actor import ensure
+        from serving.decide import Decider
+        from serving.scorer import load_judge
+
+        if user_config.keys() != {"model", "version"}:
+            raise ConfigError(
+                f"user_config has {sorted(user_config)}", hint="It needs model and version."
+            )
+        judge = load_judge(
+            self._settings.home / "models",
+            self._project,
+            user_config["model"],
+            user_config["version"],
+            self._options.policy.on_error,
+        )
+        # Whoever starts the application need not have started the worker; there is only one.
+        await asyncio.to_thread(ensure, self._settings)
+        self._app.decider = Decider(
+            self._project.decision_event,
+            self._validator,
+            self._worker,
+            judge,
+            SystemClock(),
+            self._settings.decision_deadline_ms / 1000,
+        )
+        # What is loaded now stays: no collection needs to walk it again within a request.
+        gc.collect()
+        gc.freeze()

@@ -1,0 +1,45 @@
+"""Bring serving up in this process's Ray session: worker, replicas, HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from raypipe.runtime import session
+from raypipe.runtime.worker import actor
+from raypipe.tenancy.keys import ensure_local_key
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+    from raypipe.runtime.progress import Progress
+
+Announce = Callable[[str, str], None]
+"""Called with the HTTP URL and the Ray address once decisions are served."""
+
+
+def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[str, Any]:
+    """Start the worker and the application; returns where they answer.
+
+    Raises NotFound when no model was trained yet, before anything is started.
+    """
+    from raypipe.project import load_project
+    from serving import app
+    from training import registry
+
+    model = load_project(settings.project).models[0].name
+    version = registry.locate(settings.home / "models", model).name
+    session.start(settings)
+    with progress.stage("worker") as stage:
+        actor.ensure(settings)
+        stage.say("window state restored")
+    url = f"http://{settings.http_host}:{settings.http_port}"
+    with progress.stage("serve") as stage:
+        app.start(settings)
+        stage.say(f"{model}@{version} at {url}")
+    announce(url, session.address())
+    return {
+        "url": url,
+        "docs": f"{url}/docs",
+        "model": f"{model}@{version}",
+        "api_key": str(ensure_local_key(settings.home)),
+    }

@@ -1,0 +1,133 @@
+"""Shapes of the answers. The OpenAPI document is generated from these types."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from raypipe.ledger.record import DecisionRecord, Reason
+from raypipe.policy.policy import Action
+from raypipe.vector.assemble import FEATURE_VALUE
+
+TimeMs = Annotated[int, Meta(description="milliseconds since 1970-01-01 UTC")]
+
+
+class _Decision(msgspec.Struct, frozen=True, kw_only=True):
+    decision_id: str
+    event_id: str
+    action: Annotated[str, Meta(extra_json_schema={"enum": [a.value for a in Action]})]
+    score: Annotated[float | None, Meta(description="from 0 to 1; null when degraded")]
+    reasons: Annotated[tuple[Reason, ...], Meta(description="strongest first; empty when approved")]
+    model: Annotated[str, Meta(description="name@version")]
+    policy: str
+    definition_hash: str
+    degraded: Annotated[
+        bool, Meta(description="an error occurred and the policy's on_error action was taken")
+    ]
+    event_offset: Annotated[int, Meta(description="the event's place in the log")]
+    event_time: TimeMs
+    received_at: TimeMs
+    decided_at: TimeMs
+
+
+class Decision(_Decision, frozen=True, kw_only=True):
+    """A decision. It was stored before this answer left; a retry gets the same one."""
+
+    replayed: Annotated[bool, Meta(description="this event was decided before")]
+
+
+class DecisionDetail(_Decision, frozen=True, kw_only=True):
+    """The full record: what the model saw, and by which versions it was judged."""
+
+    model_sha256: str
+    policy_sha256: str
+    rule_hits: tuple[str, ...]
+    experiment: str | None
+    features: Annotated[
+        dict[str, float | None] | None,
+        Meta(description="by name; null where missing, or as a whole when the model is unknown"),
+    ]
+    feature_bytes: Annotated[str, Meta(description="base64 of little-endian float32, exact")]
+
+
+class ProblemError(msgspec.Struct, frozen=True):
+    """One broken rule, with a JSON pointer (RFC 6901) to the place in the body."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """An error (RFC 9457, application/problem+json)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    hint: str = ""
+    errors: tuple[ProblemError, ...] = ()
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: str
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Decisions can be made: a model is loaded and the worker answers."""
+
+    status: str
+    model: str
+    policy: str
+    definition_hash: str
+    replica: str
+
+
+def answer(record: DecisionRecord, replayed: bool) -> Decision:
+    """What the caller of a decision gets."""
+    return Decision(**_common(record), replayed=replayed)
+
+
+def detail(record: DecisionRecord, names: Sequence[str] | None) -> DecisionDetail:
+    """The whole record; ``names`` are the model's features, or None when they aren't known."""
+    values = np.frombuffer(record.features, FEATURE_VALUE).tolist()
+    named = None
+    if names is not None and len(names) == len(values):
+        finite = (v if math.isfinite(v) else None for v in values)
+        named = dict(zip(names, finite, strict=True))
+    return DecisionDetail(
+        **_common(record),
+        model_sha256=record.model_sha256,
+        policy_sha256=record.policy_sha256,
+        rule_hits=record.rule_hits,
+        experiment=record.experiment,
+        features=named,
+        feature_bytes=base64.b64encode(record.features).decode(),
+    )
+
+
+def _common(record: DecisionRecord) -> dict[str, Any]:
+    return {
+        "decision_id": record.decision_id,
+        "event_id": record.event_id,
+        "action": record.action,
+        "score": record.score,
+        "reasons": record.reasons,
+        "model": record.model,
+        "policy": record.policy,
+        "definition_hash": record.definition_hash,
+        "degraded": record.degraded,
+        "event_offset": record.event_offset,
+        "event_time": record.event_time,
+        "received_at": record.received_at,
+        "decided_at": record.decided_at,
+    }

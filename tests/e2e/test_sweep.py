@@ -1,0 +1,122 @@
+"""The sweep on a real Ray session: it survives being killed, and a whole run ends in a model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raypipe.runtime.progress import Quiet
+from tests.unit.training_kit import PROJECT, dataset, world
+from training import artefact, registry
+from training.pipeline import run
+from training.plan import Options, SweepPlan
+from training.split import Split, time_split
+
+ROOT = Path(__file__).parents[2]
+PLAN = SweepPlan(trials=6, max_rounds=400, grace_rounds=100, report_every=20, concurrency=2)
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import ray
+from tests.e2e.test_sweep import PLAN, prepared
+from training.tune import sweep
+ray.init(
+    address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
+    log_to_driver=False, configure_logging=False, _temp_dir=sys.argv[2],
+)
+folder = Path(sys.argv[1])
+sweep(folder / "dataset", prepared(folder), PLAN, storage=folder, trial_ended=print)
+print("not killed")
+"""
+
+
+def prepared(folder: Path) -> Split:
+    data = dataset(5_000)
+    if not (folder / "dataset").exists():
+        data.save(folder / "dataset")
+    return time_split(data.event_time, data.y, horizon_ms=data.origin.horizon_ms)
+
+
+def snapshot(folder: Path) -> dict[str, str]:
+    """Status of each trial as the killed process had saved it."""
+    newest = max((folder / "sweep").glob("experiment_state-*.json"))
+    trials = [json.loads(state) for state, _ in json.loads(newest.read_text())["trial_data"]]
+    return {t["trial_id"]: t["status"] for t in trials}
+
+
+def results(folder: Path, trial: str) -> list[dict[str, Any]]:
+    path = folder / "sweep" / trial / "result.json"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) -> None:
+    split = prepared(tmp_path)
+    killed = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path), f"/tmp/rp-{os.getpid()}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAYPIPE_ABORT_AT": "training.trial_ended:4"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert "not killed" not in killed.stdout
+
+    before = snapshot(tmp_path)
+    finished = [t for t, status in before.items() if status == "TERMINATED"]
+    assert 2 <= len(finished) < PLAN.trials
+    kept = {t: (tmp_path / "sweep" / t / "result.json").read_bytes() for t in finished}
+
+    from training.tune import sweep
+
+    notes: list[str] = []
+    ended: list[str] = []
+    result = sweep(
+        tmp_path / "dataset",
+        split,
+        PLAN,
+        storage=tmp_path,
+        resume=True,
+        note=notes.append,
+        trial_ended=ended.append,
+    )
+    assert notes == [f"resuming the sweep: {len(finished)} of 6 trials are finished"]
+    assert len(ended) == 6 - len(finished)
+    assert len(result.trials) == 6
+    assert set(before) <= {t.id for t in result.trials}
+    for trial, bytes_before in kept.items():
+        assert (tmp_path / "sweep" / trial / "result.json").read_bytes() == bytes_before
+    for trial in result.trials:
+        rows = results(tmp_path, trial.id)
+        assert trial.state == ("finished" if rows[-1]["rounds"] == PLAN.max_rounds else "stopped")
+        assert rows[-1]["rounds"] % PLAN.grace_rounds == 0
+        assert (trial.metric, trial.rounds) == (rows[-1]["best_aucpr"], rows[-1]["best_rounds"])
+        assert trial.metric >= max(r["aucpr"] for r in rows)
+    assert result.best.metric == max(t.metric for t in result.trials if t.metric is not None)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_run_ends_in_a_current_model_and_a_report(tmp_path: Path, ray_session: None) -> None:
+    world(5_000).write(tmp_path)
+    options = Options(trials=3, max_rounds=60, concurrency=2)
+    made = run(PROJECT, tmp_path, options, Quiet())
+    model = artefact.load(registry.locate(tmp_path / "models", "fraud"), PROJECT)
+    assert model.reference == f"fraud@{made.version}"
+    assert len(made.sweep) == 3
+    assert made.sweep[0]["metric"] == max(t["metric"] for t in made.sweep)
+    assert model.booster.num_boosted_rounds() == made.sweep[0]["rounds"]
+    assert made.test["roc_auc"] > 0.8
+    assert made.operating_points["review"]["fpr"] < 0.03
+    assert Path(made.directory, "report.html").stat().st_size > 5_000

@@ -1,0 +1,240 @@
+"""A strange domain, a tiny real model of it, and a worker in memory: serving without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import xgboost
+
+from raypipe.clock import HOUR_MS, ManualClock
+from raypipe.errors import Conflict
+from raypipe.events.row import RowValidator
+from raypipe.events.schema import EventType, Field, Kind, Tag
+from raypipe.ledger.record import DecisionRecord, encode
+from raypipe.project import Entity, Label, Model, Project
+from raypipe.tenancy.keys import KeyStore
+from raypipe.vector.expressions import Derived
+from raypipe.windows.spec import WindowView, count, spans
+from serving.decide import Decider
+from serving.docs import render
+from serving.http import HttpApp
+from serving.metrics import Metrics
+from serving.openapi import document
+from serving.scorer import feature_names, load_judge
+from training import artefact, registry
+
+NOW = 1_760_000_000_000
+BODY_LIMIT = 4_096
+
+READING = EventType(
+    "reading",
+    (
+        Field("sensor_id", Kind.STRING, tags=frozenset({Tag.KEY}), max_length=16),
+        Field("cost", Kind.AMOUNT, minimum=0),
+        Field("currency", Kind.CURRENCY),
+        Field("heat", Kind.NUMBER, minimum=-50, maximum=1000),
+        Field("ticks", Kind.INTEGER, required=False),
+        Field("tampered", Kind.BOOLEAN, required=False),
+        Field("side", Kind.CHOICE, required=False, choices=("left", "right")),
+        Field("noticed", Kind.TIME, required=False),
+        Field("a/b~c", Kind.STRING, required=False),
+    ),
+    "a sensor reports",
+)
+FAULT = EventType("fault", (Field("reading_id", Kind.STRING), Field("sensor_id", Kind.STRING)))
+VIEW = WindowView("sensor", "sensor", "reading", "sensor_id", (count(),), spans("1h/1m"))
+FEATURES = ("heat", "cost", "ticks", "side", "cost_per_degree", "sensor_count_1h")
+PROJECT = Project(
+    name="plant",
+    events=(READING, FAULT),
+    entities=(Entity("sensor"),),
+    views=(VIEW,),
+    derived=(Derived("cost_per_degree", "cost / heat"),),
+    decision="reading",
+    label=Label("fault", "reading_id", HOUR_MS),
+    models=(Model("fault", FEATURES),),
+)
+
+DOCUMENTS = render(document(PROJECT, "EUR", BODY_LIMIT))
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    """A good body; a change to ``...`` leaves the field out."""
+    whole = {
+        "event_id": "r-1",
+        "event_time": NOW,
+        "sensor_id": "s-1",
+        "cost": 100,
+        "currency": "EUR",
+        "heat": 20.5,
+        "side": "left",
+    } | changes
+    return {k: v for k, v in whole.items() if v is not ...}
+
+
+HOT = {"heat": 900.0, "cost": 90_000}
+"""What the tiny model has learnt to fear."""
+
+
+def train(
+    home: Path,
+    thresholds: dict[str, float] | None = None,
+    objective: str = "binary:logistic",
+    scale: float = 1.0,
+) -> str:
+    """A real model version in home/models, made current; heat and cost speak for a fault."""
+    rng = np.random.default_rng(1)
+    X = np.column_stack(
+        [
+            rng.uniform(-50, 1000, 600),
+            rng.uniform(0, 100_000, 600),
+            rng.integers(0, 9, 600),
+            rng.integers(0, 2, 600),
+            rng.uniform(0, 100, 600),
+            rng.integers(0, 50, 600),
+        ]
+    ).astype(np.float32)
+    y = (X[:, 0] / 1000 + X[:, 1] / 100_000 > 1.2) * scale
+    booster = xgboost.train(
+        {"objective": objective, "max_depth": 3, "nthread": 1, "seed": 1},
+        xgboost.DMatrix(X, y, feature_names=list(FEATURES)),
+        num_boost_round=12,
+    )
+    path = artefact.write(
+        home / "models",
+        bytes(booster.save_raw("ubj")),
+        project=PROJECT,
+        name="fault",
+        created_ms=NOW,
+        training={},
+        data_fingerprint="",
+        parameters={},
+        metrics={},
+        thresholds=thresholds or {"review": 0.3, "block": 0.99},
+    )
+    registry.promote(home / "models", "fault", path.name)
+    return path.name
+
+
+@dataclass
+class Seen:
+    offset: int
+    windows: bytes
+    event: dict[str, Any]
+    body_hash: bytes
+    decision: bytes | None = None
+
+
+@dataclass
+class MemoryWorker:
+    """observe/record as a worker does it: first wins, windows without the event itself."""
+
+    seen: dict[tuple[str, str], Seen] = field(default_factory=dict)
+    records: dict[tuple[str, str], DecisionRecord] = field(default_factory=dict)
+    failure: Exception | None = None
+    failure_of_record: Exception | None = None
+    hangs: bool = False
+
+    async def observe(self, event: dict[str, Any], body_hash: bytes) -> Seen:
+        await self._reached()
+        key = event["tenant"], event["event_id"]
+        known = self.seen.get(key)
+        if known is None:
+            earlier = sum(
+                s.event["sensor_id"] == event["sensor_id"] and t == event["tenant"]
+                for (t, _), s in self.seen.items()
+            )
+            known = Seen(len(self.seen), struct.pack("<d", earlier), dict(event), body_hash)
+            self.seen[key] = known
+        elif known.body_hash != body_hash:
+            raise Conflict(f"event {event['event_id']!r} came before with another body")
+        return Seen(known.offset, known.windows, known.event, body_hash, known.decision)
+
+    async def record(self, record: DecisionRecord) -> DecisionRecord:
+        await self._reached()
+        if self.failure_of_record:
+            raise self.failure_of_record
+        first = self.records.setdefault((record.tenant, record.decision_id), record)
+        self.seen[record.tenant, record.event_id].decision = encode(first)
+        return first
+
+    async def decision(self, tenant: str, decision_id: str) -> DecisionRecord | None:
+        await self._reached()
+        return self.records.get((tenant, decision_id))
+
+    async def stats(self) -> dict[str, float]:
+        await self._reached()
+        return {"events": float(len(self.seen)), "commit.seconds": 0.5}
+
+    async def _reached(self) -> None:
+        await asyncio.sleep(0)
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+        if self.failure:
+            raise self.failure
+
+
+class Service:
+    """The application of one replica over a home folder, called in process."""
+
+    def __init__(self, home: Path, store: Path, **options: Any) -> None:
+        self.clock = ManualClock(NOW)
+        self.worker = MemoryWorker()
+        self.keys = KeyStore(store, self.clock)
+        self.key = self.keys.create("default", ["decisions:write", "decisions:read"])
+        self.home = home
+        self.app = HttpApp(
+            keys=self.keys,
+            worker=self.worker,
+            metrics=Metrics("r1"),
+            documents=DOCUMENTS,
+            feature_names=lambda reference: feature_names(home / "models", reference),
+            replica="r1",
+            **{"body_limit": BODY_LIMIT} | options,
+        )
+        self.judge = load_judge(home / "models", PROJECT, "fault", None, "review")
+        self.use(self.judge)
+
+    def use(self, judge: Any, deadline_s: float = 5.0) -> None:
+        validator = RowValidator(READING, "EUR")
+        self.app.decider = Decider(READING, validator, self.worker, judge, self.clock, deadline_s)
+
+    async def call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
+        transport = httpx.ASGITransport(self.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.request(method, path, **kwargs)
+
+    def get(self, path: str, key: str | None = "own", method: str = "GET") -> httpx.Response:
+        return asyncio.run(self.call(method, path, headers=self._headers(key)))
+
+    def raw(
+        self, content: bytes | AsyncIterator[bytes], key: str | None = "own", **headers: str
+    ) -> httpx.Response:
+        named = {k.replace("_", "-"): v for k, v in headers.items()}
+        sent = {"Content-Type": "application/json"} | self._headers(key) | named
+        return asyncio.run(self.call("POST", "/v1/decisions", content=content, headers=sent))
+
+    def post(self, payload: Any, key: str | None = "own", **headers: str) -> httpx.Response:
+        return self.raw(json.dumps(payload).encode(), key, **headers)
+
+    def _headers(self, key: str | None) -> dict[str, str]:
+        text = self.key if key == "own" else key
+        return {} if text is None else {"Authorization": f"Bearer {text}"}
+
+
+def pointers(response: httpx.Response) -> list[str]:
+    """The places that a problem names, in order."""
+    return [e["pointer"] for e in response.json().get("errors", [])]
+
+
+ids = (f"r-{n}" for n in itertools.count(1000))
+"""Event ids that no other call used."""

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import serving.options
+from raypipe.config import Settings
+from raypipe.errors import ConfigError
+from serving.options import deployment_options, load_options
+
+PACKAGED = Path(serving.options.__file__).with_name("config.yaml")
+
+
+def test_settings_and_packaged_options_make_the_deployment() -> None:
+    made = deployment_options(
+        Settings(min_replicas=2, max_replicas=5, replica_cpus=0.5), load_options()
+    )
+    scaling = made["autoscaling_config"]
+    assert (scaling["min_replicas"], scaling["max_replicas"]) == (2, 5)
+    assert 0 <= scaling["upscale_delay_s"] <= 5
+    assert made["ray_actor_options"] == {"num_cpus": 0.5}
+    assert made["max_ongoing_requests"] == 100
+    assert made["max_queued_requests"] > 0
+    assert made["logging_config"] == {"enable_access_log": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "word"),
+    [
+        (("policy", "on_error"), "approve", "on_error"),
+        (("autoscaling", "upscale_delay_s"), -1, "upscale_delay_s"),
+        (("autoscaling", "metrics_interval_s"), 0, "metrics_interval_s"),
+        (("autoscaling", "upscale_dely_s"), 1, "upscale_dely_s"),
+        (("graceful_shutdown_timeout_s",), "long", "graceful_shutdown_timeout_s"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_name(
+    tmp_path: Path, path: tuple[str, ...], value: object, word: str
+) -> None:
+    data = yaml.safe_load(PACKAGED.read_text())
+    place = data
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump(data))
+    with pytest.raises(ConfigError, match=word):
+        load_options(file)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "a: [", "policy: {on_error: review}"])
+def test_a_file_that_is_not_the_whole_options_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError):
+        load_options(file)
+    with pytest.raises(ConfigError, match="read"):
+        load_options(tmp_path / "none.yaml")

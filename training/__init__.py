@@ -1,0 +1,1 @@
+"""From feature values to a model: dataset, sweep, evaluation, artefact."""

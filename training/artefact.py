@@ -1,0 +1,233 @@
+"""One model version on disk: ``model.ubj`` and ``manifest.json``. No pickle is ever loaded.
+
+The manifest carries the model's sha256 and its own; a load that finds any byte changed, or
+features other than the project's, is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from raypipe.errors import Conflict, IntegrityError, NotFound
+from raypipe.events.schema import canonical_json
+from raypipe.project import Project
+
+if TYPE_CHECKING:
+    import xgboost
+
+MODEL = "model.ubj"
+MANIFEST = "manifest.json"
+
+_LIBRARIES = ("xgboost", "numpy", "ray", "optuna", "scikit-learn")
+_OTHER = "Train a new version, or promote an older one whose declarations match."
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a model is, where it comes from and how it is to be used."""
+
+    name: str
+    version: str
+    created_ms: int
+    project: str
+    sha256: str
+    """Of ``model.ubj``."""
+    features: tuple[str, ...]
+    """Inputs in order."""
+    definition_hash: str
+    """Of the declarations that make the features."""
+    training: dict[str, Any]
+    """Parts of the history, as-of time, label horizon, rows, positives."""
+    data_fingerprint: str
+    parameters: dict[str, Any]
+    metrics: dict[str, Any]
+    thresholds: dict[str, float]
+    """Scores strictly above one are flagged: ``review``, ``block``."""
+    calibration: dict[str, Any] | None
+    libraries: dict[str, str]
+    manifest_sha256: str = ""
+    """Of the canonical JSON of all other fields."""
+
+    def digest(self) -> str:
+        """sha256 of everything but itself."""
+        body = msgspec.to_builtins(self)
+        del body["manifest_sha256"]
+        return hashlib.sha256(canonical_json(body)).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A verified model. ``booster`` wants float32 [n, len(manifest.features)]."""
+
+    booster: xgboost.Booster
+    manifest: Manifest
+    path: Path
+
+    @property
+    def reference(self) -> str:
+        """``name@version``, as decisions record it."""
+        return f"{self.manifest.name}@{self.manifest.version}"
+
+
+def version_of(model: bytes, created_ms: int) -> str:
+    """The name of a new version: UTC time and the first digits of the model's sha256.
+
+    Unlike a counter it needs no coordination: two machines never give one name to two models,
+    names sort by time, and a copied directory can be told from its content.
+
+    >>> version_of(b"model", 1_700_000_000_000)
+    '20231114T221320Z-9372c470'
+    """
+    time = datetime.fromtimestamp(created_ms / 1000, UTC).strftime("%Y%m%dT%H%M%SZ")
+    return f"{time}-{hashlib.sha256(model).hexdigest()[:8]}"
+
+
+def libraries() -> dict[str, str]:
+    """Versions that can change a score."""
+    return {"python": platform.python_version()} | {n: library_version(n) for n in _LIBRARIES}
+
+
+def write(
+    models: Path,
+    model: bytes,
+    *,
+    project: Project,
+    name: str,
+    created_ms: int,
+    training: Mapping[str, Any],
+    data_fingerprint: str,
+    parameters: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    thresholds: Mapping[str, float],
+) -> Path:
+    """Write ``models/<name>/<version>`` as a whole or not at all; the directory.
+
+    Raises:
+        Conflict: this very version exists.
+    """
+    manifest = Manifest(
+        name=name,
+        version=version_of(model, created_ms),
+        created_ms=created_ms,
+        project=project.name,
+        sha256=hashlib.sha256(model).hexdigest(),
+        features=project.model(name).features,
+        definition_hash=project.definition_hash,
+        training=dict(training),
+        data_fingerprint=data_fingerprint,
+        parameters=dict(parameters),
+        metrics=dict(metrics),
+        thresholds=dict(thresholds),
+        calibration=None,
+        libraries=libraries(),
+    )
+    manifest = msgspec.structs.replace(manifest, manifest_sha256=manifest.digest())
+    target = models / name / manifest.version
+    if target.exists():
+        raise Conflict(f"model version {target} exists", hint="A version never changes.")
+    staging = target.with_name(f".{manifest.version}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    _write_durably(staging / MODEL, model)
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    _write_durably(staging / MANIFEST, text)
+    sync_directory(staging)
+    staging.rename(target)
+    sync_directory(target.parent)
+    return target
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a version directory, checked against its own sha256."""
+    file = path / MANIFEST
+    try:
+        manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
+    except FileNotFoundError as e:
+        raise NotFound(f"no model at {path}", hint="`raypipe train` makes one.") from e
+    except msgspec.DecodeError as e:
+        raise IntegrityError(f"{file} is not a model manifest: {e}", hint=_OTHER) from e
+    if manifest.digest() != manifest.manifest_sha256:
+        raise IntegrityError(
+            f"{file} was changed after it was written",
+            hint="Restore it from a backup or train a new version.",
+        )
+    return manifest
+
+
+def load(path: Path, project: Project) -> LoadedModel:
+    """Load a version directory after checking every byte and every feature.
+
+    Raises:
+        NotFound: there is none.
+        IntegrityError: bytes were changed, or the features are not those of the project.
+    """
+    import xgboost
+
+    manifest = read_manifest(path)
+    try:
+        model = (path / MODEL).read_bytes()
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{path} has a manifest but no {MODEL}", hint=_OTHER) from e
+    found = hashlib.sha256(model).hexdigest()
+    if found != manifest.sha256:
+        raise IntegrityError(
+            f"{path / MODEL} has sha256 {found[:12]}, its manifest says {manifest.sha256[:12]}",
+            hint="Restore it from a backup or train a new version.",
+        )
+    if manifest.definition_hash != project.definition_hash:
+        raise IntegrityError(
+            f"model {manifest.name}@{manifest.version} was trained on other declarations "
+            f"({manifest.definition_hash[:12]}) than project {project.name!r} has now "
+            f"({project.definition_hash[:12]})",
+            hint=_OTHER,
+        )
+    declared = project.model(manifest.name).features
+    if manifest.features != declared:
+        raise IntegrityError(
+            f"model {manifest.name}@{manifest.version} wants other features than declared: "
+            + _difference(manifest.features, declared),
+            hint=_OTHER,
+        )
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(model))
+    inside = tuple(booster.feature_names or ())
+    if inside != manifest.features:
+        raise IntegrityError(
+            f"{path / MODEL} was trained on other features than its manifest lists: "
+            + _difference(inside, manifest.features),
+            hint="Restore it from a backup or train a new version.",
+        )
+    return LoadedModel(booster, manifest, path)
+
+
+def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
+    if len(found) != len(expected):
+        return f"{len(found)} features, expected {len(expected)}"
+    place = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
+    return f"number {place} is {found[place]!r}, expected {expected[place]!r}"
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    with path.open("wb") as f:
+        f.write(data)
+        f.flush()
+        os.fsync(f.fileno())
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

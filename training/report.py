@@ -1,0 +1,136 @@
+"""The report of a training run: ``report.json`` and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from training.charts import FPR, UNIT, Chart, Mark, chart
+
+_TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What was trained on what, how it was found, and how good it is.
+
+    Figures are of the test part unless they say otherwise. ``operating_points`` are set on
+    validation (``fpr_limit``, ``threshold``) and measured on test.
+    """
+
+    model: str
+    version: str
+    sha256: str
+    project: str
+    created_ms: int
+    artefact: str
+    data: Mapping[str, Any]
+    split: tuple[Mapping[str, Any], ...]
+    gap_ms: int
+    test: Mapping[str, Any]
+    validation: Mapping[str, Any]
+    operating_points: Mapping[str, Mapping[str, Any]]
+    curves: Mapping[str, list[tuple[float, float]]]
+    importance: tuple[Mapping[str, Any], ...]
+    sweep: tuple[Mapping[str, Any], ...]
+    libraries: Mapping[str, str]
+    warnings: tuple[str, ...]
+    directory: str
+    """Where ``report.json`` and ``report.html`` lie."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data, the content of ``report.json``."""
+        return asdict(self)
+
+
+def write(report: TrainReport) -> Path:
+    """Write both files into ``report.directory``; the path of the page."""
+    directory = Path(report.directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report.describe(), indent=2, allow_nan=False)
+    (directory / "report.json").write_text(text)
+    page = directory / "report.html"
+    page.write_text(render(report))
+    return page
+
+
+def render(report: TrainReport) -> str:
+    """The HTML page: no scripts, no outside references, light and dark."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        percent=_percent, figure=_figure, number=_number, moment=_moment, day=_day, days=_days
+    )
+    return environment.get_template(_TEMPLATE).render(
+        r=report, charts=_charts(report), timeline=_timeline(report)
+    )
+
+
+def _charts(report: TrainReport) -> tuple[Chart, Chart]:
+    points = report.operating_points.items()
+    return (
+        chart(
+            "Precision and recall",
+            ("recall", "precision"),
+            (UNIT, UNIT),
+            report.curves["pr"],
+            [Mark(p["recall"], p["precision"] or 0.0, n) for n, p in points],
+            baseline=report.test["base_rate"],
+        ),
+        chart(
+            "ROC, logarithmic in false positives",
+            ("false positive rate", "recall"),
+            (FPR, UNIT),
+            report.curves["roc"],
+            [Mark(p["fpr"], p["recall"], n) for n, p in points],
+            steps=True,
+        ),
+    )
+
+
+def _timeline(report: TrainReport) -> list[dict[str, Any]]:
+    start = report.split[0]["start_ms"]
+    length = report.split[-1]["end_ms"] - start
+    return [
+        {
+            **part,
+            "left": 100 * (part["start_ms"] - start) / length,
+            "width": 100 * (part["end_ms"] - part["start_ms"]) / length,
+        }
+        for part in report.split
+    ]
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def _figure(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _moment(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _day(ms: int) -> str:
+    return _moment(ms)[:10]
+
+
+def _days(ms: int) -> str:
+    return f"{ms / 86_400_000:.1f} days"
