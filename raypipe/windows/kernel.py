@@ -13,11 +13,20 @@ sum of squares (two words), minimum, maximum, then the words of each distinct sk
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-SLOT_WORDS = 6
-KEY, BLOCK, LENGTH, CLASS, CLOCK, NEWEST = range(SLOT_WORDS)
-"""A slot: key hash (0 is empty), first tile, number of tiles, size class, clock (ms), offset."""
+from raypipe.windows.exact import add, compiled, deviation, inline, multiply, negate, to_float
+
+SLOT_WORDS = 7
+KEY, BLOCK, LENGTH, CLASS, CLOCK, NEWEST, HOT = range(SLOT_WORDS)
+"""A slot: key hash (0 is empty), first tile, number of tiles, size class, clock (ms), offset of
+the newest event, place of its kept accumulators (-1: none)."""
+
+HOT_TILES = 16
+"""From so many tiles on, a key keeps one accumulator per span between reads."""
+
+TOP_WORDS = 4
+TOP_TILES, TOP_KEYS, TOP_OLD, TOP_HOT = range(TOP_WORDS)
+"""Counters: used tiles, keys, events too old for any window, kept accumulators."""
 
 TILE_START, TILE_COUNT, TILE_VALUES = 0, 1, 2
 VALUE_WORDS = 6
@@ -26,25 +35,18 @@ SUM_LO, SUM_HI, SQ_LO, SQ_HI, LEAST, MOST = range(VALUE_WORDS)
 READ, UPDATE, READ_AFTER = 1, 2, 4
 """What a row asks for: the value before it, to count it, the value after it."""
 
-PLAN_WORDS = 6
-PLAN_OP, PLAN_SPAN, PLAN_MINUS, PLAN_WORD, PLAN_SIZE, PLAN_TABLE = range(PLAN_WORDS)
-"""An output: operation, span, subtracted span, first word, sketch words, estimate table start."""
+PLAN_WORDS = 7
+PLAN_OP, PLAN_SPAN, PLAN_MINUS, PLAN_WORD, PLAN_SIZE, PLAN_TABLE, PLAN_SHORTER = range(PLAN_WORDS)
+"""An output: operation, span, subtracted span, first word, sketch words, estimate table start,
+and the earlier output that is the same for a shorter span (-1: none)."""
 
 NO_LEAST = np.int64(2**62)
 NO_MOST = np.int64(-(2**62))
 NEVER = np.int64(-(2**62))
 
 _COUNT, _SUM, _MEAN, _MIN, _MAX, _STD, _DISTINCT, _SINCE = range(8)
-_TWO_64 = 18446744073709551616.0
-_LOW = np.uint64(0xFFFFFFFF)
-_32 = np.uint64(32)
 
-# The numpy error model leaves out a check for zero at each division; no divisor here can be zero.
-_compiled = njit(cache=True, nogil=True, error_model="numpy")
-_inline = njit(cache=True, inline="always", error_model="numpy")
-
-
-@_inline
+@inline
 def _mix(x):  # type: ignore[no-untyped-def]
     h = np.uint64(x)
     h ^= h >> np.uint64(33)
@@ -55,7 +57,7 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return h
 
 
-@_inline
+@inline
 def _ones(x):  # type: ignore[no-untyped-def]
     v = np.uint64(x)
     v = v - ((v >> np.uint64(1)) & np.uint64(0x5555555555555555))
@@ -64,75 +66,7 @@ def _ones(x):  # type: ignore[no-untyped-def]
     return np.int64((v * np.uint64(0x0101010101010101)) >> np.uint64(56))
 
 
-@_inline
-def _add(lo, hi, other_lo, other_hi):  # type: ignore[no-untyped-def]
-    """(lo, hi) + (other_lo, other_hi) modulo 2**128, as int64 words."""
-    s = np.uint64(lo) + np.uint64(other_lo)
-    carry = np.int64(1) if s < np.uint64(lo) else np.int64(0)
-    return np.int64(s), hi + other_hi + carry
-
-
-@_inline
-def _negate(lo, hi):  # type: ignore[no-untyped-def]
-    return _add(~lo, ~hi, np.int64(1), np.int64(0))
-
-
-@_inline
-def _multiply(a, b):  # type: ignore[no-untyped-def]
-    """Unsigned 64 x 64 -> 128 bits."""
-    a_lo, a_hi = a & _LOW, a >> _32
-    b_lo, b_hi = b & _LOW, b >> _32
-    low = a_lo * b_lo
-    middle = a_hi * b_lo + (low >> _32)
-    cross = a_lo * b_hi + (middle & _LOW)
-    return (low & _LOW) | (cross << _32), a_hi * b_hi + (middle >> _32) + (cross >> _32)
-
-
-@_compiled
-def _scale(lo, hi, factor):  # type: ignore[no-untyped-def]
-    """(lo, hi) * factor modulo 2**128 for a signed 64-bit factor."""
-    size = np.uint64(factor if factor >= 0 else -factor)
-    p_lo, p_hi = _multiply(np.uint64(lo), size)
-    p_hi += np.uint64(hi) * size
-    if factor >= 0:
-        return np.int64(p_lo), np.int64(p_hi)
-    return _negate(np.int64(p_lo), np.int64(p_hi))
-
-
-@_compiled
-def _to_float(lo, hi):  # type: ignore[no-untyped-def]
-    """A signed 128-bit number as float64; exact while it fits 53 bits."""
-    if hi == (lo >> np.int64(63)):
-        return np.float64(lo)
-    if hi < 0:
-        n_lo, n_hi = _negate(lo, hi)
-        return -(np.float64(np.uint64(n_hi)) * _TWO_64 + np.float64(np.uint64(n_lo)))
-    return np.float64(hi) * _TWO_64 + np.float64(np.uint64(lo))
-
-
-@_compiled
-def _deviation(count, s_lo, s_hi, q_lo, q_hi):  # type: ignore[no-untyped-def]
-    """Population standard deviation from exact sums.
-
-    Shifted form: with an integer m near the mean, sum (x-m)^2 = q - 2 m s + n m^2 is an exact
-    integer, and what is left to subtract is at most a quarter.
-    """
-    n = np.float64(count)
-    m = np.int64(np.rint(_to_float(s_lo, s_hi) / n))
-    a_lo, a_hi = _scale(s_lo, s_hi, -2 * m)
-    size = np.uint64(m if m >= 0 else -m)
-    b_lo, b_hi = _multiply(size, size)
-    b_lo, b_hi = _scale(np.int64(b_lo), np.int64(b_hi), count)
-    t_lo, t_hi = _add(q_lo, q_hi, a_lo, a_hi)
-    t_lo, t_hi = _add(t_lo, t_hi, b_lo, b_hi)
-    r_lo, r_hi = _scale(np.int64(count), np.int64(0), -m)
-    r_lo, r_hi = _add(s_lo, s_hi, r_lo, r_hi)
-    rest = _to_float(r_lo, r_hi) / n
-    variance = _to_float(t_lo, t_hi) / n - rest * rest
-    return np.sqrt(variance) if variance > 0.0 else 0.0
-
-
-@_compiled
+@compiled
 def _clear(tiles, i, values):  # type: ignore[no-untyped-def]
     for w in range(tiles.shape[1]):
         tiles[i, w] = 0
@@ -142,22 +76,22 @@ def _clear(tiles, i, values):  # type: ignore[no-untyped-def]
         tiles[i, at + MOST] = NO_MOST
 
 
-@_inline
+@inline
 def _copy(into, i, tiles, j):  # type: ignore[no-untyped-def]
     for w in range(tiles.shape[1]):
         into[i, w] = tiles[j, w]
 
 
-@_compiled
+@compiled
 def _merge(into, i, tiles, j, values):  # type: ignore[no-untyped-def]
     """Add tile j to accumulator i. Indices, not row views: a view costs more than the sum."""
     into[i, TILE_COUNT] += tiles[j, TILE_COUNT]
     for v in range(values):
         at = TILE_VALUES + v * VALUE_WORDS
-        into[i, at + SUM_LO], into[i, at + SUM_HI] = _add(
+        into[i, at + SUM_LO], into[i, at + SUM_HI] = add(
             into[i, at + SUM_LO], into[i, at + SUM_HI], tiles[j, at + SUM_LO], tiles[j, at + SUM_HI]
         )
-        into[i, at + SQ_LO], into[i, at + SQ_HI] = _add(
+        into[i, at + SQ_LO], into[i, at + SQ_HI] = add(
             into[i, at + SQ_LO], into[i, at + SQ_HI], tiles[j, at + SQ_LO], tiles[j, at + SQ_HI]
         )
         into[i, at + LEAST] = min(into[i, at + LEAST], tiles[j, at + LEAST])
@@ -166,18 +100,18 @@ def _merge(into, i, tiles, j, values):  # type: ignore[no-untyped-def]
         into[i, w] |= tiles[j, w]
 
 
-@_compiled
+@compiled
 def _count_event(tiles, i, amounts, hashes, row, sketches, values):  # type: ignore[no-untyped-def]
     tiles[i, TILE_COUNT] += 1
     for v in range(values):
         at = TILE_VALUES + v * VALUE_WORDS
         a = amounts[row, v]
-        tiles[i, at + SUM_LO], tiles[i, at + SUM_HI] = _add(
+        tiles[i, at + SUM_LO], tiles[i, at + SUM_HI] = add(
             tiles[i, at + SUM_LO], tiles[i, at + SUM_HI], a, a >> np.int64(63)
         )
         size = np.uint64(a if a >= 0 else -a)
-        q_lo, q_hi = _multiply(size, size)
-        tiles[i, at + SQ_LO], tiles[i, at + SQ_HI] = _add(
+        q_lo, q_hi = multiply(size, size)
+        tiles[i, at + SQ_LO], tiles[i, at + SQ_HI] = add(
             tiles[i, at + SQ_LO], tiles[i, at + SQ_HI], np.int64(q_lo), np.int64(q_hi)
         )
         tiles[i, at + LEAST] = min(tiles[i, at + LEAST], a)
@@ -190,22 +124,34 @@ def _count_event(tiles, i, amounts, hashes, row, sketches, values):  # type: ign
         word += sketches[d]
 
 
-@_inline
-def _zone(second, now, reaches, hops):  # type: ignore[no-untyped-def]
+@inline
+def _set_edges(now, reaches, hops, edges):  # type: ignore[no-untyped-def]
+    """Oldest second in each window at a time (s), in row 0; row 1 remembers the current hops.
+
+    Rows come in about the order of time, so most hops are those of the row before.
+    """
+    for w in range(hops.shape[0]):
+        if now < edges[1, w] or now >= edges[1, w] + hops[w]:
+            edges[1, w] = (now // hops[w]) * hops[w]
+            edges[0, w] = edges[1, w] - (reaches[w] - 1) * hops[w]
+
+
+@inline
+def _zone(second, edges, hops):  # type: ignore[no-untyped-def]
     """Hop of the finest window that still holds a second; 0 when every window has left it."""
     for w in range(hops.shape[0]):
-        if second // hops[w] > now // hops[w] - reaches[w]:
+        if second >= edges[0, w]:
             return hops[w]
     return np.int64(0)
 
 
-@_compiled
-def compact(arena, first, length, now, reaches, hops, values):  # type: ignore[no-untyped-def]
-    """Merge a key's tiles in place as far as its clock (s) allows; returns how many remain."""
+@compiled
+def _compact(arena, first, length, edges, hops, values):  # type: ignore[no-untyped-def]
+    """Merge a key's tiles in place as far as the edges allow; returns how many remain."""
     kept = 0
     for i in range(length):
         start = arena[first + i, TILE_START]
-        hop = _zone(start, now, reaches, hops)
+        hop = _zone(start, edges, hops)
         if hop == 0:
             continue
         start = (start // hop) * hop
@@ -219,7 +165,7 @@ def compact(arena, first, length, now, reaches, hops, values):  # type: ignore[n
     return kept
 
 
-@_compiled
+@compiled
 def _emit(spans, plan, tables, since, out, row):  # type: ignore[no-untyped-def]
     for c in range(plan.shape[0]):
         op = plan[c, PLAN_OP]
@@ -230,6 +176,11 @@ def _emit(spans, plan, tables, since, out, row):  # type: ignore[no-untyped-def]
         minus = plan[c, PLAN_MINUS]
         at = plan[c, PLAN_WORD]
         n = spans[w, TILE_COUNT]
+        shorter = plan[c, PLAN_SHORTER]
+        if shorter >= 0 and spans[plan[shorter, PLAN_SPAN], TILE_COUNT] == n:
+            # Windows nest: as many events are the same events.
+            out[row, c] = out[row, shorter]
+            continue
         if minus >= 0:
             n -= spans[minus, TILE_COUNT]
         if op == _COUNT:
@@ -237,19 +188,19 @@ def _emit(spans, plan, tables, since, out, row):  # type: ignore[no-untyped-def]
         elif op in (_SUM, _MEAN):
             lo, hi = spans[w, at + SUM_LO], spans[w, at + SUM_HI]
             if minus >= 0:
-                less_lo, less_hi = _negate(spans[minus, at + SUM_LO], spans[minus, at + SUM_HI])
-                lo, hi = _add(lo, hi, less_lo, less_hi)
+                less_lo, less_hi = negate(spans[minus, at + SUM_LO], spans[minus, at + SUM_HI])
+                lo, hi = add(lo, hi, less_lo, less_hi)
             if op == _SUM:
-                out[row, c] = _to_float(lo, hi)
+                out[row, c] = to_float(lo, hi)
             else:
-                out[row, c] = _to_float(lo, hi) / np.float64(n) if n > 0 else np.nan
+                out[row, c] = to_float(lo, hi) / np.float64(n) if n > 0 else np.nan
         elif op == _MIN:
             out[row, c] = np.float64(spans[w, at + LEAST]) if n > 0 else np.nan
         elif op == _MAX:
             out[row, c] = np.float64(spans[w, at + MOST]) if n > 0 else np.nan
         elif op == _STD:
             if n > 0:
-                out[row, c] = _deviation(
+                out[row, c] = deviation(
                     n,
                     spans[w, at + SUM_LO],
                     spans[w, at + SUM_HI],
@@ -265,22 +216,59 @@ def _emit(spans, plan, tables, since, out, row):  # type: ignore[no-untyped-def]
             out[row, c] = tables[plan[c, PLAN_TABLE] + ones]
 
 
-@_compiled
-def _read(arena, first, length, now, reaches, hops, values, spans):  # type: ignore[no-untyped-def]
+@compiled
+def _first_before(arena, first, length, second):  # type: ignore[no-untyped-def]
+    """Index of a key's last tile that starts before a second; first - 1 if there is none."""
+    low, high = first, first + length
+    while low < high:
+        middle = (low + high) // 2
+        if arena[middle, TILE_START] < second:
+            low = middle + 1
+        else:
+            high = middle
+    return low - 1
+
+
+@compiled
+def _read(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
     """Fill one accumulator per span in a single backward pass: windows nest."""
     i = first + length - 1
-    for w in range(hops.shape[0]):
+    for w in range(spans.shape[0]):
         if w == 0:
             _clear(spans, 0, values)
         else:
             _copy(spans, w, spans, w - 1)
-        oldest = (now // hops[w] - reaches[w] + 1) * hops[w]
-        while i >= first and arena[i, TILE_START] >= oldest:
+        while i >= first and arena[i, TILE_START] >= edges[0, w]:
             _merge(spans, w, arena, i, values)
             i -= 1
 
 
-@_inline
+@compiled
+def _refresh(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
+    """The same for kept accumulators: only spans whose edge has moved are summed again.
+
+    TILE_START of an accumulator holds the edge that it is right for.
+    """
+    i = np.int64(-2)  # unknown
+    for w in range(spans.shape[0]):
+        oldest = edges[0, w]
+        if spans[w, TILE_START] == oldest:
+            i = np.int64(-2)
+            continue
+        if w == 0:
+            _clear(spans, 0, values)
+            i = first + length - 1
+        else:
+            _copy(spans, w, spans, w - 1)
+            if i == -2:
+                i = _first_before(arena, first, length, edges[0, w - 1])
+        while i >= first and arena[i, TILE_START] >= oldest:
+            _merge(spans, w, arena, i, values)
+            i -= 1
+        spans[w, TILE_START] = oldest
+
+
+@inline
 def find(slots, key):  # type: ignore[no-untyped-def]
     """Index of a key's slot, or of the empty slot where it belongs."""
     mask = slots.shape[0] - 1
@@ -290,24 +278,24 @@ def find(slots, key):  # type: ignore[no-untyped-def]
     return at
 
 
-@_compiled
+@compiled
 def reserve(arena, free, top, size_class):  # type: ignore[no-untyped-def]
     """First tile of a block of 2**size_class tiles, or -1 when the arena is full."""
     block = free[size_class]
     if block >= 0:
         free[size_class] = arena[block, TILE_START]
         return block
-    block = top[0]
+    block = top[TOP_TILES]
     if block + (np.int64(1) << size_class) > arena.shape[0]:
         return np.int64(-1)
-    top[0] = block + (np.int64(1) << size_class)
+    top[TOP_TILES] = block + (np.int64(1) << size_class)
     return block
 
 
-@_compiled
-def _insert(slots, at, arena, free, top, second, now, reaches, hops, values):  # type: ignore[no-untyped-def]
+@compiled
+def _insert(slots, at, arena, free, top, second, edges, hops, values):  # type: ignore[no-untyped-def]
     """The tile that takes an event: its index, -1 if every window has left it, -2 if full."""
-    hop = _zone(second, now, reaches, hops)
+    hop = _zone(second, edges, hops)
     if hop == 0:
         return np.int64(-1)
     start = (second // hop) * hop
@@ -326,7 +314,7 @@ def _insert(slots, at, arena, free, top, second, now, reaches, hops, values):  #
             arena[p + 1, TILE_START] = start
             slots[at, LENGTH] = length + 1
             return p + 1
-        kept = compact(arena, first, length, now, reaches, hops, values)
+        kept = _compact(arena, first, length, edges, hops, values)
         slots[at, LENGTH] = kept
         if kept <= (capacity * 3) // 4 and kept < capacity:
             continue
@@ -341,51 +329,37 @@ def _insert(slots, at, arena, free, top, second, now, reaches, hops, values):  #
         slots[at, CLASS] += 1
 
 
-@_compiled
+@compiled
 def process(  # type: ignore[no-untyped-def]
-    slots,
-    arena,
-    free,
-    top,
-    reaches,
-    hops,
-    values,
-    sketches,
-    plan,
-    tables,
-    spans,
-    start,
-    keys,
-    times,
-    offsets,
-    modes,
-    amounts,
-    hashes,
-    out,
-    newest,
-    after,
-    clocks,
-):
+    slots, arena, hot, free, top, reaches, hops, values, sketches, plan, tables, spans,
+    start, keys, times, offsets, modes, amounts, hashes, out, newest, after, clocks,
+):  # fmt: skip
     """Run rows from ``start`` on in log order; returns the first row not done.
 
-    Less than the number of rows means that the slots or the arena must grow before that row.
-    ``out`` and ``newest`` are filled for rows that read, ``after`` and ``clocks`` for rows that
-    read after their update. ``top`` counts used tiles, keys and events too old for any window.
+    Less than the number of rows means that slots, arena or kept accumulators must grow before
+    that row. ``out`` and ``newest`` are filled for rows that read, ``after`` and ``clocks`` for
+    rows that read after their update. ``hot`` [keys, spans, words] holds kept accumulators.
     """
+    edges = np.full((2, hops.shape[0]), NEVER, np.int64)
     for i in range(start, keys.shape[0]):
-        if (top[1] + 1) * 2 > slots.shape[0]:
+        if (top[TOP_KEYS] + 1) * 2 > slots.shape[0] or top[TOP_HOT] >= hot.shape[0]:
             return i
         key, time, mode = keys[i], times[i], modes[i]
         at = find(slots, key) if key != 0 else np.int64(-1)
         known = key != 0 and slots[at, KEY] == key
         clock = max(slots[at, CLOCK], time) if known else time
-        now = clock // 1000
+        _set_edges(clock // 1000, reaches, hops, edges)
         if mode & READ:
             since = np.float64(clock - slots[at, CLOCK]) / 1000.0 if known else np.nan
-            first, length = (slots[at, BLOCK], slots[at, LENGTH]) if known else (0, 0)
-            _read(arena, first, length, now, reaches, hops, values, spans)
-            _emit(spans, plan, tables, since, out, i)
             newest[i] = slots[at, NEWEST] if known else -1
+            if known and slots[at, HOT] >= 0:
+                kept = hot[slots[at, HOT]]
+                _refresh(arena, slots[at, BLOCK], slots[at, LENGTH], edges, values, kept)
+                _emit(kept, plan, tables, since, out, i)
+            else:
+                first, length = (slots[at, BLOCK], slots[at, LENGTH]) if known else (0, 0)
+                _read(arena, first, length, edges, values, spans)
+                _emit(spans, plan, tables, since, out, i)
             if key == 0:
                 out[i, :] = np.nan
         if not mode & UPDATE or key == 0:
@@ -395,36 +369,48 @@ def process(  # type: ignore[no-untyped-def]
             if block < 0:
                 return i
             slots[at, KEY], slots[at, BLOCK], slots[at, LENGTH], slots[at, CLASS] = key, block, 0, 1
-            slots[at, CLOCK], slots[at, NEWEST] = NEVER, -1
-            top[1] += 1
-        tile = _insert(slots, at, arena, free, top, time // 1000, now, reaches, hops, values)
+            slots[at, CLOCK], slots[at, NEWEST], slots[at, HOT] = NEVER, -1, -1
+            top[TOP_KEYS] += 1
+        second = time // 1000
+        tile = _insert(slots, at, arena, free, top, second, edges, hops, values)
         if tile == -2:
             return i
         slots[at, CLOCK] = clock
         slots[at, NEWEST] = offsets[i]
-        if tile >= 0:
-            _count_event(arena, tile, amounts, hashes, i, sketches, values)
+        if tile < 0:
+            top[TOP_OLD] += 1
         else:
-            top[2] += 1
+            _count_event(arena, tile, amounts, hashes, i, sketches, values)
+            if slots[at, HOT] >= 0:
+                kept = hot[slots[at, HOT]]
+                for w in range(hops.shape[0]):
+                    if second >= edges[0, w] and kept[w, TILE_START] == edges[0, w]:
+                        _count_event(kept, w, amounts, hashes, i, sketches, values)
+            elif slots[at, LENGTH] >= HOT_TILES:
+                slots[at, HOT] = top[TOP_HOT]
+                hot[top[TOP_HOT], :, TILE_START] = NEVER
+                top[TOP_HOT] += 1
         if mode & READ_AFTER:
-            _read(arena, slots[at, BLOCK], slots[at, LENGTH], now, reaches, hops, values, spans)
+            _read(arena, slots[at, BLOCK], slots[at, LENGTH], edges, values, spans)
             _emit(spans, plan, tables, 0.0, after, i)
             clocks[i] = clock
     return keys.shape[0]
 
 
-@_compiled
+@compiled
 def canonical_lengths(slots, order, arena, reaches, hops, values, out):  # type: ignore[no-untyped-def]
     """Compact every key of ``order`` (slot indices) at its own clock and note its length."""
+    edges = np.full((2, hops.shape[0]), NEVER, np.int64)
     for i in range(order.shape[0]):
-        slot = slots[order[i]]
-        slot[LENGTH] = compact(
-            arena, slot[BLOCK], slot[LENGTH], slot[CLOCK] // 1000, reaches, hops, values
+        at = order[i]
+        _set_edges(slots[at, CLOCK] // 1000, reaches, hops, edges)
+        slots[at, LENGTH] = _compact(
+            arena, slots[at, BLOCK], slots[at, LENGTH], edges, hops, values
         )
-        out[i] = slot[LENGTH]
+        out[i] = slots[at, LENGTH]
 
 
-@_compiled
+@compiled
 def gather(slots, order, arena, out):  # type: ignore[no-untyped-def]
     """Copy the tiles of every key of ``order`` one after the other."""
     at = 0
@@ -434,7 +420,7 @@ def gather(slots, order, arena, out):  # type: ignore[no-untyped-def]
         at += length
 
 
-@_compiled
+@compiled
 def scatter(slots, arena, free, top, start, keys, clocks, newest, counts, tiles):  # type: ignore[no-untyped-def]
     """Insert keys with their tiles from ``start`` on; returns the first key not done.
 
@@ -444,7 +430,7 @@ def scatter(slots, arena, free, top, start, keys, clocks, newest, counts, tiles)
     for i in range(start):
         position += counts[i]
     for i in range(start, keys.shape[0]):
-        if (top[1] + 1) * 2 > slots.shape[0]:
+        if (top[TOP_KEYS] + 1) * 2 > slots.shape[0]:
             return i
         at = find(slots, keys[i])
         if slots[at, KEY] == keys[i]:
@@ -457,13 +443,14 @@ def scatter(slots, arena, free, top, start, keys, clocks, newest, counts, tiles)
             return i
         slots[at, KEY], slots[at, BLOCK], slots[at, LENGTH] = keys[i], block, counts[i]
         slots[at, CLASS], slots[at, CLOCK], slots[at, NEWEST] = size_class, clocks[i], newest[i]
+        slots[at, HOT] = -1
         arena[block : block + counts[i]] = tiles[position : position + counts[i]]
         position += counts[i]
-        top[1] += 1
+        top[TOP_KEYS] += 1
     return keys.shape[0]
 
 
-@_compiled
+@compiled
 def rehash(old, new):  # type: ignore[no-untyped-def]
     """Move every used slot into a larger table."""
     for i in range(old.shape[0]):

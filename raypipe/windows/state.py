@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raypipe.errors import IntegrityError
 from raypipe.windows import kernel
-from raypipe.windows.spec import Op, WindowView
+from raypipe.windows.spec import Column, Op, WindowView
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -67,23 +67,24 @@ class ViewState:
         self._scratch = np.zeros((len(view.spans), self._words), np.int64)
         self._slots = np.zeros((slots, kernel.SLOT_WORDS), np.int64)
         self._arena = np.zeros((tiles, self._words), np.int64)
+        self._hot = np.zeros((4, len(view.spans), self._words), np.int64)
         self._free = np.full(48, -1, np.int64)
-        self._top = np.zeros(3, np.int64)
+        self._top = np.zeros(kernel.TOP_WORDS, np.int64)
 
     @property
     def keys(self) -> int:
         """Number of known keys."""
-        return int(self._top[1])
+        return int(self._top[kernel.TOP_KEYS])
 
     @property
     def too_old(self) -> int:
         """Events that came after every window had left them; they are in no value."""
-        return int(self._top[2])
+        return int(self._top[kernel.TOP_OLD])
 
     @property
     def nbytes(self) -> int:
-        """Memory held by slots and tiles."""
-        return self._slots.nbytes + self._arena.nbytes
+        """Memory held by slots, tiles and kept accumulators."""
+        return self._slots.nbytes + self._arena.nbytes + self._hot.nbytes
 
     def process(self, rows: Rows) -> Values:
         """Read and update in log order; grows as needed."""
@@ -98,8 +99,8 @@ class ViewState:
         done = 0
         while done < n:
             done = kernel.process(
-                self._slots, self._arena, self._free, self._top, self._reaches, self._hops,
-                self._values, self._sketches, self._plan, self._tables, self._scratch,
+                self._slots, self._arena, self._hot, self._free, self._top, self._reaches,
+                self._hops, self._values, self._sketches, self._plan, self._tables, self._scratch,
                 done, rows.keys, rows.times, rows.offsets, rows.modes, rows.amounts, rows.hashes,
                 values.before, values.newest, values.after, values.clocks,
             )  # fmt: skip
@@ -108,15 +109,14 @@ class ViewState:
         return values
 
     def _grow(self) -> None:
-        if (self._top[1] + 1) * 2 > len(self._slots):
+        if (self._top[kernel.TOP_KEYS] + 1) * 2 > len(self._slots):
             larger = np.zeros((len(self._slots) * 2, kernel.SLOT_WORDS), np.int64)
             kernel.rehash(self._slots, larger)
             self._slots = larger
+        elif self._top[kernel.TOP_HOT] >= len(self._hot):
+            self._hot = _doubled(self._hot)
         else:
-            # np.resize would repeat the old tiles; unused ones may hold anything.
-            wider = np.empty((len(self._arena) * 2, self._words), np.int64)
-            wider[: len(self._arena)] = self._arena
-            self._arena = wider
+            self._arena = _doubled(self._arena)
 
     def snapshot(self) -> pa.Table:
         """All keys in canonical form: sorted by key hash, compacted at each key's own clock.
@@ -182,6 +182,13 @@ class ViewState:
                 self._grow()
 
 
+def _doubled(array: Ints) -> Ints:
+    """Twice the rows; the new ones hold anything."""
+    out = np.empty((len(array) * 2, *array.shape[1:]), array.dtype)
+    out[: len(array)] = array
+    return out
+
+
 def _plan(view: WindowView) -> tuple[Ints, Floats]:
     """Outputs as kernel instructions, and the linear-counting estimate for each number of bits."""
     value_at = {
@@ -196,11 +203,21 @@ def _plan(view: WindowView) -> tuple[Ints, Floats]:
         tables.append(bits * math.log(2 * bits))
         word += bits // 64
     plan = np.zeros((len(view.columns), kernel.PLAN_WORDS), np.int64)
-    for row, c in zip(plan, view.columns, strict=True):
+    for i, (row, c) in enumerate(zip(plan, view.columns, strict=True)):
         extra: tuple[Any, ...] = (0, 0, 0)
         if c.op is Op.DISTINCT:
             extra = sketch_at[c.column]
         elif c.column:
             extra = (value_at[c.column], 0, 0)
-        row[:] = (c.op, c.span, c.minus, *extra)
+        row[:] = (c.op, c.span, c.minus, *extra, _shorter(view.columns[:i], c))
     return plan, np.array(tables or [0.0])
+
+
+def _shorter(before: tuple[Column, ...], column: Column) -> int:
+    """The last earlier output of the same operation and column over a shorter span, or -1."""
+    found = -1
+    for i, c in enumerate(before):
+        same = (c.op, c.column, c.minus) == (column.op, column.column, -1)
+        if same and column.minus < 0 and c.span < column.span:
+            found = i
+    return found

@@ -1,0 +1,321 @@
+"""Window features: the kernel beside Polars and DuckDB, and Ray Data beside one plain process.
+
+Four entities, six spans, six aggregates. The peers compute their nearest native equivalent, true
+sliding windows that include the current row; a nested sawtooth window lies between the sliding
+windows of length W - h and W, and that is asserted for every count and sum. Every candidate has
+one thread, except Ray Data, which has the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.harness import Result, alternate, check, summarise
+from raypipe.clock import DAY_MS
+from raypipe.events.schema import EventType, Field, Kind
+from raypipe.project import Entity, Label, Model, Project
+from raypipe.windows.spec import (
+    DEFAULT_SPANS,
+    WindowView,
+    count,
+    maximum,
+    mean,
+    minimum,
+    std,
+    total,
+)
+
+SUITE = "windows"
+SEED = 11
+START_MS = 1_760_000_000_000
+ENTITIES = {"card": 92_000, "customer": 66_000, "merchant": 20_000, "device": 108_000}
+"""Keys by entity for two million events; fewer events have fewer keys."""
+
+PAYMENT = EventType(
+    "payment",
+    (*(Field(f"{e}_id", Kind.STRING) for e in ENTITIES), Field("amount", Kind.AMOUNT)),
+)
+AGGREGATES = (
+    count(),
+    total("amount"),
+    mean("amount"),
+    minimum("amount"),
+    maximum("amount"),
+    std("amount"),
+)
+VIEWS = tuple(WindowView(e, e, "payment", f"{e}_id", AGGREGATES, DEFAULT_SPANS) for e in ENTITIES)
+PROJECT = Project(
+    name="windows_benchmark",
+    events=(PAYMENT, EventType("dispute", (Field("payment_id", Kind.STRING),))),
+    entities=tuple(Entity(e) for e in ENTITIES),
+    views=VIEWS,
+    derived=(),
+    decision="payment",
+    label=Label("dispute", "payment_id", DAY_MS),
+    models=(Model("none", ("amount",)),),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sizes; the defaults are those of committed results."""
+    parser.add_argument("--events", type=int, help="events for kernel and peers")
+    parser.add_argument("--batch-events", type=int, help="events for Ray Data and plain process")
+    parser.add_argument("--repeats", type=int, default=5)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Measure both comparisons."""
+    events = args.events or (25_000 if args.quick else 200_000)
+    batch_events = args.batch_events or (150_000 if args.quick else 2_000_000)
+    kernel, mismatches = _against_peers(events, args.repeats)
+    batch, differing = _against_plain(batch_events, 2 if args.quick else args.repeats)
+    seconds = {name: summarise(s).median for name, s in (kernel | batch).items()}
+    return Result(
+        SUITE,
+        {
+            "kernel_row_keys_per_s": events * len(ENTITIES) / seconds["kernel"],
+            "ratio_vs_polars": seconds["polars"] / seconds["kernel"],
+            "ratio_vs_duckdb": seconds["duckdb"] / seconds["kernel"],
+            "ray_data_vs_plain": seconds["plain process"] / seconds["Ray Data"],
+            "ray_data_row_keys_per_s": batch_events * len(ENTITIES) / seconds["Ray Data"],
+            "mismatches": mismatches + differing,
+            "events": events,
+            "batch_events": batch_events,
+        },
+        kernel | batch,
+        (
+            f"kernel, Polars and DuckDB: {events:,} events in memory, one thread each",
+            f"Ray Data and plain process: {batch_events:,} events, Parquet to Parquet, the same "
+            "block function",
+        ),
+    )
+
+
+def _events(n: int) -> tuple[dict[str, npt.NDArray[np.int64]], npt.NDArray[np.int64]]:
+    """Keys by entity, and time; times are unique, because peers see ties in another order."""
+    rng = np.random.default_rng(SEED)
+    times = START_MS + np.sort(rng.choice(90 * DAY_MS, n, replace=False, shuffle=False))
+    keys = {}
+    for entity, most in ENTITIES.items():
+        size = max(10, most * n // 2_000_000)
+        # Half the traffic is uniform, half has Zipf's popularity.
+        popular = np.minimum(rng.zipf(1.3, n) - 1, size - 1)
+        keys[entity] = np.where(rng.random(n) < 0.5, popular, rng.integers(0, size, n))
+    return keys, times
+
+
+def _amounts(n: int) -> npt.NDArray[np.int64]:
+    rng = np.random.default_rng(SEED + 1)
+    return np.exp(rng.normal(8.0, 1.2, n)).astype(np.int64) + 1
+
+
+@dataclass
+class _Input:
+    """The same events in the shape that each candidate likes best."""
+
+    keys: dict[str, npt.NDArray[np.int64]]
+    times: npt.NDArray[np.int64]
+    amounts: npt.NDArray[np.int64]
+
+
+def _against_peers(n: int, repeats: int) -> tuple[dict[str, list[float]], int]:
+    # Polars reads it when it is imported: one thread, like the kernel.
+    os.environ["POLARS_MAX_THREADS"] = "1"
+    keys, times = _events(n)
+    data = _Input(keys, times, _amounts(n))
+    results: dict[str, Any] = {}
+
+    def keep(name: str, work: Callable[[_Input], Any]) -> Callable[[], None]:
+        def call() -> None:
+            results[name] = work(data)
+
+        return call
+
+    samples = alternate(
+        {
+            "kernel": keep("kernel", _kernel),
+            "polars": keep("polars", _polars),
+            "duckdb": keep("duckdb", _duckdb),
+        },
+        repeats=repeats,
+    )
+    shorter = _polars(data, shorter=True)
+    bad = 0
+    for entity in ENTITIES:
+        ours = results["kernel"][entity]
+        for i in range(len(DEFAULT_SPANS)):
+            for column, less in (("count", 1), ("sum", data.amounts)):
+                # Peers count the current row; the kernel doesn't.
+                upper = results["polars"][entity][f"{column}_{i}"] - less
+                lower = shorter[entity][f"{column}_{i}"] - less
+                value = ours[:, i if column == "count" else len(DEFAULT_SPANS) + i]
+                bad += int(((value < lower) | (value > upper)).sum())
+                bad += int((results["duckdb"][entity][f"{column}_{i}"] - less != upper).sum())
+    return samples, bad
+
+
+def _kernel(data: _Input) -> dict[str, npt.NDArray[np.float64]]:
+    from raypipe.windows.kernel import READ, UPDATE
+    from raypipe.windows.state import Rows, ViewState
+
+    n = len(data.times)
+    out = {}
+    for view in VIEWS:
+        rows = Rows(
+            data.keys[view.entity] + 1,
+            data.times,
+            np.arange(n),
+            np.full(n, READ | UPDATE, np.uint8),
+            data.amounts.reshape(-1, 1),
+            np.zeros((n, 0), np.int64),
+        )
+        out[view.entity] = ViewState(view).process(rows).before
+    return out
+
+
+def _polars(data: _Input, *, shorter: bool = False) -> dict[str, Any]:
+    import polars as pl
+
+    amount = pl.col("amount")
+    out = {}
+    for entity, keys in data.keys.items():
+        frame = pl.DataFrame(
+            {"row": np.arange(len(keys)), "key": keys, "t": data.times, "amount": data.amounts}
+        )
+        columns: dict[str, Any] = {}
+        for i, span in enumerate(DEFAULT_SPANS):
+            length = (span.length - (span.hop if shorter else 0)) * 1_000
+            found = (
+                frame.sort("key", "t")
+                .rolling("t", period=f"{length}i", closed="right", group_by="key")
+                .agg(
+                    pl.col("row").last(),
+                    pl.len().cast(pl.Int64).alias("count"),
+                    amount.sum().alias("sum"),
+                    amount.mean().alias("mean"),
+                    amount.min().alias("min"),
+                    amount.max().alias("max"),
+                    amount.std(ddof=0).alias("std"),
+                )
+            )
+            order = np.argsort(found["row"].to_numpy())
+            for name in ("count", "sum"):
+                columns[f"{name}_{i}"] = found[name].to_numpy()[order]
+        out[entity] = columns
+    return out
+
+
+def _duckdb(data: _Input) -> dict[str, Any]:
+    import duckdb
+
+    out = {}
+    with duckdb.connect(config={"threads": 1}) as db:
+        for entity, keys in data.keys.items():
+            db.register(
+                "events",
+                pa.table(
+                    {
+                        "n": np.arange(len(keys)),
+                        "k": keys,
+                        "t": data.times,
+                        "amount": data.amounts,
+                    }
+                ),
+            )
+            columns, windows = ["n"], []
+            for i, span in enumerate(DEFAULT_SPANS):
+                columns += [
+                    f"count(*) over w{i} as count_{i}",
+                    f"cast(sum(amount) over w{i} as bigint) as sum_{i}",
+                    *(
+                        f"{f}(amount) over w{i} as {f}_{i}"
+                        for f in ("avg", "min", "max", "stddev_pop")
+                    ),
+                ]
+                windows.append(
+                    f"w{i} as (partition by k order by t "
+                    f"range between {span.length * 1_000 - 1} preceding and current row)"
+                )
+            query = f"select {', '.join(columns)} from events window {', '.join(windows)}"  # noqa: S608
+            found = db.execute(query).to_arrow_table()
+            order = np.argsort(found.column("n").to_numpy())
+            out[entity] = {
+                f"{name}_{i}": found.column(f"{name}_{i}").to_numpy()[order]
+                for i in range(len(DEFAULT_SPANS))
+                for name in ("count", "sum")
+            }
+    return out
+
+
+def _against_plain(n: int, repeats: int) -> tuple[dict[str, list[float]], int]:
+    from features.batch import EntityPass, prepare, run_entity, write_block
+    from raypipe.config import Settings
+    from raypipe.runtime import session
+
+    with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder:
+        table = _write_events(Path(folder) / "events.parquet", n)
+        outs = {name: Path(folder) / name for name in ("ray", "plain")}
+
+        def with_ray() -> None:
+            shutil.rmtree(outs["ray"], ignore_errors=True)
+            for entity in ENTITIES:
+                run_entity(PROJECT, entity, {"payment": [table]}, outs["ray"], partitions=4)
+
+        def plain() -> None:
+            shutil.rmtree(outs["plain"], ignore_errors=True)
+            for entity in ENTITIES:
+                plan = EntityPass.of(PROJECT, entity, 1)
+                columns = ["offset", "tenant", "event_id", "event_time", f"{entity}_id", "amount"]
+                rows = prepare(pq.read_table(table, columns=columns), plan, "payment")
+                write_block(rows, plan, os.fspath(outs["plain"]))
+
+        session.start(Settings(home=Path(folder) / "home"))
+        try:
+            samples = alternate({"Ray Data": with_ray, "plain process": plain}, repeats=repeats)
+        finally:
+            session.stop()
+        return samples, _differing(outs["ray"], outs["plain"])
+
+
+def _write_events(path: Path, n: int) -> Path:
+    keys, times = _events(n)
+    columns: dict[str, Any] = {
+        "offset": np.arange(n),
+        "tenant": pa.array(["default"]).take(pa.array(np.zeros(n, np.int64))),
+        "event_id": [f"p{i:09d}" for i in range(n)],
+        "event_time": times,
+        "amount": _amounts(n),
+    }
+    for entity, codes in keys.items():
+        names = pa.array([f"{entity}_{i:07d}" for i in range(int(codes.max()) + 1)])
+        columns[f"{entity}_id"] = names.take(pa.array(codes))
+    pq.write_table(pa.table(columns), path, row_group_size=131_072)
+    return path
+
+
+def _differing(ours: Path, theirs: Path) -> int:
+    """Window values that differ in a bit between two outputs."""
+    bad = 0
+    for entity in ENTITIES:
+        a, b = (
+            pq.read_table(out / "at_event" / entity).sort_by("offset") for out in (ours, theirs)
+        )
+        check(a.num_rows == b.num_rows, f"{entity}: {a.num_rows} rows, expected {b.num_rows}")
+        for name in a.column_names:
+            x, y = a.column(name).to_numpy(), b.column(name).to_numpy()
+            if x.dtype == np.float64:
+                x, y = x.view(np.uint64), y.view(np.uint64)
+            bad += int((x != y).sum())
+    return bad
