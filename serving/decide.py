@@ -52,7 +52,7 @@ class Observation(Protocol):
 
 
 class Worker(Protocol):
-    """Owner of the log and of the window state; raises Conflict and Unavailable."""
+    """Owner of the log and of the window state; raises Conflict, EventLost and Unavailable."""
 
     async def observe(self, event: dict[str, Any], body_hash: bytes) -> Observation:
         """Append the event and read its windows; the same event id again gives the same answer."""

@@ -1,9 +1,10 @@
 """A resumable sweep over XGBoost on Ray Tune.
 
 Every trial reads the dataset by its path (all nodes must see it), reports the validation's area
-under the precision-recall curve every few rounds, and may be stopped early by ASHA. Optuna proposes what to try next. The experiment has a fixed place, so a killed sweep goes on
-from its last snapshot: finished trials are kept, unfinished ones go on from their checkpoint. No checkpoint is removed while it runs: a snapshot
-that was made before the removal would name it.
+under the precision-recall curve every few rounds, and may be stopped early by ASHA. Optuna
+proposes what to try next. The experiment has a fixed place, so a killed sweep goes on from its
+last snapshot: finished trials are kept, unfinished ones go on from their checkpoint. No checkpoint
+is removed while it runs: a snapshot that was made before the removal would name it.
 Ray Tune's snapshots are pickles: a home folder is as trusted as the code beside it.
 """
 
@@ -13,17 +14,19 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import optuna
 import ray
 import xgboost
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.integration.xgboost import TuneReportCheckpointCallback
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search import ConcurrencyLimiter
@@ -41,7 +44,7 @@ ROUNDS, BEST, BEST_ROUNDS = "rounds", "best_aucpr", "best_rounds"
 
 _NAME = "sweep"
 _TUNE = {
-    # A killed sweep loses at most this many seconds; the default is ten and more.
+    # A killed sweep loses at most this many seconds of unfinished trials; the default is ten.
     "TUNE_GLOBAL_CHECKPOINT_S": "1",
     # The newer output prints a banner even when told to be silent.
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -50,7 +53,6 @@ _TUNE = {
 }
 
 _log = logging.getLogger(__name__)
-_trial_ended: ContextVar[Say] = ContextVar("trial_ended", default=_log.info)
 
 
 def search_space() -> dict[str, Any]:
@@ -91,7 +93,8 @@ def sweep(
         StageError: no trial ended well; names the first trial's error.
     """
     experiment = storage.absolute() / _NAME
-    token = _trial_ended.set(trial_ended)
+    announcer = _Announcer(trial_ended)
+    token = _announcer.set(announcer)
     try:
         with _quiet(), _environment(_TUNE):
             trainable = _trainable(str(dataset.absolute()), split, plan)
@@ -100,9 +103,10 @@ def sweep(
                 shutil.rmtree(experiment, ignore_errors=True)
                 tuner = _fresh(experiment, trainable, plan)
             grid = tuner.fit()
+        announcer.flush()
         return _result(grid, plan)
     finally:
-        _trial_ended.reset(token)
+        _announcer.reset(token)
 
 
 def _fresh(experiment: Path, trainable: Any, plan: SweepPlan) -> tune.Tuner:
@@ -119,7 +123,7 @@ def _fresh(experiment: Path, trainable: Any, plan: SweepPlan) -> tune.Tuner:
                 OptunaSearch(seed=plan.seed, points_to_evaluate=[FIRST_POINT]),
                 max_concurrent=concurrency,
             ),
-            scheduler=ASHAScheduler(
+            scheduler=_Scheduler(
                 time_attr=ROUNDS,
                 # A trial ends by itself, after its last checkpoint.
                 max_t=plan.max_rounds + 1,
@@ -134,7 +138,6 @@ def _fresh(experiment: Path, trainable: Any, plan: SweepPlan) -> tune.Tuner:
             storage_path=str(experiment.parent),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=2),
-            callbacks=[_Reporter()],
         ),
     )
 
@@ -143,7 +146,7 @@ def _restored(experiment: Path, trainable: Any, plan: SweepPlan, note: Say) -> t
     """The interrupted experiment, or None when nothing can be resumed."""
     statuses = _statuses(experiment)
     if not statuses or not tune.Tuner.can_restore(str(experiment)):
-        note("no interrupted sweep to resume: starting a new one")
+        note("the sweep has no intact snapshot to resume from: starting it anew")
         return None
     ended = statuses.count("TERMINATED")
     note(f"resuming the sweep: {ended} of {plan.trials} trials are finished")
@@ -156,16 +159,19 @@ def _restored(experiment: Path, trainable: Any, plan: SweepPlan, note: Say) -> t
     )
 
 
-def _statuses(experiment: Path) -> list[str] | None:
-    """Status of each trial in the newest snapshot; None when there is none or it is torn."""
+def _statuses(experiment: Path) -> list[str]:
+    """Status of each trial in the newest snapshot; none when there is none or it is torn."""
     snapshots = sorted(experiment.glob("experiment_state-*.json"))
-    if not snapshots:
-        return None
+    searchers = [*experiment.glob("search_gen_state-*"), *experiment.glob("searcher-state-*")]
+    if not snapshots or len(searchers) != 2 * len(snapshots):
+        return []
     try:
+        for searcher in searchers:
+            cloudpickle.loads(searcher.read_bytes())
         trials = json.loads(snapshots[-1].read_bytes())["trial_data"]
         return [json.loads(state)["status"] for state, _ in trials]
-    except (ValueError, KeyError):
-        return None
+    except (ValueError, KeyError, EOFError, UnpicklingError):
+        return []
 
 
 def _trial_id(trial: Any) -> str:
@@ -203,7 +209,7 @@ def _train(config: Mapping[str, Any], dataset: str, split: Split, plan: SweepPla
 def _best(booster: xgboost.Booster | None) -> tuple[float, int]:
     """The best metric that a trial's model reached, and after how many rounds."""
     attributes = booster.attributes() if booster is not None else {}
-    return float(attributes.get(BEST, "-inf")), int(attributes.get(BEST_ROUNDS) or 0)
+    return float(attributes.get(BEST) or "-inf"), int(attributes.get(BEST_ROUNDS) or 0)
 
 
 class _Report(TuneReportCheckpointCallback):
@@ -214,7 +220,7 @@ class _Report(TuneReportCheckpointCallback):
     """
 
     def __init__(self, plan: SweepPlan, best: float, best_rounds: int) -> None:
-        super().__init__(frequency=plan.grace_rounds, results_postprocessing_fn=self._metrics)
+        super().__init__(frequency=plan.grace_rounds, results_postprocessing_fn=self._figures)
         self._every = plan.report_every
         self._metric, self._rounds = float("nan"), 0
         self._best, self._best_rounds = best, best_rounds
@@ -231,7 +237,7 @@ class _Report(TuneReportCheckpointCallback):
             super().after_iteration(model, self._rounds - 1, evals_log)
         return False
 
-    def _metrics(self, _flat: dict[str, Any]) -> dict[str, Any]:
+    def _figures(self, _flat: dict[str, Any]) -> dict[str, Any]:
         return {
             METRIC: self._metric,
             ROUNDS: self._rounds,
@@ -262,29 +268,51 @@ def _matrices(
     return made[0], made[1]
 
 
-class _Reporter(tune.Callback):
-    """One line per finished trial.
+class _Announcer:
+    """Lines about ended trials, told only when a snapshot has them: a told trial is never redone.
 
-    Tune pickles it with the experiment, so it looks the receiver of the lines up.
+    Tune pickles the scheduler with the experiment, so the scheduler looks this up.
     """
 
-    def on_trial_complete(
-        self, iteration: int, trials: Sequence[Any], trial: Any, **_info: Any
-    ) -> None:
-        ended = [t for t in trials if t.status == "TERMINATED" and t is not trial]
-        last = trial.last_result
+    def __init__(self, tell: Say) -> None:
+        self._tell = tell
+        self.lines: list[str] = []
+
+    def flush(self) -> None:
+        """Tell what is durable by now."""
+        for line in self.lines:
+            self._tell(line)
+            reach("training.trial_ended")
+        self.lines.clear()
+
+
+_announcer: ContextVar[_Announcer] = ContextVar("announcer")
+
+
+class _Scheduler(ASHAScheduler):
+    """ASHA that has the experiment saved as soon as a trial has ended."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        super().on_trial_complete(tune_controller, trial, result)
+        others = [t for t in tune_controller.get_trials() if t is not trial]
+        ended = [t for t in others if t.status == "TERMINATED"]
         best = max(t.last_result.get(BEST, 0.0) for t in (*ended, trial))
-        _trial_ended.get()(
-            f"trial {len(ended) + 1}: aucpr {last.get(BEST, 0.0):.4f} (best so far {best:.4f}) "
-            f"after {last.get(ROUNDS, 0)} rounds, depth {trial.config['max_depth']}, "
+        _announcer.get().lines.append(
+            f"trial {len(ended) + 1}: aucpr {result.get(BEST, 0.0):.4f} (best so far {best:.4f}) "
+            f"after {result.get(ROUNDS, 0)} rounds, depth {trial.config['max_depth']}, "
             f"rate {trial.config['learning_rate']:.3f}"
         )
-        reach("training.trial_ended")
 
-    def on_trial_error(
-        self, iteration: int, trials: Sequence[Any], trial: Any, **_info: Any
-    ) -> None:
-        _trial_ended.get()(f"trial {trial.trial_id} failed; see {trial.path}")
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_error(tune_controller, trial)
+        _announcer.get().lines.append(f"trial {trial.trial_id} failed; see {trial.path}")
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        # The first hook after a trial's end at which its new state is in a snapshot.
+        if _announcer.get().lines:
+            tune_controller.checkpoint(force=True, wait=True)
+            _announcer.get().flush()
+        return super().choose_trial_to_run(tune_controller)
 
 
 def _result(grid: tune.ResultGrid, plan: SweepPlan) -> SweepResult:
@@ -303,13 +331,13 @@ def _result(grid: tune.ResultGrid, plan: SweepPlan) -> SweepResult:
         )
         found.append((trial, model))
     found.sort(key=lambda f: (f[0].metric is None, -(f[0].metric or 0.0), f[0].id))
-    if not found or found[0][1] is None:
+    best, model = found[0]
+    if model is None:
         errors = [str(e).strip().splitlines()[-1] for e in grid.errors]
         raise StageError(
             f"none of {len(found)} trials ended with a model"
             + (f"; the first error: {errors[0]}" if errors else "")
         )
-    best, model = found[0]
     return SweepResult(tuple(t for t, _ in found), bytes(model[: best.rounds].save_raw("ubj")))
 
 
@@ -339,7 +367,10 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            # A resumed trial reports again what came after its last snapshot.
+            warnings.filterwarnings("ignore", "The reported value is ignored", module="optuna")
+            yield
     finally:
         optuna.logging.set_verbosity(verbosity)
         for logger, level in zip(loggers, levels, strict=True):

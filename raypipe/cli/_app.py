@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from raypipe import __version__
 from raypipe.cli import (
     doctor,
     down,
@@ -20,7 +17,7 @@ from raypipe.cli import (
     train,
     up,
 )
-from raypipe.cli._guard import Guarded
+from raypipe.cli._guard import Guarded, Verb
 
 app = typer.Typer(
     name="raypipe",
@@ -31,23 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Real-time decisions for commerce and payments, from one feature definition.",
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done in part. "
-    "RAYPIPE_DEBUG=1 shows tracebacks and Ray's log.",
+    "RAYPIPE_DEBUG=1 shows tracebacks and Ray's log. `raypipe --version` prints the version.",
 )
-
-
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"raypipe {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
-    ] = False,
-) -> None:
-    """Take the options that stand before a verb."""
 
 
 for _verb in (
@@ -63,4 +45,4 @@ for _verb in (
     doctor.doctor,
     init.init,
 ):
-    app.command()(_verb)
+    app.command(cls=Verb)(_verb)

@@ -201,7 +201,7 @@ def _disk(home: Path) -> Check:
 def _mode(name: str, file: Path) -> Check:
     try:
         mode = stat.S_IMODE(file.stat().st_mode)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return Check(name, "ok", "none yet; the first start makes it")
     if mode & 0o077:
         return Check(

@@ -8,8 +8,9 @@ import traceback
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
+from raypipe import __version__
 from raypipe.cli import _output
 from raypipe.cli._signals import interruptible
 from raypipe.errors import RaypipeError
@@ -20,6 +21,15 @@ PARTIAL = 3
 
 class Guarded(TyperGroup):
     """Runs a verb; its return value is the exit code. No error reaches the user as a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Answer `--version`; everything else is parsed as ever."""
+        # An option declared here would cost every `raypipe VERB --help` Typer's import of pydantic.
+        if args[:1] == ["--version"]:
+            _output.write_text(f"raypipe {__version__}")
+            raise typer.Exit
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb that the arguments name. Raises typer.Exit unless the code is 0."""
@@ -37,6 +47,18 @@ class Guarded(TyperGroup):
         if code:
             raise typer.Exit(code)
         return code
+
+
+class Verb(TyperCommand):
+    """A verb whose ``--help`` is answered before Typer imports pydantic to read its options."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Answer `--help`; everything else is parsed as ever."""
+        if "--help" in args:
+            _output.write_text(ctx.get_help())
+            raise typer.Exit
+        rest: list[str] = super().parse_args(ctx, args)
+        return rest
 
 
 def report(error: Exception, *, as_json: bool) -> int:

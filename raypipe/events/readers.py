@@ -128,7 +128,8 @@ def _boolean(_: ColumnRule, values: pl.Series, __: str) -> Read:
         lowered = values.str.strip_chars().str.to_lowercase()
         read = lowered.replace_strict(words, default=None, return_dtype=pl.Boolean)
     elif values.dtype.is_numeric():
-        read = pl.select(pl.when(values.is_in([0, 1])).then(values == 1)).to_series()
+        digits = values.cast(pl.Float64)
+        read = pl.select(pl.when((digits == 0) | (digits == 1)).then(digits == 1)).to_series()
     elif values.dtype in (pl.Boolean, pl.Null):
         read = values
     else:

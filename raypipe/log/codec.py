@@ -42,7 +42,7 @@ def decode(payload: bytes, schema: pa.Schema) -> pa.RecordBatch:
     return pa.ipc.read_record_batch(pa.py_buffer(payload), schema)
 
 
-def checksum(place: int, kind: str, schema: int, payload: bytes | pa.Buffer) -> int:
+def checksum(place: int, n: int, kind: str, schema: int, payload: bytes | pa.Buffer) -> int:
     """crc32 of a stored batch together with what says where it belongs and how to read it."""
-    header = f"{place}|{kind}|{schema}|".encode()
+    header = f"{place}|{n}|{kind}|{schema}|".encode()
     return zlib.crc32(payload, zlib.crc32(header))

@@ -45,6 +45,7 @@ create table consumer(
 create table sealed_range(
   id integer primary key, partition integer not null, start integer not null,
   end integer not null, epoch integer);
+create unique index sealed_end on sealed_range(partition, end);
 create table sealed_file(
   range integer, kind text, name text not null unique, rows integer not null,
   sha256 text not null, min_offset integer not null, max_offset integer not null,
@@ -54,8 +55,6 @@ create table sealed_ids(
   range integer, kind text, name text not null unique, rows integer not null,
   sha256 text not null, primary key(range, kind)) without rowid;
 """
-
-_DAMAGED = {"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CORRUPT_VTAB", "SQLITE_CORRUPT_INDEX"}
 
 
 class Database:
@@ -72,7 +71,7 @@ class Database:
         self._local = threading.local()
         self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
         self._turn = threading.Lock()
-        self._turn_file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        self._turn_file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
         self._closed = False
         self._create()
 
@@ -186,6 +185,8 @@ def translated() -> Iterator[None]:
     """Say SQLite's errors in raypipe's words."""
     try:
         yield
+    except sqlite3.ProgrammingError:
+        raise
     except sqlite3.Error as e:
         name = getattr(e, "sqlite_errorname", "")
         if name == "SQLITE_FULL" or name.startswith(("SQLITE_IOERR", "SQLITE_READONLY")):
@@ -193,10 +194,8 @@ def translated() -> Iterator[None]:
                 f"{e} ({name}); nothing was acknowledged",
                 hint="Free space on the log's disk or check its health, then retry.",
             ) from e
-        if name in _DAMAGED:
-            raise IntegrityError(
-                f"the log's database is damaged: {e} ({name})", hint="Restore it from a backup."
-            ) from e
         if name.startswith("SQLITE_BUSY") or name == "SQLITE_CANTOPEN":
             raise Unavailable(f"the log's database doesn't answer: {e} ({name})") from e
-        raise
+        raise IntegrityError(
+            f"the log's database is damaged: {e} ({name})", hint="Restore it from a backup."
+        ) from e

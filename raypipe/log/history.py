@@ -36,7 +36,7 @@ class History:
     @contextmanager
     def sealing(self, *, wait: bool = True) -> Iterator[bool]:
         """Hold the directory for writing files; False when another holds it and wait is off."""
-        fd = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +21,11 @@ _PAGE_BYTES = 8_000_000
 
 _PAGE_BATCHES = 1_024
 
+Stored = tuple[int, int, str, int, int, bytes]
+"""place, n, kind, schema id, checksum, payload."""
+
+_STORED = "select place, n, kind, schema, crc, payload from batch"
+
 _SAME_HASH = """
 select j.key, i.place from json_each(?) j
 cross join ids i on i.hash = j.value and i.place between ? and ?
@@ -29,28 +33,18 @@ order by j.key, i.place
 """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LiveBatch:
-    """A batch about to be appended, with what is needed to know its rows again."""
+    """A batch about to be appended: all that can be made ready before the write lock is taken."""
 
     kind: str
-    batch: pa.RecordBatch
-
-    def __post_init__(self) -> None:
-        check_kind(self.kind)
+    schema: int
+    payload: pa.Buffer
+    keys: Keys
+    hashes: Hashes
 
     def __len__(self) -> int:
-        return int(self.batch.num_rows)
-
-    @cached_property
-    def keys(self) -> Keys:
-        """Tenants and ids."""
-        return keys(self.kind, self.batch)
-
-    @cached_property
-    def hashes(self) -> Hashes:
-        """Their hashes."""
-        return hash_keys(self.kind, self.keys)
+        return len(self.hashes)
 
     def key(self, row: int) -> tuple[str, str]:
         """Tenant and id of one row."""
@@ -73,6 +67,26 @@ class Live:
         self._schemas: dict[int, pa.Schema] = {}
         self._schema_ids: dict[str, tuple[pa.Schema, int]] = {}
 
+    def prepare(self, kind: str, batch: pa.RecordBatch) -> LiveBatch:
+        """Make a batch ready for insert(); raises UsageError for what can't be logged."""
+        check_kind(kind)
+        names = keys(kind, batch)
+        hashes = hash_keys(kind, names)
+        schema = self._schema_id(kind, batch.schema)
+        return LiveBatch(kind, schema, codec.encode(batch), names, hashes)
+
+    def _schema_id(self, kind: str, schema: pa.Schema) -> int:
+        known = self._schema_ids.get(kind)
+        if known and known[0].equals(schema, check_metadata=True):
+            return known[1]
+        ipc, digest = codec.encode_schema(schema)
+        # Its own transaction: an id remembered from one that is undone would name another schema.
+        with self._db.write() as db:
+            db.execute("insert or ignore into schema(digest, ipc) values(?, ?)", (digest, ipc))
+            row = db.execute("select id from schema where digest = ?", (digest,)).fetchone()
+        self._schema_ids[kind] = (schema, row[0])
+        return int(row[0])
+
     def insert(
         self,
         db: sqlite3.Connection,
@@ -81,32 +95,16 @@ class Live:
         writer: tuple[str, int, int | None],
     ) -> None:
         """Write one batch and its ids inside the caller's transaction."""
-        schema = self._schema_id(db, live)
-        payload = codec.encode(live.batch)
-        crc = codec.checksum(place, live.kind, schema, payload)
+        n = len(live)
+        crc = codec.checksum(place, n, live.kind, live.schema, live.payload)
         db.execute(
             "insert into batch(place, n, kind, schema, crc, payload, producer, seq, epoch)"
             " values(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (place, len(live), live.kind, schema, crc, payload, *writer),
+            (place, n, live.kind, live.schema, crc, live.payload, *writer),
         )
         # In the index's own order: neighbours fall on the same pages.
-        rows = sorted(zip(_signed(live.hashes), range(place, place + len(live)), strict=True))
+        rows = sorted(zip(_signed(live.hashes), range(place, place + n), strict=True))
         db.executemany("insert into ids values(?, ?)", rows)
-
-    def _schema_id(self, db: sqlite3.Connection, live: LiveBatch) -> int:
-        schema = live.batch.schema
-        known = self._schema_ids.get(live.kind)
-        if known and known[0].equals(schema, check_metadata=True):
-            return known[1]
-        ipc, digest = codec.encode_schema(schema)
-        query = "select id from schema where digest = ?"
-        found = db.execute(query, (digest,)).fetchone()
-        if found is None:
-            # Remembered only from a later append on: this transaction may yet be undone.
-            db.execute("insert into schema(digest, ipc) values(?, ?)", (digest, ipc))
-            return int(db.execute(query, (digest,)).fetchone()[0])
-        self._schema_ids[live.kind] = (schema, found[0])
-        return int(found[0])
 
     def check_new(self, db: sqlite3.Connection, low: int, batches: Sequence[LiveBatch]) -> None:
         """Raise DuplicateId when an id is in the partition (from place ``low``) or comes twice."""
@@ -146,15 +144,13 @@ class Live:
     ) -> pa.RecordBatch | None:
         """The row at this place as a batch of one, if it bears that kind, tenant and id."""
         stored = db.execute(
-            "select place, n, kind, schema, crc, payload from batch"
-            " where place <= ? order by place desc limit 1",
-            (place,),
+            f"{_STORED} where place <= ? order by place desc limit 1", (place,)
         ).fetchone()
         if stored is None or place - stored[0] >= stored[1]:
             raise IntegrityError(f"offset {_offset(place)} is in the id index but not in the log")
         if stored[2] != kind:
             return None
-        row = self._decode(db, stored).slice(place - stored[0], 1)
+        row = self._decode(stored).slice(place - stored[0], 1)
         return row if keys(kind, row) == ([tenant], [id]) else None
 
     def read(self, low: int, offset: int, limit: int) -> Iterator[Chunk]:
@@ -163,15 +159,17 @@ class Live:
         No transaction stays open between chunks, so a slow reader never holds up a checkpoint.
         """
         while limit > 0:
-            chunks = self._page(low + offset, limit)
-            for chunk in chunks:
+            page = self._page(low + offset, limit)
+            for stored in page:
+                chunk = self._chunk(stored, low + offset, low + offset + limit)
                 yield chunk
                 offset += len(chunk)
                 limit -= len(chunk)
-            if not chunks:
+            if not page:
                 return
 
-    def _page(self, place: int, limit: int) -> list[Chunk]:
+    def _page(self, place: int, limit: int) -> list[Stored]:
+        """The stored batches from the one that holds ``place`` on, a bounded number of bytes."""
         with translated():
             db = self._db.connection
             first = db.execute(
@@ -190,47 +188,37 @@ class Live:
                 if at != expected or at >= place + limit or (total > _PAGE_BYTES and at > first[0]):
                     break
                 expected = at + n
-            stored = db.execute(
-                "select place, n, kind, schema, crc, payload from batch"
-                " where place >= ? and place < ? order by place",
-                (first[0], expected),
+            return db.execute(
+                f"{_STORED} where place >= ? and place < ? order by place", (first[0], expected)
             ).fetchall()
-            return [self._chunk(db, s, place, place + limit) for s in stored]
 
-    def _chunk(
-        self, db: sqlite3.Connection, stored: tuple[int, int, str, int, int, bytes], a: int, b: int
-    ) -> Chunk:
-        place, n = stored[:2]
-        start, stop = max(a, place), min(b, place + n)
-        batch = self._decode(db, stored)
-        offset = _offset(start)
+    def _chunk(self, stored: Stored, first: int, stop: int) -> Chunk:
+        place, n, kind = stored[:3]
+        first, stop = max(first, place), min(stop, place + n)
+        offset = _offset(first)
         return Chunk(
-            stored[2],
-            np.arange(offset, offset + stop - start, dtype=np.int64),
-            batch if stop - start == n else batch.slice(start - place, stop - start),
+            kind,
+            np.arange(offset, offset + stop - first, dtype=np.int64),
+            self._decode(stored).slice(first - place, stop - first),
         )
 
-    def _decode(
-        self, db: sqlite3.Connection, stored: tuple[int, int, str, int, int, bytes]
-    ) -> pa.RecordBatch:
+    def _decode(self, stored: Stored) -> pa.RecordBatch:
         place, n, kind, schema, crc, payload = stored
-        if codec.checksum(place, kind, schema, payload) != crc:
+        if codec.checksum(place, n, kind, schema, payload) != crc:
             raise IntegrityError(
                 f"the batch at offset {_offset(place)} of partition {place >> PLACE_BITS} "
                 "doesn't match its checksum",
                 hint="Restore the log from a backup; it doesn't go on over damaged rows.",
             )
-        batch = codec.decode(payload, self._schema(db, schema))
-        if batch.num_rows != n:
-            raise IntegrityError(
-                f"the batch at offset {_offset(place)} has {batch.num_rows} rows, not {n}"
-            )
-        return batch
+        return codec.decode(payload, self._schema(schema))
 
-    def _schema(self, db: sqlite3.Connection, id: int) -> pa.Schema:
+    def _schema(self, id: int) -> pa.Schema:
         schema = self._schemas.get(id)
         if schema is None:
-            row = db.execute("select ipc, digest from schema where id = ?", (id,)).fetchone()
+            with translated():
+                row = self._db.connection.execute(
+                    "select ipc, digest from schema where id = ?", (id,)
+                ).fetchone()
             if row is None:
                 raise IntegrityError(f"schema {id} of the log is missing")
             schema = self._schemas[id] = codec.decode_schema(*row)

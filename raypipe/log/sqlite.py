@@ -18,13 +18,14 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.aborts import reach
-from raypipe.errors import ConfigError, Conflict, IntegrityError, Unavailable, UsageError
+from raypipe.errors import ConfigError, IntegrityError, Unavailable, UsageError
+from raypipe.log import books
 from raypipe.log.database import PLACE_BITS, Database, translated
 from raypipe.log.export import export
 from raypipe.log.history import History
 from raypipe.log.identity import hash_keys
 from raypipe.log.live import Live, LiveBatch
-from raypipe.log.port import Chunk, Fenced, Offsets, check_kind
+from raypipe.log.port import Chunk, Offsets, check_kind
 from raypipe.log.sealing import Sealing
 
 BUSY_TIMEOUT_MS = 10_000
@@ -75,18 +76,18 @@ class SqliteLog:
         """See EventLog.append."""
         low = _low(partition)
         sizes = [batch.num_rows for _, batch in batches]
-        rows = [LiveBatch(kind, batch) for kind, batch in batches if batch.num_rows]
+        rows = [self._live.prepare(kind, batch) for kind, batch in batches if batch.num_rows]
         with self._db.write() as db:
-            base = _acknowledged(db, partition, producer, seq, sizes, sealed=False)
+            base = books.acknowledged(db, partition, producer, seq, sizes, sealed=False)
             if base is None:
-                _check_epoch(db, partition, epoch)
+                books.check_epoch(db, partition, epoch)
                 self._check_new(db, partition, rows)
-                base = end = _end(db, partition)
+                base = end = books.next_offset(db, partition)
                 for live in rows:
                     self._live.insert(db, low + end, live, (producer, seq, epoch))
-                    _count(db, partition, live.kind, len(live))
+                    books.add_rows(db, partition, live.kind, len(live))
                     end += len(live)
-                _acknowledge(db, partition, producer, seq, base, sizes, sealed=False)
+                books.acknowledge(db, partition, producer, seq, base, sizes, sealed=False)
             reach("log.append.before_commit")
         reach("log.append.after_commit")
         self._wake()
@@ -117,18 +118,18 @@ class SqliteLog:
         with self._history.sealing():
             with translated():
                 db = self._db.connection
-                done = _acknowledged(db, partition, producer, seq, [count], sealed=True)
+                done = books.acknowledged(db, partition, producer, seq, [count], sealed=True)
                 if done is not None:
                     return done, done + count
-                _check_epoch(db, partition, epoch)
-                start = _end(db, partition)
+                books.check_epoch(db, partition, epoch)
+                start = books.next_offset(db, partition)
             sealing = Sealing(self._history.directory, partition, start, count)
             try:
                 span = sealing.write(ordered)
                 reach("log.seal.after_temp_write")
                 with self._db.write() as db:
-                    _check_epoch(db, partition, epoch)
-                    if _end(db, partition) != start:
+                    books.check_epoch(db, partition, epoch)
+                    if books.next_offset(db, partition) != start:
                         raise Unavailable(
                             f"partition {partition} grew while a range was sealed at {start}",
                             hint="Seal again; history goes in while nothing is appended.",
@@ -137,8 +138,8 @@ class SqliteLog:
                     reach("log.seal.after_rename")
                     self._history.add(db, partition, span, epoch)
                     for kind, sealed in span.files.items():
-                        _count(db, partition, kind, sum(f.rows for f in sealed))
-                    _acknowledge(db, partition, producer, seq, start, [count], sealed=True)
+                        books.add_rows(db, partition, kind, sum(f.rows for f in sealed))
+                    books.acknowledge(db, partition, producer, seq, start, [count], sealed=True)
                     reach("log.seal.before_manifest")
                 reach("log.seal.after_manifest")
             finally:
@@ -200,7 +201,7 @@ class SqliteLog:
     def end(self, partition: int) -> int:
         """See EventLog.end."""
         with translated():
-            return _end(self._db.connection, partition)
+            return books.next_offset(self._db.connection, partition)
 
     def find(
         self, partition: int, kind: str, tenant: str, id: str
@@ -220,7 +221,7 @@ class SqliteLog:
         """See EventLog.commit."""
         _low(partition)
         with self._db.write() as db:
-            end = _end(db, partition)
+            end = books.next_offset(db, partition)
             if not 0 <= offset <= end:
                 raise UsageError(
                     f"group {group!r} can't have used the rows before {offset}: "
@@ -247,7 +248,7 @@ class SqliteLog:
                 "insert into epoch values(?, 1) on conflict do update set epoch = epoch + 1",
                 (partition,),
             )
-            return _epoch(db, partition)
+            return books.current_epoch(db, partition)
 
     def export(
         self, partition: int, kind: str, directory: Path, start: int, end: int
@@ -290,69 +291,3 @@ def _low(partition: int) -> int:
     if not 0 <= partition <= _MAX_PARTITION:
         raise UsageError(f"partition {partition} is not in 0..{_MAX_PARTITION}")
     return partition << PLACE_BITS
-
-
-def _end(db: sqlite3.Connection, partition: int) -> int:
-    """The number of rows is the next offset: offsets start at 0 and have no gap."""
-    query = "select total(rows) from kind where partition = ?"
-    return int(db.execute(query, (partition,)).fetchone()[0])
-
-
-def _epoch(db: sqlite3.Connection, partition: int) -> int:
-    row = db.execute("select epoch from epoch where partition = ?", (partition,)).fetchone()
-    return int(row[0]) if row else 0
-
-
-def _check_epoch(db: sqlite3.Connection, partition: int, epoch: int | None) -> None:
-    if epoch is not None and epoch != (current := _epoch(db, partition)):
-        raise Fenced(
-            f"epoch {epoch} writes to partition {partition}, which is in epoch {current}",
-            hint="Another writer took over; end this one and start again.",
-        )
-
-
-def _count(db: sqlite3.Connection, partition: int, kind: str, rows: int) -> None:
-    db.execute(
-        "insert into kind values(?, ?, ?) on conflict do update set rows = rows + excluded.rows",
-        (partition, kind, rows),
-    )
-
-
-def _acknowledge(
-    db: sqlite3.Connection,
-    partition: int,
-    producer: str,
-    seq: int,
-    base: int,
-    sizes: list[int],
-    *,
-    sealed: bool,
-) -> None:
-    values = (partition, producer, seq, base, json.dumps(sizes), sealed)
-    db.execute("insert into ack values(?, ?, ?, ?, ?, ?)", values)
-
-
-def _acknowledged(
-    db: sqlite3.Connection,
-    partition: int,
-    producer: str,
-    seq: int,
-    sizes: list[int],
-    *,
-    sealed: bool,
-) -> int | None:
-    """The base offset given to this (producer, seq) before, if it was."""
-    row = db.execute(
-        "select base_offset, sizes, sealed from ack"
-        " where partition = ? and producer = ? and seq = ?",
-        (partition, producer, seq),
-    ).fetchone()
-    if row is None:
-        return None
-    if json.loads(row[1]) != sizes or row[2] != sealed:
-        raise Conflict(
-            f"producer {producer!r} wrote seq {seq} as {'history' if row[2] else 'live'} batches "
-            f"of {row[1]} rows and now sends {'history' if sealed else 'live'} of {sizes}",
-            hint="A retry sends the same batches; something new takes the next seq.",
-        )
-    return int(row[0])

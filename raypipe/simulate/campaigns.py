@@ -11,14 +11,15 @@ from raypipe.clock import DAY_MS
 from raypipe.simulate import card_testing, compromised_merchant, stolen_card
 from raypipe.simulate.compromised_merchant import LEAK_DAYS, LONGEST_DAYS, Leaks, Visits
 from raypipe.simulate.draws import Purpose, generator
-from raypipe.simulate.genuine import Scene, genuine_day
-from raypipe.simulate.rows import Campaign, Rows, no_rows, together
+from raypipe.simulate.genuine import genuine_day
+from raypipe.simulate.rows import SERIAL_BITS, Campaign, Rows, no_rows, together
+from raypipe.simulate.scene import Scene
 
 T = TypeVar("T")
 
 _SPAN = max(stolen_card.LONGEST_MS, card_testing.LONGEST_MS) // DAY_MS
 _BACK = LEAK_DAYS + LONGEST_DAYS
-_DAY_BITS, _KIND_BITS = 24, 22
+_KIND_BITS = SERIAL_BITS - 2
 
 
 class ByDay(Generic[T]):
@@ -75,7 +76,7 @@ class Fraud:
         rng = generator(self._scene.config.seed, purpose, day)
         someone = len(self._scene.customers.active(day)) > 0
         count = int(rng.poisson(self._starts[kind])) if someone else 0
-        return rng, min(count, 2**_KIND_BITS), (day << _DAY_BITS) + (kind << _KIND_BITS)
+        return rng, min(count, 2**_KIND_BITS), (day << SERIAL_BITS) + (kind << _KIND_BITS)
 
     def _direct_fraud(self, day: int) -> Rows:
         rng, count, first = self._begin(Campaign.STOLEN_CARD, Purpose.STOLEN_CARD_DAY, day)

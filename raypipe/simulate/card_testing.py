@@ -7,8 +7,8 @@ import numpy as np
 from raypipe.clock import DAY_MS, HOUR_MS, MINUTE_MS, SECOND_MS
 from raypipe.simulate import catalog
 from raypipe.simulate.catalog import ONLINE, drawn
-from raypipe.simulate.genuine import LARGEST, Scene
-from raypipe.simulate.rows import Campaign, Rows, payments
+from raypipe.simulate.rows import Campaign, Rows, payments, serial
+from raypipe.simulate.scene import LARGEST, SMALLEST, Scene
 
 LEAST, MORE = 4, 3.0
 LARGE = 1.5
@@ -27,7 +27,7 @@ def card_tests(scene: Scene, rng: np.random.Generator, day: int, count: int, fir
     people = scene.customers
     victims = rng.choice(people.active(day), count)
     card = people.card(victims, rng.random(count) < 0.5, day)
-    device = people.fraud_device(day, np.arange(count) + first % 2**20)
+    device = people.fraud_device(day, np.arange(count) + serial(first))
     start = scene.starts(day) + rng.integers(0, DAY_MS, count)
 
     tests = LEAST + rng.poisson(MORE, count)
@@ -59,7 +59,7 @@ def card_tests(scene: Scene, rng: np.random.Generator, day: int, count: int, fir
     merchant = np.where(tiny, tried[who * SHOPS + shop], wanted)
     customer = victims[who]
     price = scene.price(rng, customer, merchant, rng.normal(1.2, 0.4, size))
-    amount = np.where(tiny, rng.integers(50, TINY, size), np.minimum(price + 5_000, LARGEST))
+    amount = np.where(tiny, rng.integers(SMALLEST, TINY, size), np.minimum(price + 5_000, LARGEST))
     return payments(
         time=time,
         customer=customer,

@@ -16,8 +16,8 @@ from raypipe.clock import DAY_MS
 from raypipe.simulate import catalog
 from raypipe.simulate.catalog import ONLINE, POS, drawn
 from raypipe.simulate.draws import Ints
-from raypipe.simulate.genuine import Scene
-from raypipe.simulate.rows import Campaign, Rows, no_rows, payments
+from raypipe.simulate.rows import Campaign, Rows, no_rows, payments, serial
+from raypipe.simulate.scene import Scene
 
 LEAST, MORE = 15, 30.0
 MEAN_SIZE = LEAST + MORE
@@ -92,8 +92,8 @@ def exploits(scene: Scene, rng: np.random.Generator, found: Leaks, seen: Sequenc
     abused = rng.random(len(who)) < _AT_MERCHANT
     customer, card = _strangers(scene, rng, found, who, abused, customer, card)
     channel = np.where(abused, found.channel[who], ONLINE).astype(np.int8)
-    # One machine for the merchant's own fakes, one for each copied card.
-    number = (found.first % 2**24 + who) * 8 + np.where(abused, 0, 1 + nth % 7)
+    # One machine for the merchant's own fakes, up to seven for the copied cards.
+    number = (serial(found.first) + who) * 8 + np.where(abused, 0, 1 + nth % 7)
     device = np.where(channel == ONLINE, scene.customers.fraud_device(found.day, number), -1)
 
     home = scene.customers.country[customer]

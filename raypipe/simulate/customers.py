@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from raypipe.simulate import catalog
 from raypipe.simulate.config import BILLING_DAYS, SUBSCRIPTION_SLOTS, WorldConfig
-from raypipe.simulate.draws import Bits, Ints, Purpose, key, mix, normal, uniform
+from raypipe.simulate.draws import Bits, Ints, Purpose, key_of, mix, normal, uniform
 from raypipe.simulate.ids import scramble
 
 CARD_SLOTS = 2
@@ -24,7 +24,7 @@ _ACTIVITY_SIGMA = 0.6
 _LEVEL_SIGMA = 0.45
 _TASTE_SIGMA = 0.35
 
-# A device number's top bits say whose it is; `device` scrambles them away.
+# A device number's top bits say whose it is; scrambling hides them.
 _OWNED, _GUEST, _FRAUDSTER = (i << 46 for i in range(3))
 
 
@@ -36,9 +36,9 @@ class Customers:
 
     def __init__(self, config: WorldConfig) -> None:
         self._config = config
-        self._key = key(config.seed, Purpose.CUSTOMER)
-        self._trip_key = key(config.seed, Purpose.TRIP)
-        self._device_key = key(config.seed, Purpose.DEVICE)
+        self._key = key_of(config.seed, Purpose.CUSTOMER)
+        self._trip_key = key_of(config.seed, Purpose.TRIP)
+        self._device_key = key_of(config.seed, Purpose.DEVICE)
         self._joins_per_day = config.customers * config.turnover_per_year / 365
         self._draw(self.known(config.days + 1))
 
@@ -99,12 +99,12 @@ class Customers:
         own = (customer * DEVICE_SLOTS + slot) * 1_024 + generation
         return scramble(own + _OWNED, self._device_key)
 
-    def guest_device(self, day: int, count: int) -> Ints:
-        """Numbers of devices that are used once: a friend's phone, a cleared browser."""
-        return scramble((day << 28) + np.arange(count) + _GUEST, self._device_key)
+    def guest_device(self, day: int, numbers: Ints) -> Ints:
+        """Devices that are used once on ``day``: a friend's phone, a cleared browser."""
+        return scramble((day << 28) + numbers + _GUEST, self._device_key)
 
     def fraud_device(self, day: int, numbers: Ints) -> Ints:
-        """Numbers of fraudsters' devices; they look like any other."""
+        """Fraudsters' devices; they look like any other. ``numbers`` are below 2**28."""
         return scramble((day << 28) + numbers + _FRAUDSTER, self._device_key)
 
     def _generation(self, customer: Ints, thing: Ints, day: int, life: tuple[float, float]) -> Ints:

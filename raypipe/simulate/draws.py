@@ -37,7 +37,7 @@ def generator(seed: int, *name: int) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, *name])))
 
 
-def key(seed: int, *name: int) -> int:
+def key_of(seed: int, *name: int) -> int:
     """A 64-bit key for `mix` for each (seed, name)."""
     return int(np.random.SeedSequence([seed, *name]).generate_state(1, np.uint64)[0])
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.clock import DAY_MS, HOUR_MS
+from raypipe.clock import HOUR_MS
 from raypipe.simulate import catalog
-from raypipe.simulate.catalog import RECURRING, Rhythm
-from raypipe.simulate.config import BILLING_DAYS, SUBSCRIPTION_SLOTS, WorldConfig
-from raypipe.simulate.customers import Customers
-from raypipe.simulate.draws import Floats, Ints, Purpose, generator, key, mix, uniform
-from raypipe.simulate.market import Market
-from raypipe.simulate.rows import Rows, payments, together
+from raypipe.simulate.catalog import RECURRING
+from raypipe.simulate.config import BILLING_DAYS, SUBSCRIPTION_SLOTS
+from raypipe.simulate.draws import Ints, Purpose, generator, key_of, mix, uniform
+from raypipe.simulate.rows import Rows, no_rows, payments, together
+from raypipe.simulate.scene import Scene
 
 ROUTINES = catalog.choices([0.5**i for i in range(8)])
 ROUTINE_SHARE = 0.62
@@ -24,56 +21,27 @@ SPREE_FACTOR = 5.0
 BIG_CHANCE = 0.02
 SECOND_CARD_SHARE = 0.2
 GUEST_DEVICE_SHARE = 0.015
-LARGEST = 2_000_000
-"""Highest amount in minor units."""
+TOGETHER = 2**15
+"""Customers computed at a time: their columns stay in the processor's cache."""
 
 _DEVICE_SLOT = catalog.choices([74, 19, 7])
-
-
-@dataclass(frozen=True)
-class Scene:
-    """The stage on which honest people and fraudsters act."""
-
-    config: WorldConfig
-    customers: Customers
-    market: Market
-    rhythm: Rhythm
-    midnight: int
-    """Start of day 0: the UTC day that holds the world's start, ms."""
-
-    def starts(self, day: int) -> int:
-        """First millisecond of a day."""
-        return self.midnight + day * DAY_MS
-
-    def weekday(self, day: int) -> int:
-        """0 for Monday to 6; 1970-01-01 was a Thursday."""
-        return (self.starts(day) // DAY_MS + 3) % 7
-
-    def price(
-        self, rng: np.random.Generator, customer: Ints, merchant: Ints, extra: Floats | float = 0.0
-    ) -> Ints:
-        """Amounts at the customer's level and the merchant's prices; ``extra`` adds to the log."""
-        category = self.market.category[merchant]
-        noise = _SIGMA[category] * rng.standard_normal(len(customer), np.float32)
-        log = self.customers.level[customer, category] + self.market.price[merchant] + noise + extra
-        amount = np.exp(log).astype(np.int64)
-        # A third of all prices end with 99.
-        odd = rng.integers(0, 3, len(amount), np.uint8) == 0
-        amount = np.where(odd, amount // 100 * 100 + 99, amount)
-        return np.clip(amount, 50, LARGEST)
-
-
-_SIGMA = np.array([c.sigma for c in catalog.CATEGORIES], np.float32)
 
 
 def genuine_day(scene: Scene, day: int) -> Rows:
     """All genuine payments of a day, in no order of time."""
     rng = generator(scene.config.seed, Purpose.GENUINE_DAY, day)
     active = scene.customers.active(day)
-    return together([_shopping(scene, rng, active, day), _subscriptions(scene, active, day)])
+    parts, guests = [no_rows()], 0
+    for at in range(0, len(active), TOGETHER):
+        some = active[at : at + TOGETHER]
+        bought = _shopping(scene, rng, some, day, guests)
+        guests += len(bought)
+        parts += [bought, _subscriptions(scene, some, day)]
+    return together(parts)
 
 
-def _shopping(scene: Scene, rng: np.random.Generator, active: Ints, day: int) -> Rows:
+def _shopping(scene: Scene, rng: np.random.Generator, active: Ints, day: int, guests: int) -> Rows:
+    """``guests`` is the first free number of a device that is used once."""
     people, config = scene.customers, scene.config
     factor = catalog.WEEK[people.lifestyle[active], scene.weekday(day)]
     spree = rng.random(len(active), np.float32) < SPREE_CHANCE
@@ -95,7 +63,7 @@ def _shopping(scene: Scene, rng: np.random.Generator, active: Ints, day: int) ->
     routine = ROUTINES[rng.integers(0, 256, size, np.uint8)] * 2 + channel
     bits = np.where(
         rng.random(size, np.float32) < ROUTINE_SHARE,
-        mix(key(config.seed, Purpose.ROUTINE), who, routine),
+        mix(key_of(config.seed, Purpose.ROUTINE), who, routine),
         rng.integers(0, 2**64, size, np.uint64),
     )
     category = catalog.CATEGORY_CHOICE[channel, bits & np.uint64(255)]
@@ -111,7 +79,7 @@ def _shopping(scene: Scene, rng: np.random.Generator, active: Ints, day: int) ->
         time=time + scene.starts(day),
         customer=who,
         card=people.card(who, second, day),
-        device=_devices(scene, rng, who, online, day),
+        device=_devices(scene, rng, who, online, day, guests),
         merchant=merchant,
         amount=scene.price(rng, who, merchant, extra),
         channel=channel,
@@ -119,21 +87,26 @@ def _shopping(scene: Scene, rng: np.random.Generator, active: Ints, day: int) ->
 
 
 def _devices(
-    scene: Scene, rng: np.random.Generator, who: Ints, online: npt.NDArray[np.bool_], day: int
+    scene: Scene,
+    rng: np.random.Generator,
+    who: Ints,
+    online: npt.NDArray[np.bool_],
+    day: int,
+    guests: int,
 ) -> Ints:
     out = np.full(len(who), -1, np.int64)
     users = who[online]
     slot = _DEVICE_SLOT[rng.integers(0, 256, len(users), np.uint8)].astype(np.int64)
     own = scene.customers.device(users, slot, day)
-    guest = rng.random(len(users), np.float32) < GUEST_DEVICE_SHARE
-    own[guest] = scene.customers.guest_device(day, int(guest.sum()))
+    guest = np.flatnonzero(rng.random(len(users), np.float32) < GUEST_DEVICE_SHARE)
+    own[guest] = scene.customers.guest_device(day, guests + guest)
     out[online] = own
     return out
 
 
 def _subscriptions(scene: Scene, active: Ints, day: int) -> Rows:
     """Monthly bills: the same amount at the same merchant at the same time of day."""
-    name = key(scene.config.seed, Purpose.SUBSCRIPTION)
+    name = key_of(scene.config.seed, Purpose.SUBSCRIPTION)
     bits = np.concatenate([mix(name, active, slot) for slot in range(SUBSCRIPTION_SLOTS)])
     who = np.tile(active, SUBSCRIPTION_SLOTS)
     due = (bits >> np.uint64(8)) % np.uint64(BILLING_DAYS) == np.uint64(day % BILLING_DAYS)

@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from raypipe.simulate.draws import Ints
 
+SERIAL_BITS = 24
+"""A campaign's number is the day on which it starts and, in these bits, its serial on that day."""
+
 
 class Campaign(IntEnum):
     """The truth about a payment."""
@@ -85,6 +88,11 @@ def payments(
         channel=channel,
         kind=np.full(count, kind, np.int8),
     )
+
+
+def serial(number: int) -> int:
+    """A campaign's number within its day, below 2**SERIAL_BITS; kinds don't share serials."""
+    return number % (1 << SERIAL_BITS)
 
 
 def together(parts: Sequence[Rows]) -> Rows:

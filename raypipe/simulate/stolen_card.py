@@ -12,8 +12,8 @@ import numpy as np
 from raypipe.clock import DAY_MS
 from raypipe.simulate import catalog
 from raypipe.simulate.catalog import ONLINE, POS
-from raypipe.simulate.genuine import Scene
-from raypipe.simulate.rows import Campaign, Rows, payments
+from raypipe.simulate.rows import Campaign, Rows, payments, serial
+from raypipe.simulate.scene import Scene
 
 LEAST, MORE = 4, 6.0
 MEAN_SIZE = LEAST + MORE
@@ -42,7 +42,7 @@ def stolen_cards(scene: Scene, rng: np.random.Generator, day: int, count: int, f
     device = np.where(
         ring,
         people.fraud_device(day // 7, gang),
-        people.fraud_device(day, np.arange(count) + first % 2**20),
+        people.fraud_device(day, np.arange(count) + serial(first)),
     )
     own = people.device(victims, np.zeros(count, np.int64), day)
     device = np.where(plastic, -1, np.where(hijacked, own, device))

@@ -17,17 +17,19 @@ from raypipe.simulate.campaigns import Fraud
 from raypipe.simulate.catalog import Rhythm
 from raypipe.simulate.config import WorldConfig
 from raypipe.simulate.customers import Customers
-from raypipe.simulate.draws import Ints, Purpose, generator, key
-from raypipe.simulate.genuine import Scene
+from raypipe.simulate.draws import Ints, Purpose, generator, key_of
 from raypipe.simulate.ids import scramble
 from raypipe.simulate.market import Market
 from raypipe.simulate.pieces import Piece, join
 from raypipe.simulate.rows import Campaign, Rows, no_rows, together
+from raypipe.simulate.scene import Scene
 
 LATE_MS = (2 * MINUTE_MS, 8 * HOUR_MS)
 """Shortest and longest delay of a late row; log-uniform between."""
 
 _LIVE_CHUNK = 1_024
+_TIE_BITS = 19
+_NEVER = 2**43
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class World:
             config.start_ms // DAY_MS * DAY_MS,
         )
         self._fraud = Fraud(self._scene)
-        self._id_key = key(config.seed, Purpose.TRANSACTION_ID)
+        self._id_key = key_of(config.seed, Purpose.TRANSACTION_ID)
 
     def __repr__(self) -> str:
         c = self.config
@@ -103,26 +105,32 @@ class World:
     def day(self, day: int) -> WorldBatch:
         """What happened on one UTC day, 0 for the one that holds the start, with its chargebacks.
 
-        It is computed from the seed and the day alone; rows outside the history are included
-        after its end.
+        It is computed from the config and the day alone, whatever was asked before. Days after
+        the history belong to the world too. Raises UsageError for a negative day.
         """
+        if day < 0:
+            raise UsageError(f"day is {day}", hint="Days count from 0, the day of the start.")
         block = self._block(day)
-        return self._batch(Piece(block, _disputed(block)))
+        rows, _ = _by_time(block, block.received)
+        return self._batch(Piece(rows, _disputed(rows)))
 
     def live(self, count: int) -> Iterator[LiveRow]:
-        """The first ``count`` transactions that arrive after the history, in arrival order."""
+        """The first ``count`` transactions that arrive after the history, in arrival order.
+
+        Raises UsageError if ``count`` is negative.
+        """
         if count < 0:
             raise UsageError(f"count is {count}", hint="It must be at least 0.")
         # Late rows of the day before may arrive after the end.
         for piece in self._arrivals(max(0, self._last_day - 1)):
+            if not count:
+                return
             rows = piece.transactions
-            rows = rows.take(rows.received >= self.config.end_ms)
+            rows = rows.take(rows.received >= self.config.end_ms).take(slice(0, count))
+            count -= len(rows)
             for at in range(0, len(rows), _LIVE_CHUNK):
-                part = rows.take(slice(at, min(at + _LIVE_CHUNK, at + count)))
+                part = rows.take(slice(at, at + _LIVE_CHUNK))
                 yield from _live_rows(self._batch(Piece(part, no_rows())))
-                count -= len(part)
-                if not count:
-                    return
 
     @property
     def _last_day(self) -> int:
@@ -141,27 +149,22 @@ class World:
         for day in itertools.count(first) if stop is None else range(first, stop):
             block = self._block(day)
             tomorrow = self._scene.starts(day + 1)
-            pending = together([pending, _disputed(block)])
-            rows = together([late, block])
-            now = rows.received < tomorrow
-            told = tables.reported_at(pending) < tomorrow
-            yield Piece(
-                _sorted(rows.take(now), rows.received[now]),
-                _sorted(pending.take(told), tables.reported_at(pending)[told]),
-            )
-            late, pending = rows.take(~now), pending.take(~told)
+            bought = together([late, block])
+            told = together([pending, _disputed(block)])
+            arrived, late = _by_time(bought, bought.received, tomorrow)
+            reported, pending = _by_time(told, tables.reported_at(told), tomorrow)
+            yield Piece(arrived, reported)
 
     def _block(self, day: int) -> Rows:
-        """All payments of a day by arrival, with ids, and with the chargebacks to come."""
+        """All payments of a day in no order of time, with ids and the chargebacks to come."""
         config = self.config
         rows = together([self._fraud.genuine(day), self._fraud.day(day)])
         rng = generator(config.seed, Purpose.ARRIVAL_DAY, day)
         count = len(rows)
         delay = (60 + 240 * rng.standard_exponential(count, np.float32)).astype(np.int64)
         late = np.flatnonzero(rng.random(count) < config.late_share)
-        delay[late] += np.exp(
-            rng.uniform(np.log(LATE_MS[0]), np.log(LATE_MS[1]), len(late))
-        ).astype(np.int64)
+        wait = np.exp(rng.uniform(np.log(LATE_MS[0]), np.log(LATE_MS[1]), len(late)))
+        delay[late] += wait.astype(np.int64)
 
         fraud = rows.kind != Campaign.GENUINE
         chance = np.where(fraud, 1 - config.unreported_share, config.friendly_share)
@@ -176,11 +179,16 @@ class World:
         )
         if rows.time.min(initial=config.start_ms) < config.start_ms:
             rows = rows.take(rows.time >= config.start_ms)
-        return _sorted(rows, rows.received)
+        return rows
 
 
-def _sorted(rows: Rows, by: Ints) -> Rows:
-    return rows.take(np.argsort(by, kind="stable"))
+def _by_time(rows: Rows, time: Ints, until: int = _NEVER) -> tuple[Rows, Rows]:
+    """The rows sorted by a time, those before ``until`` and the others."""
+    # Equal times stand in the order of their scrambled numbers, which tells nothing.
+    keys = (time << _TIE_BITS) | (rows.number & (2**_TIE_BITS - 1))
+    order = np.argsort(keys, kind="stable")
+    cut = int(np.searchsorted(keys, until << _TIE_BITS, sorter=order))
+    return rows.take(order[:cut]), rows.take(order[cut:])
 
 
 def _disputed(rows: Rows) -> Rows:

@@ -165,7 +165,13 @@ def _mapping() -> str:
         ("transaction", TRANSACTIONS, tables.TRANSACTIONS),
         ("chargeback", CHARGEBACKS, tables.CHARGEBACKS),
     ):
-        lines += ["", "[[stream]]", f'event = "{event}"', f'table = "{Path(table).stem}"', 'time_unit = "ms"']
+        lines += [
+            "",
+            "[[stream]]",
+            f'event = "{event}"',
+            f'table = "{Path(table).stem}"',
+            'time_unit = "ms"',
+        ]
         lines += ["", "[stream.columns]"]
         for name in schema.names:
             minor = name == "amount"

@@ -15,7 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from raypipe.clock import Clock, SystemClock
-from raypipe.errors import NotFound, UsageError
+from raypipe.errors import NotFound, Unavailable, UsageError
 
 LOCAL_TENANT = "default"
 LOCAL_KEY_FILE = "api-key"
@@ -63,7 +63,7 @@ class KeyStore:
     microseconds) or this one revokes a key.
     """
 
-    def __init__(self, path: Path, clock: Clock | None = None) -> None:
+    def __init__(self, path: Path, clock: Clock | None = None, busy_timeout_s: float = 2.0) -> None:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._cache: dict[bytes, Credential] = {}
@@ -75,7 +75,9 @@ class KeyStore:
             os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
-        self._db = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(
+            path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
+        )
         self._db.execute(_SCHEMA)
         self._version = self._data_version()
 
@@ -101,20 +103,26 @@ class KeyStore:
         return text
 
     def verify(self, text: str) -> Credential | None:
-        """The credential behind a key, or None when it is malformed, unknown, wrong or revoked."""
+        """The credential behind a key, or None when it is malformed, unknown, wrong or revoked.
+
+        Raises Unavailable when the file can't be read now.
+        """
         parts = _KEY.fullmatch(text)
         if parts is None:
             return None
         digest = _digest(text)
-        with self._lock:
-            version = self._data_version()
-            if version != self._version:
-                self._cache.clear()
-                self._version = version
-            found = self._cache.get(digest)
-            if found is None:
-                found = self._look_up(parts[2], digest)
-        return found
+        try:
+            with self._lock:
+                return self._verify(parts[2], digest)
+        except sqlite3.OperationalError as e:
+            raise Unavailable(f"the key store does not answer: {e}", hint="Retry.") from e
+
+    def _verify(self, key_id: str, digest: bytes) -> Credential | None:
+        version = self._data_version()
+        if version != self._version:
+            self._cache.clear()
+            self._version = version
+        return self._cache.get(digest) or self._look_up(key_id, digest)
 
     def _look_up(self, key_id: str, digest: bytes) -> Credential | None:
         row = self._db.execute(

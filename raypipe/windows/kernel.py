@@ -35,16 +35,20 @@ SUM_LO, SUM_HI, SQ_LO, SQ_HI, LEAST, MOST = range(VALUE_WORDS)
 READ, UPDATE, READ_AFTER = 1, 2, 4
 """What a row asks for: the value before it, to count it, the value after it."""
 
-PLAN_WORDS = 7
-PLAN_OP, PLAN_SPAN, PLAN_MINUS, PLAN_WORD, PLAN_SIZE, PLAN_TABLE, PLAN_SHORTER = range(PLAN_WORDS)
-"""An output: operation, span, subtracted span, first word, sketch words, estimate table start,
-and the earlier output that is the same for a shorter span (-1: none)."""
+STATS = 5
+SUM, MEAN, MIN, MAX, STD = range(STATS)
+"""What is computed of each value column for each span."""
+
+PLAN_WORDS = 3
+PLAN_SPAN, PLAN_MINUS, PLAN_STAT = range(PLAN_WORDS)
+"""An output: its span, the span to subtract (-1: none), and its place among the span's figures:
+0 is the count, then STATS for each value column, then an estimate for each sketch; -1 is the time
+since the last event."""
 
 NO_LEAST = np.int64(2**62)
 NO_MOST = np.int64(-(2**62))
 NEVER = np.int64(-(2**62))
 
-_COUNT, _SUM, _MEAN, _MIN, _MAX, _STD, _DISTINCT, _SINCE = range(8)
 
 @inline
 def _mix(x):  # type: ignore[no-untyped-def]
@@ -166,54 +170,64 @@ def _compact(arena, first, length, edges, hops, values):  # type: ignore[no-unty
 
 
 @compiled
-def _emit(spans, plan, tables, since, out, row):  # type: ignore[no-untyped-def]
-    for c in range(plan.shape[0]):
-        op = plan[c, PLAN_OP]
-        if op == _SINCE:
-            out[row, c] = since
-            continue
-        w = plan[c, PLAN_SPAN]
-        minus = plan[c, PLAN_MINUS]
-        at = plan[c, PLAN_WORD]
-        n = spans[w, TILE_COUNT]
-        shorter = plan[c, PLAN_SHORTER]
-        if shorter >= 0 and spans[plan[shorter, PLAN_SPAN], TILE_COUNT] == n:
-            # Windows nest: as many events are the same events.
-            out[row, c] = out[row, shorter]
-            continue
-        if minus >= 0:
-            n -= spans[minus, TILE_COUNT]
-        if op == _COUNT:
-            out[row, c] = np.float64(n)
-        elif op in (_SUM, _MEAN):
-            lo, hi = spans[w, at + SUM_LO], spans[w, at + SUM_HI]
-            if minus >= 0:
-                less_lo, less_hi = negate(spans[minus, at + SUM_LO], spans[minus, at + SUM_HI])
-                lo, hi = add(lo, hi, less_lo, less_hi)
-            if op == _SUM:
-                out[row, c] = to_float(lo, hi)
-            else:
-                out[row, c] = to_float(lo, hi) / np.float64(n) if n > 0 else np.nan
-        elif op == _MIN:
-            out[row, c] = np.float64(spans[w, at + LEAST]) if n > 0 else np.nan
-        elif op == _MAX:
-            out[row, c] = np.float64(spans[w, at + MOST]) if n > 0 else np.nan
-        elif op == _STD:
-            if n > 0:
-                out[row, c] = deviation(
-                    n,
-                    spans[w, at + SUM_LO],
-                    spans[w, at + SUM_HI],
-                    spans[w, at + SQ_LO],
-                    spans[w, at + SQ_HI],
-                )
-            else:
-                out[row, c] = np.nan
+def _figures(spans, w, values, sketches, tables, figures):  # type: ignore[no-untyped-def]
+    """Every statistic of one span's accumulator."""
+    n = spans[w, TILE_COUNT]
+    figures[w, 0] = np.float64(n)
+    for v in range(values):
+        at, to = TILE_VALUES + v * VALUE_WORDS, 1 + v * STATS
+        s_lo, s_hi = spans[w, at + SUM_LO], spans[w, at + SUM_HI]
+        figures[w, to + SUM] = to_float(s_lo, s_hi)
+        if n > 0:
+            figures[w, to + MEAN] = figures[w, to + SUM] / np.float64(n)
+            figures[w, to + MIN] = np.float64(spans[w, at + LEAST])
+            figures[w, to + MAX] = np.float64(spans[w, at + MOST])
+            figures[w, to + STD] = deviation(
+                n, s_lo, s_hi, spans[w, at + SQ_LO], spans[w, at + SQ_HI]
+            )
         else:
-            ones = np.int64(0)
-            for k in range(plan[c, PLAN_SIZE]):
-                ones += _ones(spans[w, at + k])
-            out[row, c] = tables[plan[c, PLAN_TABLE] + ones]
+            figures[w, to + MEAN : to + STATS] = np.nan
+    word, table = TILE_VALUES + values * VALUE_WORDS, 0
+    for d in range(sketches.shape[0]):
+        ones = np.int64(0)
+        for k in range(sketches[d]):
+            ones += _ones(spans[w, word + k])
+        figures[w, 1 + values * STATS + d] = tables[table + ones]
+        word += sketches[d]
+        table += sketches[d] * 64 + 1
+
+
+@compiled
+def _difference(spans, w, minus, stat):  # type: ignore[no-untyped-def]
+    """Count, sum or mean of a span without a shorter one."""
+    n = spans[w, TILE_COUNT] - spans[minus, TILE_COUNT]
+    if stat == 0:
+        return np.float64(n)
+    at = TILE_VALUES + (stat - 1) // STATS * VALUE_WORDS
+    less_lo, less_hi = negate(spans[minus, at + SUM_LO], spans[minus, at + SUM_HI])
+    lo, hi = add(spans[w, at + SUM_LO], spans[w, at + SUM_HI], less_lo, less_hi)
+    if (stat - 1) % STATS == SUM:
+        return to_float(lo, hi)
+    return to_float(lo, hi) / np.float64(n) if n > 0 else np.nan
+
+
+@compiled
+def _emit(spans, values, sketches, plan, tables, figures, since, out, row):  # type: ignore[no-untyped-def]
+    for w in range(spans.shape[0]):
+        if w > 0 and spans[w, TILE_COUNT] == spans[w - 1, TILE_COUNT]:
+            # Windows nest: as many events are the same events.
+            for k in range(figures.shape[1]):
+                figures[w, k] = figures[w - 1, k]
+        else:
+            _figures(spans, w, values, sketches, tables, figures)
+    for c in range(plan.shape[0]):
+        stat = plan[c, PLAN_STAT]
+        if stat < 0:
+            out[row, c] = since
+        elif plan[c, PLAN_MINUS] < 0:
+            out[row, c] = figures[plan[c, PLAN_SPAN], stat]
+        else:
+            out[row, c] = _difference(spans, plan[c, PLAN_SPAN], plan[c, PLAN_MINUS], stat)
 
 
 @compiled
@@ -341,6 +355,7 @@ def process(  # type: ignore[no-untyped-def]
     rows that read after their update. ``hot`` [keys, spans, words] holds kept accumulators.
     """
     edges = np.full((2, hops.shape[0]), NEVER, np.int64)
+    figures = np.empty((hops.shape[0], 1 + values * STATS + sketches.shape[0]))
     for i in range(start, keys.shape[0]):
         if (top[TOP_KEYS] + 1) * 2 > slots.shape[0] or top[TOP_HOT] >= hot.shape[0]:
             return i
@@ -355,11 +370,11 @@ def process(  # type: ignore[no-untyped-def]
             if known and slots[at, HOT] >= 0:
                 kept = hot[slots[at, HOT]]
                 _refresh(arena, slots[at, BLOCK], slots[at, LENGTH], edges, values, kept)
-                _emit(kept, plan, tables, since, out, i)
+                _emit(kept, values, sketches, plan, tables, figures, since, out, i)
             else:
                 first, length = (slots[at, BLOCK], slots[at, LENGTH]) if known else (0, 0)
                 _read(arena, first, length, edges, values, spans)
-                _emit(spans, plan, tables, since, out, i)
+                _emit(spans, values, sketches, plan, tables, figures, since, out, i)
             if key == 0:
                 out[i, :] = np.nan
         if not mode & UPDATE or key == 0:
@@ -392,7 +407,7 @@ def process(  # type: ignore[no-untyped-def]
                 top[TOP_HOT] += 1
         if mode & READ_AFTER:
             _read(arena, slots[at, BLOCK], slots[at, LENGTH], edges, values, spans)
-            _emit(spans, plan, tables, 0.0, after, i)
+            _emit(spans, values, sketches, plan, tables, figures, 0.0, after, i)
             clocks[i] = clock
     return keys.shape[0]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +11,20 @@ import pyarrow as pa
 
 from raypipe.errors import IntegrityError
 from raypipe.windows import kernel
-from raypipe.windows.spec import Column, Op, WindowView
+from raypipe.windows.spec import Op, WindowView
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
 SNAPSHOT_FORMAT = "raypipe.windows/1"
+
+_STATS = {
+    Op.SUM: kernel.SUM,
+    Op.MEAN: kernel.MEAN,
+    Op.MIN: kernel.MIN,
+    Op.MAX: kernel.MAX,
+    Op.STD: kernel.STD,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,34 +197,25 @@ def _doubled(array: Ints) -> Ints:
 
 
 def _plan(view: WindowView) -> tuple[Ints, Floats]:
-    """Outputs as kernel instructions, and the linear-counting estimate for each number of bits."""
-    value_at = {
-        c: kernel.TILE_VALUES + i * kernel.VALUE_WORDS for i, c in enumerate(view.value_columns)
-    }
-    word = kernel.TILE_VALUES + kernel.VALUE_WORDS * len(view.value_columns)
-    sketch_at: dict[str, tuple[int, int, int]] = {}
-    tables: list[float] = []
-    for column, bits in view.sketches:
-        sketch_at[column] = (word, bits // 64, len(tables))
-        tables += [bits * math.log(bits / (bits - k)) for k in range(bits)]
-        tables.append(bits * math.log(2 * bits))
-        word += bits // 64
+    """Outputs as kernel instructions, and the linear-counting estimates for each number of bits."""
+    tables = [
+        bits * math.log(bits / (bits - k)) if k < bits else bits * math.log(2 * bits)
+        for _, bits in view.sketches
+        for k in range(bits + 1)
+    ]
+    first_sketch = 1 + kernel.STATS * len(view.value_columns)
+    sketches = [name for name, _ in view.sketches]
     plan = np.zeros((len(view.columns), kernel.PLAN_WORDS), np.int64)
-    for i, (row, c) in enumerate(zip(plan, view.columns, strict=True)):
-        extra: tuple[Any, ...] = (0, 0, 0)
-        if c.op is Op.DISTINCT:
-            extra = sketch_at[c.column]
-        elif c.column:
-            extra = (value_at[c.column], 0, 0)
-        row[:] = (c.op, c.span, c.minus, *extra, _shorter(view.columns[:i], c))
+    for row, c in zip(plan, view.columns, strict=True):
+        match c.op:
+            case Op.SINCE_LAST:
+                stat = -1
+            case Op.COUNT:
+                stat = 0
+            case Op.DISTINCT:
+                stat = first_sketch + sketches.index(c.column)
+            case _:
+                value = view.value_columns.index(c.column)
+                stat = 1 + kernel.STATS * value + _STATS[c.op]
+        row[:] = (c.span, c.minus, stat)
     return plan, np.array(tables or [0.0])
-
-
-def _shorter(before: tuple[Column, ...], column: Column) -> int:
-    """The last earlier output of the same operation and column over a shorter span, or -1."""
-    found = -1
-    for i, c in enumerate(before):
-        same = (c.op, c.column, c.minus) == (column.op, column.column, -1)
-        if same and column.minus < 0 and c.span < column.span:
-            found = i
-    return found

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ ray.init(
     log_to_driver=False, configure_logging=False, _temp_dir=sys.argv[2],
 )
 folder = Path(sys.argv[1])
-sweep(folder / "dataset", prepared(folder), PLAN, storage=folder, trial_ended=print)
+tell = lambda line: print(line, flush=True)
+sweep(folder / "dataset", prepared(folder), PLAN, storage=folder, trial_ended=tell)
 print("not killed")
 """
 
@@ -61,8 +64,10 @@ def results(folder: Path, trial: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) -> None:
     split = prepared(tmp_path)
+    # Short on purpose: Unix socket paths inside it must stay under 108 bytes.
+    ray_files = tempfile.mkdtemp(prefix="rp-")
     killed = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), f"/tmp/rp-{os.getpid()}"],
+        [sys.executable, "-c", SCRIPT, str(tmp_path), ray_files],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAYPIPE_ABORT_AT": "training.trial_ended:4"},
         capture_output=True,
@@ -70,12 +75,15 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) 
         timeout=240,
         check=False,
     )
+    shutil.rmtree(ray_files, ignore_errors=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "not killed" not in killed.stdout
 
     before = snapshot(tmp_path)
     finished = [t for t, status in before.items() if status == "TERMINATED"]
-    assert 2 <= len(finished) < PLAN.trials
+    told = killed.stdout.count("trial ")
+    assert told == 4
+    assert told <= len(finished) < PLAN.trials
     kept = {t: (tmp_path / "sweep" / t / "result.json").read_bytes() for t in finished}
 
     from training.tune import sweep
@@ -104,6 +112,23 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) 
         assert (trial.metric, trial.rounds) == (rows[-1]["best_aucpr"], rows[-1]["best_rounds"])
         assert trial.metric >= max(r["aucpr"] for r in rows)
     assert result.best.metric == max(t.metric for t in result.trials if t.metric is not None)
+
+
+@pytest.mark.ray
+def test_a_torn_snapshot_starts_the_sweep_anew(tmp_path: Path, ray_session: None) -> None:
+    from training.tune import sweep
+
+    split = prepared(tmp_path)
+    (tmp_path / "sweep").mkdir()
+    for name in ("experiment_state-1.json", "search_gen_state-1.json", "searcher-state-1.pkl"):
+        (tmp_path / "sweep" / name).write_bytes(b'{"trial_da')
+    notes: list[str] = []
+    plan = SweepPlan(trials=2, max_rounds=20, grace_rounds=10, concurrency=2)
+    result = sweep(
+        tmp_path / "dataset", split, plan, storage=tmp_path, resume=True, note=notes.append
+    )
+    assert len(result.trials) == 2
+    assert notes == ["the sweep has no intact snapshot to resume from: starting it anew"]
 
 
 @pytest.mark.ray

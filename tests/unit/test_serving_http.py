@@ -18,13 +18,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import IntegrityError, Unavailable
+from raypipe.events.row import RowValidator
+from raypipe.events.schema import EventType, Field, Kind
+from raypipe.ledger.record import DecisionRecord
 from serving.body import MAX_DEPTH
+from serving.decide import Decider
 from tests.unit.serving_kit import (
     BODY_LIMIT,
     FEATURES,
     HOT,
     NOW,
     PROJECT,
+    READING,
     Service,
     body,
     ids,
@@ -158,6 +163,28 @@ def test_simultaneous_requests_for_one_event_agree_on_one_decision(service: Serv
         answer.pop("replayed")
     assert all(a == answers[0] for a in answers)
     assert len(service.worker.records) == 1
+
+
+def test_when_another_replica_was_first_its_decision_is_the_answer(service: Service) -> None:
+    alone = service.worker.record
+
+    async def beaten(record: DecisionRecord) -> DecisionRecord:
+        await alone(msgspec.structs.replace(record, action="block", decided_at=NOW + 7))
+        return await alone(record)
+
+    service.worker.record = beaten  # type: ignore[method-assign]
+    said = service.post(body()).json()
+    assert (said["action"], said["decided_at"], said["replayed"]) == ("block", NOW + 7, True)
+
+
+def test_a_field_declared_later_leaves_the_hash_of_a_retry_as_it_was(service: Service) -> None:
+    newer = EventType("reading", (*READING.fields, Field("fresh", Kind.INTEGER, required=False)))
+    hashes = set()
+    for event in (READING, newer):
+        validator = RowValidator(event, "EUR")
+        decider = Decider(event, validator, service.worker, service.judge, service.clock, 1.0)
+        hashes.add(decider.body_hash(validator.check(body(), "default", NOW)))
+    assert len(hashes) == 1
 
 
 def test_a_retry_after_a_lost_record_uses_the_first_windows_and_times(service: Service) -> None:
@@ -353,17 +380,33 @@ def test_a_body_over_the_limit_is_a_413_whether_declared_or_streamed(service: Se
     assert (streamed.status_code, streamed.json()["code"]) == (413, "body_too_large")
 
 
+def test_a_declared_length_over_the_limit_is_refused_before_a_byte_is_read(
+    service: Service,
+) -> None:
+    for length in (str(BODY_LIMIT + 1).encode(), b"9" * 5_000):
+        sent = _bare_post(service, [], {b"content-length": length})
+        assert sent[0]["status"] == 413
+
+
 def test_a_connection_that_ends_within_the_body_is_answered_and_counted(service: Service) -> None:
+    parts = [
+        {"type": "http.request", "body": GOOD[:20], "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent = _bare_post(service, parts, {})
+    assert sent[0]["status"] == 400
+    assert not service.worker.seen
+
+
+def _bare_post(
+    service: Service, parts: list[dict[str, Any]], headers: dict[bytes, bytes]
+) -> list[dict[str, Any]]:
+    """Call the application without a client; reading past ``parts`` fails."""
     sent: list[dict[str, Any]] = []
-    parts = iter(
-        [
-            {"type": "http.request", "body": GOOD[:20], "more_body": True},
-            {"type": "http.disconnect"},
-        ]
-    )
+    coming = iter(parts)
 
     async def receive() -> Any:
-        return next(parts)
+        return next(coming)
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -375,11 +418,11 @@ def test_a_connection_that_ends_within_the_body_is_answered_and_counted(service:
         "headers": [
             (b"content-type", b"application/json"),
             (b"authorization", b"Bearer " + service.key.encode()),
+            *headers.items(),
         ],
     }
     asyncio.run(service.app(scope, receive, send))
-    assert sent[0]["status"] == 400
-    assert not service.worker.seen
+    return sent
 
 
 # Keys
@@ -397,6 +440,12 @@ def test_no_or_a_wrong_key_is_a_401(service: Service, header: str | None) -> Non
     assert answer.headers["www-authenticate"].startswith("Bearer")
     assert service.get("/v1/decisions/dec_x", key=None).status_code == 401
     assert not service.worker.seen
+
+
+def test_a_good_key_under_another_scheme_is_a_401(service: Service) -> None:
+    for header in (f"Basic {service.key}", service.key, f"Token {service.key}"):
+        assert service.raw(GOOD, key=None, Authorization=header).status_code == 401
+    assert service.raw(GOOD, key=None, Authorization=f"bearer {service.key}").status_code == 200
 
 
 def test_a_key_without_the_scope_is_a_403(service: Service) -> None:

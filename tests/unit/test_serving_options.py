@@ -7,9 +7,12 @@ import yaml
 
 import serving.options
 from raypipe.config import Settings
-from raypipe.errors import ConfigError
+from raypipe.errors import ConfigError, NotFound
+from serving.app import app
 from serving.options import deployment_options, load_options
+from tests.unit.serving_kit import train
 
+KIT = "tests.unit.serving_kit:PROJECT"
 PACKAGED = Path(serving.options.__file__).with_name("config.yaml")
 
 
@@ -58,3 +61,21 @@ def test_a_file_that_is_not_the_whole_options_is_refused(tmp_path: Path, text: s
         load_options(file)
     with pytest.raises(ConfigError, match="read"):
         load_options(tmp_path / "none.yaml")
+
+
+def test_the_builder_takes_settings_as_arguments_and_refuses_others(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="hom_e"):
+        app({"hom_e": str(tmp_path)})
+    with pytest.raises(NotFound, match="train"):
+        app({"home": str(tmp_path), "project": KIT})
+
+
+def test_the_builder_names_the_current_version_and_makes_the_local_key(tmp_path: Path) -> None:
+    version = train(tmp_path)
+    made = app({"home": str(tmp_path), "project": KIT, "max_replicas": "3"})
+    deployment = made._bound_deployment
+    assert deployment.user_config == {"model": "fault", "version": version}
+    assert deployment.name == "decisions"
+    assert (tmp_path / "api-key").stat().st_mode & 0o777 == 0o600
+    settings, _ = deployment.init_args
+    assert (settings.home, settings.max_replicas) == (tmp_path, 3)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from raypipe.clock import ManualClock
-from raypipe.errors import NotFound, UsageError
+from raypipe.errors import NotFound, Unavailable, UsageError
 from raypipe.tenancy.keys import Credential, KeyStore, Scope, ensure_local_key
 
 
@@ -147,3 +147,14 @@ def test_a_local_key_that_the_store_forgot_or_revoked_is_replaced(tmp_path: Path
     store = KeyStore(tmp_path / "tenants.db")
     assert store.verify(third.strip()) is not None
     assert store.verify(first.strip()) is None
+
+
+def test_a_store_that_is_locked_for_long_is_unavailable_not_a_wrong_key(tmp_path: Path) -> None:
+    store = KeyStore(tmp_path / "tenants.db", busy_timeout_s=0.01)
+    key = store.create("default", ["admin"])
+    with sqlite3.connect(tmp_path / "tenants.db", isolation_level=None) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(Unavailable):
+            store.verify(key)
+        other.execute("ROLLBACK")
+    assert store.verify(key) is not None

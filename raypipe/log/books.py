@@ -1,0 +1,96 @@
+"""What the embedded log keeps count of, inside the transaction that writes the rows."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+from raypipe.errors import Conflict, IntegrityError
+from raypipe.log.database import PLACE_BITS
+from raypipe.log.port import Fenced
+
+_NEXT_OFFSET = """
+select (select total(rows) from kind where partition = :p),
+       (select place + n from batch where place >= :low and place < :high
+        order by place desc limit 1),
+       (select max(end) from sealed_range where partition = :p)
+"""
+
+
+def next_offset(db: sqlite3.Connection, partition: int) -> int:
+    """The number of rows, as offsets have no gap; IntegrityError when the last ones are away."""
+    low = partition << PLACE_BITS
+    high = low + (1 << PLACE_BITS)
+    row = db.execute(_NEXT_OFFSET, {"p": partition, "low": low, "high": high}).fetchone()
+    rows, live, sealed = int(row[0]), (row[1] or low) - low, row[2] or 0
+    if rows != max(live, sealed):
+        raise IntegrityError(
+            f"partition {partition} counts {rows} rows but its last offset is "
+            f"{max(live, sealed) - 1}",
+            hint="Restore the log from a backup.",
+        )
+    return rows
+
+
+def current_epoch(db: sqlite3.Connection, partition: int) -> int:
+    """The partition's epoch; 0 when none was begun."""
+    row = db.execute("select epoch from epoch where partition = ?", (partition,)).fetchone()
+    return int(row[0]) if row else 0
+
+
+def check_epoch(db: sqlite3.Connection, partition: int, epoch: int | None) -> None:
+    """Raise Fenced for a writer of another epoch; None is outside of fencing."""
+    if epoch is not None and epoch != (current := current_epoch(db, partition)):
+        raise Fenced(
+            f"epoch {epoch} writes to partition {partition}, which is in epoch {current}",
+            hint="Another writer took over; end this one and start again.",
+        )
+
+
+def add_rows(db: sqlite3.Connection, partition: int, kind: str, rows: int) -> None:
+    """Add rows of a kind."""
+    db.execute(
+        "insert into kind values(?, ?, ?) on conflict do update set rows = rows + excluded.rows",
+        (partition, kind, rows),
+    )
+
+
+def acknowledge(
+    db: sqlite3.Connection,
+    partition: int,
+    producer: str,
+    seq: int,
+    base: int,
+    sizes: list[int],
+    *,
+    sealed: bool,
+) -> None:
+    """Remember what this (producer, seq) was given."""
+    values = (partition, producer, seq, base, json.dumps(sizes), sealed)
+    db.execute("insert into ack values(?, ?, ?, ?, ?, ?)", values)
+
+
+def acknowledged(
+    db: sqlite3.Connection,
+    partition: int,
+    producer: str,
+    seq: int,
+    sizes: list[int],
+    *,
+    sealed: bool,
+) -> int | None:
+    """The base offset given to this (producer, seq) before, if it was."""
+    row = db.execute(
+        "select base_offset, sizes, sealed from ack"
+        " where partition = ? and producer = ? and seq = ?",
+        (partition, producer, seq),
+    ).fetchone()
+    if row is None:
+        return None
+    if json.loads(row[1]) != sizes or row[2] != sealed:
+        raise Conflict(
+            f"producer {producer!r} wrote seq {seq} as {'history' if row[2] else 'live'} batches "
+            f"of {row[1]} rows and now sends {'history' if sealed else 'live'} of {sizes}",
+            hint="A retry sends the same batches; something new takes the next seq.",
+        )
+    return int(row[0])
