@@ -249,7 +249,7 @@ def _duckdb(data: _Input) -> dict[str, Any]:
                     f"range between {span.length * 1_000 - 1} preceding and current row)"
                 )
             query = f"select {', '.join(columns)} from events window {', '.join(windows)}"  # noqa: S608
-            found = db.execute(query).to_arrow_table()
+            found: Any = db.execute(query).to_arrow_table()
             order = np.argsort(found.column("n").to_numpy())
             out[entity] = {
                 f"{name}_{i}": found.column(f"{name}_{i}").to_numpy()[order]

@@ -84,7 +84,7 @@ def compute(
         "tenant": settings.tenant,
         "end_offset": end,
         "rows": rows,
-        "last_event_ms": _last_event(events[project.decision]),
+        "last_event_ms": _last_event([p for paths in events.values() for p in paths]),
         "views": {v.name: v.definition_hash for v in project.views},
         "events": {kind: [os.fspath(p) for p in paths] for kind, paths in events.items()},
         "files": {
@@ -106,7 +106,7 @@ def publish(project: Project, settings: Settings, progress: Progress, end_ms: in
     with progress.stage("feast", unit="keys") as stage:
         store = open_store(settings.home)
         changes = apply(store, project)
-        report = materialize(settings.home, project, end_ms)
+        report = materialize(settings.home, project, end_ms, store=store)
         stage.say(f"{len(changes)} changes in the registry, {report}")
 
 

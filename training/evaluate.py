@@ -110,6 +110,36 @@ def threshold_at_fpr(y: Labels, score: Scores, limit: float) -> float:
     return float(np.partition(genuine, place)[place])
 
 
+def operating_threshold(
+    y: Labels, score: Scores, fpr_limit: float = 0.005, least_precision: float = 0.6
+) -> float:
+    """The lowest threshold within a false positive limit whose flags are right often enough.
+
+    At a precision over a half, flagging is more accurate than flagging nothing; the default keeps
+    some distance from that. When no threshold is precise enough, the one of highest precision is
+    taken. Scores strictly above it are flagged.
+
+    >>> y, p = np.array([0, 0, 1, 0, 1], "u1"), np.array([0.1, 0.2, 0.3, 0.4, 0.5], "f4")
+    >>> round(operating_threshold(y, p, 0.34), 6)
+    0.2
+    """
+    lowest = np.float32(threshold_at_fpr(y, score, fpr_limit))
+    order = np.argsort(-score, kind="stable")
+    ranked, hits = score[order], np.cumsum(y[order] == 1)
+    # Only after the last of equal scores can a threshold lie.
+    ends = np.flatnonzero(np.append(ranked[1:] != ranked[:-1], True) & (ranked > lowest))
+    if not len(ends):
+        return float(lowest)
+    precision = hits[ends] / (ends + 1)
+    good = np.flatnonzero(precision >= least_precision)
+    last = ends[good[-1]] if len(good) else ends[np.argmax(precision)]
+    return (
+        float(ranked[last + 1])
+        if last + 1 < len(ranked)
+        else float(np.nextafter(ranked[last], -np.inf))
+    )
+
+
 def precision_at_k(
     day: npt.NDArray[np.int64],
     key: npt.NDArray[np.int32],

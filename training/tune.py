@@ -116,7 +116,7 @@ def _fresh(experiment: Path, trainable: Any, plan: SweepPlan) -> tune.Tuner:
         trainable,
         param_space=search_space(),
         tune_config=tune.TuneConfig(
-            metric=METRIC,
+            metric=BEST,
             mode="max",
             num_samples=plan.trials,
             search_alg=ConcurrencyLimiter(

@@ -17,7 +17,7 @@ from raypipe.cli import (
     train,
     up,
 )
-from raypipe.cli._guard import Guarded, Verb
+from raypipe.cli._guard import Guarded
 
 app = typer.Typer(
     name="raypipe",
@@ -45,4 +45,4 @@ for _verb in (
     doctor.doctor,
     init.init,
 ):
-    app.command(cls=Verb)(_verb)
+    app.command()(_verb)

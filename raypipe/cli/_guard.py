@@ -8,7 +8,7 @@ import traceback
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from raypipe import __version__
 from raypipe.cli import _output
@@ -23,10 +23,17 @@ class Guarded(TyperGroup):
     """Runs a verb; its return value is the exit code. No error reaches the user as a traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Answer `--version`; everything else is parsed as ever."""
-        # An option declared here would cost every `raypipe VERB --help` Typer's import of pydantic.
+        """Answer `--version` and `VERB --help`; everything else is parsed as ever.
+
+        These two don't need Typer's parser, which imports pydantic: half of `--help`'s time.
+        """
         if args[:1] == ["--version"]:
             _output.write_text(f"raypipe {__version__}")
+            raise typer.Exit
+        verb = self.commands.get(args[0]) if args else None
+        if verb is not None and "--help" in args:
+            about: Any = verb.context_class(verb, info_name=args[0], parent=ctx)
+            _output.write_text(verb.get_help(about))
             raise typer.Exit
         rest: list[str] = super().parse_args(ctx, args)
         return rest
@@ -47,18 +54,6 @@ class Guarded(TyperGroup):
         if code:
             raise typer.Exit(code)
         return code
-
-
-class Verb(TyperCommand):
-    """A verb whose ``--help`` is answered before Typer imports pydantic to read its options."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Answer `--help`; everything else is parsed as ever."""
-        if "--help" in args:
-            _output.write_text(ctx.get_help())
-            raise typer.Exit
-        rest: list[str] = super().parse_args(ctx, args)
-        return rest
 
 
 def report(error: Exception, *, as_json: bool) -> int:

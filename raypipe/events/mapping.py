@@ -23,10 +23,10 @@ TIME_UNITS = ("ms", "s", "us", "iso8601", "datetime")
 AMBIGUOUS = ("refuse", "earliest", "latest")
 AMOUNT_UNITS = ("major", "minor")
 
-_STREAM_KEYS = (
+STREAM_KEYS = (
     "event", "table", "where", "shift", "time_zone", "time_unit", "ambiguous", "columns",
 )  # fmt: skip
-_OPTIONS: dict[Kind, tuple[str, ...]] = {
+COLUMN_OPTIONS: dict[Kind, tuple[str, ...]] = {
     Kind.STRING: ("prefix",),
     Kind.INTEGER: ("scale", "round"),
     Kind.NUMBER: ("scale",),
@@ -180,7 +180,7 @@ _TOML = {str: "string", bool: "boolean", dict: "table"}
 def _stream(at: _Place, raw: Any, project: Project) -> StreamRule:
     if not isinstance(raw, dict):
         at.fail("is not a table", "Write it as [[stream]].")
-    at.known(raw, _STREAM_KEYS)
+    at.known(raw, STREAM_KEYS)
     events = tuple(e.name for e in project.events)
     if "event" not in raw:
         at.fail("names no `event`", "Declared: " + ", ".join(events))
@@ -240,7 +240,7 @@ def _column(at: _Place, raw: Any, field: Field, times: Times) -> ColumnRule:
         raw = {"from": raw}
     if not isinstance(raw, dict):
         at.fail(f"is {raw!r}", 'Write "SOURCE COLUMN", { from = "SOURCE" } or { const = VALUE }.')
-    at.known(raw, ("from", "const", *_OPTIONS[field.kind]))
+    at.known(raw, ("from", "const", *COLUMN_OPTIONS[field.kind]))
     if ("from" in raw) == ("const" in raw):
         at.fail("needs either `from` or `const`")
     if "const" in raw:

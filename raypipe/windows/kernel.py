@@ -399,7 +399,8 @@ def process(  # type: ignore[no-untyped-def]
             if slots[at, HOT] >= 0:
                 kept = hot[slots[at, HOT]]
                 for w in range(hops.shape[0]):
-                    if second >= edges[0, w] and kept[w, TILE_START] == edges[0, w]:
+                    # A reader ahead of the key's clock left an edge that comes true later.
+                    if edges[0, w] <= kept[w, TILE_START] <= second:
                         _count_event(kept, w, amounts, hashes, i, sketches, values)
             elif slots[at, LENGTH] >= HOT_TILES:
                 slots[at, HOT] = top[TOP_HOT]

@@ -114,21 +114,15 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) 
     assert result.best.metric == max(t.metric for t in result.trials if t.metric is not None)
 
 
-@pytest.mark.ray
-def test_a_torn_snapshot_starts_the_sweep_anew(tmp_path: Path, ray_session: None) -> None:
-    from training.tune import sweep
+def test_a_torn_snapshot_is_not_resumed(tmp_path: Path) -> None:
+    from training.tune import _restored
 
-    split = prepared(tmp_path)
-    (tmp_path / "sweep").mkdir()
-    for name in ("experiment_state-1.json", "search_gen_state-1.json", "searcher-state-1.pkl"):
-        (tmp_path / "sweep" / name).write_bytes(b'{"trial_da')
     notes: list[str] = []
-    plan = SweepPlan(trials=2, max_rounds=20, grace_rounds=10, concurrency=2)
-    result = sweep(
-        tmp_path / "dataset", split, plan, storage=tmp_path, resume=True, note=notes.append
-    )
-    assert len(result.trials) == 2
-    assert notes == ["the sweep has no intact snapshot to resume from: starting it anew"]
+    assert _restored(tmp_path, None, PLAN, notes.append) is None
+    for name in ("experiment_state-1.json", "search_gen_state-1.json", "searcher-state-1.pkl"):
+        (tmp_path / name).write_bytes(b'{"trial_da')
+        assert _restored(tmp_path, None, PLAN, notes.append) is None
+    assert notes == ["the sweep has no intact snapshot to resume from: starting it anew"] * 4
 
 
 @pytest.mark.ray

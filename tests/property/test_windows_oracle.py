@@ -25,11 +25,12 @@ from raypipe.windows.spec import (
 from tests.property.oracle import Worst, compare, truth
 from tests.property.window_streams import (
     ASK,
-    BASES,
     DAY,
     PAY,
     SCHEMA,
+    TODAY,
     WINDOWS,
+    busy,
     event,
     reading,
     rows_of,
@@ -39,8 +40,6 @@ from tests.property.window_streams import (
     view,
     windows,
 )
-
-TODAY = BASES[0]
 
 
 def check(v: WindowView, events: pa.Table, decision: str, at: list[int] | None = None) -> Worst:
@@ -88,6 +87,12 @@ def test_any_spans_that_nest_and_any_key(
     events: pa.Table, window: tuple[Span, ...], key: str
 ) -> None:
     check(view(key, window), events, PAY)
+
+
+@pytest.mark.parametrize("decision", [PAY, ASK])
+@pytest.mark.parametrize("window", WINDOWS, ids=lambda w: " ".join(s.label for s in w))
+def test_busy_keys_whose_readers_run_ahead(window: tuple[Span, ...], decision: str) -> None:
+    check(view(window=window), busy(len(window)), decision)
 
 
 @pytest.mark.parametrize("decision", [PAY, ASK])

@@ -20,11 +20,11 @@ from raypipe.windows.spec import DEFAULT_SPANS, WindowView, count, distinct, sin
 from raypipe.windows.state import Rows, ViewState
 from tests.property.window_streams import (
     ASK,
-    BASES,
     DAY,
     PAY,
     SCHEMA,
     SHORT,
+    TODAY,
     WINDOWS,
     asked_bits,
     cut,

@@ -53,6 +53,8 @@ DAY = 86_400_000
 BASES = (1_780_012_800_000, 946_684_800_000, 0, -62_135_596_800_000, 4_102_444_800_000)
 """Multiples of every hop used here (12 h), from the year 1 to 2100."""
 
+TODAY = BASES[0]
+
 EDGES = (1, 2, 3, 4, 5, 6, 8, 12, 40, 44, 48, 60, 300, 3_600, 86_400, 604_800, 2_592_000)
 
 
@@ -146,6 +148,35 @@ def streams(draw: st.DrawFn, most: int = 40) -> pa.Table:
                 points=draw(st.integers(-5, 5)),
             )
         )
+    return pa.Table.from_pylist(rows, SCHEMA)
+
+
+def busy(seed: int, n: int = 1_200) -> pa.Table:
+    """Two busy keys: bursts and pauses, one event in six late, and asking events that run ahead.
+
+    An asking event may carry a time that payments reach much later, or never: clocks of readers
+    and of the view's own events are different things.
+    """
+    rng = np.random.default_rng(seed)
+    pause = np.repeat(rng.choice([0, 200, 1_000, 7_000, 60_000, 1_800_000], n // 30), 30)
+    times = TODAY + np.cumsum((pause * rng.exponential(1, n)).astype(np.int64))
+    late = rng.random(n) < 1 / 6
+    times[late] -= rng.choice([1_000, 5_000, 60_000, 3_600_000, 2 * DAY], int(late.sum()))
+    asks = rng.random(n) < 0.4
+    ahead = rng.choice([0, 500, 1_000, 2_000, 30_000, 3_600_000, 40 * DAY], n)
+    times[asks] += ahead[asks]
+    rows = [
+        event(
+            i,
+            int(times[i]),
+            ASK if asks[i] else PAY,
+            card="ab"[rng.integers(2)],
+            shop=f"s{rng.integers(40)}",
+            amount=int(rng.integers(-(2**40) + 1, 2**40)),
+            points=int(rng.integers(-5, 6)),
+        )
+        for i in range(n)
+    ]
     return pa.Table.from_pylist(rows, SCHEMA)
 
 

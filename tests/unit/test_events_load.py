@@ -17,7 +17,7 @@ import pytest
 
 from raypipe.clock import DAY_MS, ManualClock
 from raypipe.errors import ConfigError, MalformedBody, Unavailable, UsageError
-from raypipe.events import tables
+from raypipe.events import merge, tables
 from raypipe.events.load import LoadReport, load
 from raypipe.events.quarantine import Quarantine
 from raypipe.log.sqlite import SqliteLog
@@ -175,8 +175,10 @@ def test_refused_rows_go_to_quarantine_with_every_reason_counted(
         "dispute": {f"{whole} `round = true`": 1},
     }
     assert seen[-1] == (4, 4)
-    kept = {r.body for r in home.quarantine.rows()}
-    assert f'{{"ID": 1, "AT": {T}, "CARD": "card", "AMOUNT": -5.0}}' in kept
+    kept = [(r.event_type, r.body) for r in home.quarantine.rows()]
+    assert ("sale", f'{{"ID": 1, "AT": {T}, "CARD": "card", "AMOUNT": -5.0}}') in kept
+    disputed = f'{{"ID": 3, "AT": {T}, "CARD": "card", "AMOUNT": 0.001, "FRAUD": 1}}'
+    assert [body for kind, body in kept if kind == "dispute"] == [disputed]
     assert home.quarantine.rows()[0].source.endswith(" t")
 
 
@@ -284,6 +286,7 @@ def test_many_chunks_give_what_one_chunk_gives(
     whole = Home(tmp_path / "whole")
     expected = whole.load(path)
     monkeypatch.setattr(tables.SourceTable.chunks, "__defaults__", (64,))
+    monkeypatch.setattr(merge, "_BATCH_ROWS", 50)
     calls: list[tuple[int, int]] = []
     report = home.load(path, progress=lambda *done: calls.append(done))
     assert len(calls) == 11

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from features.payments import project as payments
 from raypipe.errors import ConfigError
-from raypipe.events.mapping import Times, parse_mapping, read_mapping
+from raypipe.events.mapping import (
+    AMBIGUOUS,
+    AMOUNT_UNITS,
+    COLUMN_OPTIONS,
+    STREAM_KEYS,
+    TIME_UNITS,
+    Times,
+    parse_mapping,
+    read_mapping,
+)
 from tests.unit.events_kit import PROJECT
 
 GOOD = """
@@ -122,3 +133,21 @@ def test_a_file_that_is_absent_or_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="can't be read"):
         read_mapping(tmp_path / "bytes.toml", PROJECT)
+
+
+DOCUMENT = Path("docs/reference/mapping-files.md")
+
+
+def test_the_documented_examples_are_mappings_of_the_project_that_comes_along() -> None:
+    examples = re.findall(r"```toml\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    assert examples
+    for example in examples:
+        parse_mapping(example, payments)
+
+
+def test_every_key_and_value_is_documented() -> None:
+    text = DOCUMENT.read_text()
+    known = [*STREAM_KEYS, *(o for options in COLUMN_OPTIONS.values() for o in options)]
+    assert [key for key in known if f"`{key}" not in text] == []
+    values = [*TIME_UNITS, *AMBIGUOUS, *AMOUNT_UNITS]
+    assert [value for value in values if f'"{value}"' not in text] == []

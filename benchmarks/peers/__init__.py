@@ -1,0 +1,1 @@
+"""What users would pick instead, as small programs of their own."""
