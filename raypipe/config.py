@@ -165,6 +165,9 @@ class Settings(BaseSettings):
     max_false_positive_rate: float = Field(
         0.005, gt=0, lt=1, description="operating point: false positives allowed on validation"
     )
+    min_precision: float = Field(
+        0.6, ge=0, lt=1, description="operating point: flags that must be right on validation"
+    )
     label_as_of: Annotated[int | None, BeforeValidator(moment)] = Field(
         None,
         description="train on what was known then; unset: at the newest event",

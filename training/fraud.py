@@ -29,6 +29,7 @@ def train(settings: Settings, progress: Progress, *, resume: bool = False) -> Tr
         seed=settings.seed,
         as_of_ms=settings.label_as_of,
         review_fpr=settings.max_false_positive_rate,
+        review_precision=settings.min_precision,
         block_fpr=min(Options.block_fpr, settings.max_false_positive_rate),
     )
     session.start(settings)

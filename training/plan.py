@@ -58,7 +58,8 @@ class SweepPlan:
 
 @dataclass(frozen=True)
 class Options:
-    """A training run. ``review_fpr`` and ``block_fpr`` are false positives allowed on validation.
+    """A training run. ``review_fpr`` and ``block_fpr`` are false positives allowed on validation,
+    ``review_precision`` the part of flags that must be right there.
 
     ``as_of_ms`` None means the newest event; ``gap_ms`` None the label's horizon. ``key`` names the
     key column whose precision@``top_k`` a day is reported, by default the first view's.
@@ -74,6 +75,7 @@ class Options:
     validation_share: float = 0.2
     test_share: float = 0.2
     review_fpr: float = 0.005
+    review_precision: float = 0.6
     block_fpr: float = 0.001
     key: str | None = None
     top_k: int = 100
@@ -83,6 +85,11 @@ class Options:
             raise UsageError(
                 f"{self.block_fpr} false positives for block and {self.review_fpr} for review",
                 hint="Both lie between 0 and 1, and block allows no more than review.",
+            )
+        if not 0 <= self.review_precision < 1:
+            raise UsageError(
+                f"review_precision is {self.review_precision}; it must be in [0, 1)",
+                hint="0 leaves the false positive limit alone to decide.",
             )
 
     @property

@@ -13,7 +13,14 @@ import numpy.typing as npt
 from raypipe.project import Project
 from training import artefact, registry
 from training.dataset import Dataset
-from training.evaluate import confusion, evaluate, pr_curve, roc_curve, threshold_at_fpr
+from training.evaluate import (
+    confusion,
+    evaluate,
+    operating_threshold,
+    pr_curve,
+    roc_curve,
+    threshold_at_fpr,
+)
 from training.plan import FIXED, Options, SweepResult
 from training.report import TrainReport, write
 from training.split import Part, Split
@@ -50,10 +57,17 @@ def publish(
         )
         for p in scores
     }
-    limits = {"review": options.review_fpr, "block": options.block_fpr}
+    truth = dataset.y[rows["validation"]]
+    review = operating_threshold(
+        truth, scores["validation"], options.review_fpr, options.review_precision
+    )
+    # Whatever is blocked would be reviewed too.
+    block = max(review, threshold_at_fpr(truth, scores["validation"], options.block_fpr))
     points = {}
-    for name, limit in limits.items():
-        threshold = threshold_at_fpr(dataset.y[rows["validation"]], scores["validation"], limit)
+    for name, limit, threshold in (
+        ("review", options.review_fpr, review),
+        ("block", options.block_fpr, block),
+    ):
         counts = confusion(dataset.y[rows["test"]], scores["test"], threshold)
         points[name] = {"fpr_limit": limit, "threshold": threshold, **counts.describe()}
     data = {

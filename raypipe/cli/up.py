@@ -73,7 +73,7 @@ def up(
         _output.write(summary, as_json=json)
         if failed:
             progress.note(f"failed: {', '.join(failed)}")
-        if not once:
+        if claim.running.state == "serving" and not once:
             wait()
             progress.note("stopping")
     return PARTIAL if failed else 0

@@ -7,13 +7,14 @@ disk over a memory limit. A row's place in the sorted file is its place in the l
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raypipe.errors import Unavailable
 from raypipe.events.schema import EventType
 from raypipe.log.port import POSITION
 
@@ -49,9 +50,10 @@ class Staging:
             [pa.repeat(pa.scalar(kind, pa.int32()), rows), pa.array(seq), *accepted.columns],
             names=["kind", "seq", *_staged_names(event)],
         )
-        if kind not in self._writers:
-            self._writers[kind] = pq.ParquetWriter(self._staged(kind), table.schema)
-        self._writers[kind].write_table(table)
+        with self._staging_errors(OSError):
+            if kind not in self._writers:
+                self._writers[kind] = pq.ParquetWriter(self._staged(kind), table.schema)
+            self._writers[kind].write_table(table)
         self._added += rows
 
     def merge(self) -> dict[str, int]:
@@ -61,7 +63,8 @@ class Staging:
         """
         import duckdb
 
-        self.close()
+        with self._staging_errors(OSError):
+            self.close()
         if not self._writers:
             return {}
         settings: dict[str, str | bool | int | float | list[str]] = {
@@ -69,7 +72,7 @@ class Staging:
             "temp_directory": str(self._directory / "spill"),
             "autoinstall_known_extensions": False,
         }
-        with closing(duckdb.connect(config=settings)) as db:
+        with self._staging_errors(duckdb.Error), closing(duckdb.connect(config=settings)) as db:
             db.execute("SET enable_progress_bar = false")
             files = [str(self._staged(kind)) for kind in self._writers]
             db.read_parquet(files, union_by_name=True).create_view("staged")
@@ -103,6 +106,16 @@ class Staging:
         """Close the staged files."""
         for writer in self._writers.values():
             writer.close()
+
+    @contextmanager
+    def _staging_errors(self, kind: type[Exception]) -> Iterator[None]:
+        try:
+            yield
+        except kind as e:
+            raise Unavailable(
+                f"the rows of a load can't be staged in {self._directory}: {e}",
+                hint="It takes about three times the disk space of the rows; then load again.",
+            ) from e
 
     def _staged(self, kind: int) -> Path:
         return self._directory / f"staged-{kind}.parquet"

@@ -20,7 +20,7 @@ MEAN_SIZE = LEAST + MORE
 LONGEST_MS = 3 * DAY_MS
 
 _PLASTIC = 0.28
-_CAREFUL = 0.25
+_CAREFUL = 0.2
 _HIJACKED = 0.25
 _RING = 0.30
 _WANTED = catalog.choices([2, 2, 2, 2, 1, 20, 30, 8, 3, 14, 14, 0])

@@ -107,5 +107,7 @@ def raw_columns(event: EventType, table: pa.Table) -> dict[str, Floats]:
         column = table.column(f.name)
         if f.kind is Kind.CHOICE:
             column = pc.index_in(column, value_set=pa.array(f.choices, pa.string()))
-        out[f.name] = column.cast(pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+        # Unsafe only in that integers over 2**53 are rounded, as they are for a row.
+        column = column.cast(pa.float64(), safe=False)
+        out[f.name] = column.to_numpy(zero_copy_only=False).astype(np.float64)
     return out

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import ast
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ RowProgram = Callable[[dict[str, float]], None]
 
 _DAY_MS = 86_400_000.0
 _EPOCH_WEEKDAY = 3.0  # 1970-01-01 was a Thursday; Monday is 0
+_DEEPEST = 150  # Python's own parser gives up at 200 open brackets
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +44,8 @@ def _divide(a: float, b: float) -> float:
 
 
 def _floor(a: float) -> float:
-    # math.floor returns an int and refuses NaN and infinity.
-    return float(math.floor(a)) if math.isfinite(a) else a
+    # math.floor returns an int: it refuses NaN and infinity and loses the sign of -0.0.
+    return float(math.floor(a)) if math.isfinite(a) and a != 0.0 else a
 
 
 def _minimum(a: float, b: float) -> float:
@@ -115,7 +118,6 @@ _COMPARE = {
     ast.Gt: ">",
     ast.GtE: ">=",
     ast.Eq: "==",
-    ast.NotEq: "!=",
 }
 _BINARY = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*"}
 
@@ -133,9 +135,15 @@ class _Checker:
             hint=hint or "Allowed: + - * /, comparisons, numbers, " + ", ".join(sorted(ARITY)),
         )
 
+    def too_deep(self) -> DeclarationError:
+        hint = "Split it into several derived features."
+        return self.refuse(f"more than {_DEEPEST} operations inside each other", hint)
+
     def source(self, node: ast.expr) -> str:
         match node:
             case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
+                if not abs(value) <= sys.float_info.max:
+                    raise self.refuse("a number that is too large")
                 return repr(float(value))
             case ast.Name(id=name):
                 if name not in self._known:
@@ -147,6 +155,8 @@ class _Checker:
                 return f"divide({self.source(left)}, {self.source(right)})"
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _BINARY:
                 return f"({self.source(left)} {_BINARY[type(op)]} {self.source(right)})"
+            case ast.Compare(left=left, ops=[ast.NotEq()], comparators=[right]):
+                return f"differ({self.source(left)}, {self.source(right)})"
             case ast.Compare(left=left, ops=[op], comparators=[right]) if type(op) in _COMPARE:
                 return f"flag({self.source(left)} {_COMPARE[type(op)]} {self.source(right)})"
             case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in ARITY:
@@ -170,10 +180,16 @@ def _sources(derived: Sequence[Derived], inputs: Sequence[str]) -> list[tuple[st
         if d.name in known:
             raise checker.refuse("its name is taken")
         try:
-            tree = ast.parse(d.expression, mode="eval")
+            source = checker.source(ast.parse(d.expression, mode="eval").body)
         except SyntaxError as e:
             raise checker.refuse(f"syntax error at column {e.offset}") from e
-        out.append((d.name, checker.source(tree.body)))
+        except ValueError as e:
+            raise checker.refuse(f"unreadable text ({e})") from e
+        except (RecursionError, MemoryError):
+            raise checker.too_deep() from None
+        if max(accumulate((c == "(") - (c == ")") for c in source)) > _DEEPEST:
+            raise checker.too_deep()
+        out.append((d.name, source))
         known |= {d.name}
     return out
 
@@ -187,6 +203,7 @@ def compile_columns(derived: Sequence[Derived], inputs: Sequence[str]) -> Column
         **_COLUMN,
         "divide": _divide_columns,
         "flag": lambda c: np.where(c, 1.0, 0.0),
+        "differ": lambda a, b: np.where(np.less(a, b) | np.greater(a, b), 1.0, 0.0),
         "__builtins__": {},
     }
     steps = [
@@ -213,6 +230,7 @@ def compile_row(derived: Sequence[Derived], inputs: Sequence[str]) -> RowProgram
         **_ROW,
         "divide": _divide,
         "flag": lambda c: 1.0 if c else 0.0,
+        "differ": lambda a, b: 1.0 if a < b or a > b else 0.0,
         "__builtins__": {},
     }
     body = "".join(f"    v[{name!r}] = {source}\n" for name, source in _sources(derived, inputs))

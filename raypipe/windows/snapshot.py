@@ -61,18 +61,20 @@ def load(directory: Path, definition_hash: str) -> tuple[int, Iterator[pa.Table]
     """
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
-    except (OSError, ValueError) as e:
-        raise IntegrityError(f"snapshot {directory} has no readable manifest: {e}") from e
-    if manifest["definition_hash"] != definition_hash:
+        offset, made_by, files = (manifest[n] for n in ("offset", "definition_hash", "files"))
+        names = dict(files)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise IntegrityError(f"snapshot {directory} has no readable manifest: {e!r}") from e
+    if made_by != definition_hash:
         raise IntegrityError(
             f"snapshot {directory} was made by another declaration",
             hint="Compute the features again: `raypipe features`.",
         )
-    for name, expected in manifest["files"].items():
+    for name, expected in names.items():
         path = directory / name
         if not path.is_file() or _sha256(path) != expected:
             raise IntegrityError(f"snapshot file {path} is missing or was changed")
-    return manifest["offset"], (_read(directory / name) for name in manifest["files"])
+    return int(offset), (_read(directory / name) for name in names)
 
 
 def _read(path: Path) -> pa.Table:

@@ -22,8 +22,8 @@ from raypipe.errors import DeclarationError
 from raypipe.events.schema import canonical_json
 
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
-_DURATION = re.compile(r"^([1-9]\d*)([smhd])$")
-_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+_DURATION = re.compile(r"([1-9][0-9]*)([smhd])")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def seconds(text: str) -> int:
@@ -32,7 +32,7 @@ def seconds(text: str) -> int:
     >>> seconds("30m")
     1800
     """
-    match = _DURATION.match(text)
+    match = _DURATION.fullmatch(text)
     if not match:
         raise DeclarationError(
             f"{text!r} is not a duration", hint="Write a whole number and s, m, h or d: '30m'."
@@ -67,13 +67,14 @@ class Span:
 
 
 def spans(*texts: str) -> tuple[Span, ...]:
-    """Spans from fine to coarse; hops must nest (each divides the next)."""
+    """Spans from fine to coarse. They must nest: each holds the one before at any time."""
     parsed = tuple(Span.parse(t) for t in texts)
     for a, b in pairwise(parsed):
-        if a.length >= b.length or b.hop % a.hop:
+        # A span may be as short as its length less its hop, just before the tail moves on.
+        if a.length >= b.length or b.hop % a.hop or a.length - a.hop > b.length - b.hop:
             raise DeclarationError(
                 f"spans {a.label} and {b.label} don't nest",
-                hint="Lengths must grow and each hop must divide the next one.",
+                hint="Each hop must divide the next one, and lengths grow as much as hops do.",
             )
     return parsed
 
@@ -193,7 +194,7 @@ class WindowView:
     tags: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        if not _NAME.match(self.name):
+        if not _NAME.fullmatch(self.name):
             raise DeclarationError(
                 f"view name {self.name!r}", hint="Use lower case letters, digits, underscores."
             )
@@ -201,7 +202,9 @@ class WindowView:
             raise DeclarationError(f"view {self.name!r} declares no aggregate")
         if not self.spans or len(self.spans) > 16:
             raise DeclarationError(f"view {self.name!r} needs 1 to 16 spans")
-        spans(*(f"{s.label}/{s.hop}s" for s in self.spans))
+        if spans(*(f"{s.label}/{s.hop}s" for s in self.spans)) != tuple(self.spans):
+            raise DeclarationError(f"view {self.name!r}: a span's label is not its length")
+        _ = self.sketches
         names = [c.name for c in self.columns]
         doubled = sorted({n for n in names if names.count(n) > 1})
         if doubled:

@@ -375,7 +375,8 @@ STAGE = """
             progress.note("hanging")
             import threading
             threading.Event().wait()
-        announce("http://127.0.0.1:1", "127.0.0.1:2")
+        if "serve" not in FAILED:
+            announce("http://127.0.0.1:1", "127.0.0.1:2")
         return {"options": options, "trials": settings.trials}, FAILED
 """
 
@@ -423,6 +424,12 @@ def test_up_with_a_failed_stage_is_partial(stage: Any) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3
     assert "failed: train" in err
+
+
+def test_up_that_could_not_serve_ends_by_itself(stage: Any) -> None:
+    process = stage(failed=("serve",))
+    process.communicate(timeout=60)
+    assert process.returncode == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -306,6 +306,22 @@ def test_a_failed_load_leaves_the_log_as_it_was(home: Home, tmp_path: Path) -> N
     assert home.load(path).end == 1000
 
 
+def test_a_staging_folder_that_can_not_be_used_is_named(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = parquet(tmp_path / "t.parquet", sales((1, 0, 1, 0)))
+    with monkeypatch.context() as m:
+        m.setattr(merge.Staging, "_staged", lambda self, kind: tmp_path / "none" / "x.parquet")
+        with pytest.raises(Unavailable, match=r"staging.load"):
+            home.load(path)
+    with monkeypatch.context() as m:
+        m.setattr(merge, "_SORT", "COPY (SELECT 1) TO $1 (FORMAT nothing)")
+        with pytest.raises(Unavailable, match=r"staging.load"):
+            home.load(path)
+    assert home.log.end(0) == 0
+    assert home.load(path).end == 1
+
+
 def test_one_load_at_a_time(home: Home, tmp_path: Path) -> None:
     path = parquet(tmp_path / "t.parquet", sales((1, 0, 1, 0)))
     (home.root / "staging").mkdir()
@@ -341,7 +357,7 @@ def test_a_load_killed_anywhere_is_whole_after_the_next_try(
     path = parquet(tmp_path / "t.parquet", sales((1, 0, 1, 1), (2, 0, -1, 0), (3, 1, 1, 0)))
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(home.root), str(path)],
-        env={**os.environ, "RAYPIPE_ABORT_AT": point, "PYTHONPATH": str(Path.cwd())},
+        env={**os.environ, "RAYPIPE_ABORT_AT": point, "PYTHONPATH": str(Path(__file__).parents[2])},
         check=False,
     )
     assert killed.returncode == -9

@@ -135,7 +135,7 @@ def test_a_file_that_is_absent_or_no_text_is_refused(tmp_path: Path) -> None:
         read_mapping(tmp_path / "bytes.toml", PROJECT)
 
 
-DOCUMENT = Path("docs/reference/mapping-files.md")
+DOCUMENT = Path(__file__).parents[2] / "docs/reference/mapping-files.md"
 
 
 def test_the_documented_examples_are_mappings_of_the_project_that_comes_along() -> None:

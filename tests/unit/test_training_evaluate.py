@@ -17,6 +17,7 @@ from training.evaluate import (
     FPR_LIMITS,
     confusion,
     evaluate,
+    operating_threshold,
     pr_curve,
     precision_at_k,
     roc_curve,
@@ -195,3 +196,32 @@ def trained_auc(shuffled: bool) -> float:
 def test_signal_is_found_and_shuffled_labels_give_chance() -> None:
     assert trained_auc(shuffled=False) > 0.9
     assert abs(trained_auc(shuffled=True) - 0.5) < 0.08
+
+
+def test_operating_threshold_keeps_both_limits_and_flags_the_most() -> None:
+    rng = np.random.default_rng(4)
+    for _ in range(200):
+        y = (rng.random(60) < 0.3).astype(np.uint8)
+        if not 0 < y.sum() < len(y):
+            continue
+        # Few distinct scores: ties on both sides of the threshold.
+        score = np.round(rng.random(60) * 0.6 + y * 0.3, 1).astype(np.float32)
+        limit, least = 0.2, 0.6
+
+        def kept(threshold: float) -> tuple[float, float, int]:
+            flags = [s > np.float32(threshold) for s in score]
+            right = sum(1 for f, t in zip(flags, y, strict=True) if f and t)
+            wrong = sum(flags) - right
+            return wrong / int((y == 0).sum()), right / max(sum(flags), 1), sum(flags)
+
+        best = max(
+            (
+                kept(t)[2]
+                for t in [-1.0, *sorted(set(score.tolist()))]
+                if kept(t)[0] <= limit and kept(t)[1] >= least
+            ),
+            default=None,
+        )
+        fpr, precision, flagged = kept(operating_threshold(y, score, limit, least))
+        if best is not None:
+            assert (fpr <= limit, precision >= least, flagged) == (True, True, best)
