@@ -187,7 +187,7 @@ def load_project(reference: str) -> Project:
     module, _, attribute = reference.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
+    except (ImportError, AttributeError, TypeError, ValueError) as e:
         raise DeclarationError(
             f"project {reference!r} can't be imported: {e}",
             hint="Set `project` to module:attribute, as in 'features.payments:project'.",

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import secrets
 import signal
 import site
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +55,9 @@ def environment(settings: Settings) -> dict[str, str]:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         # The user's own exception instead of UserCodeException.
         "RAY_DATA_RAISE_ORIGINAL_MAP_EXCEPTION": "1",
+        # How often replicas and handles tell the autoscaler their load; Ray's 10 s is too slow.
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
         # Tune would swallow Ctrl-C and go on with half a sweep.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
     }
@@ -68,6 +73,8 @@ def environment(settings: Settings) -> dict[str, str]:
         # A checkout that is on this process's path only (pytest, `python -m` elsewhere).
         rest = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
         values["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(root), *rest]))
+    if not _debug():
+        values["RAY_DATA_LOGGING_CONFIG"] = str(Path(__file__).with_name("ray_data_logging.yaml"))
     cache = numba_cache(settings.home)
     if cache is not None:
         values["NUMBA_CACHE_DIR"] = str(cache)
@@ -107,6 +114,8 @@ def start(settings: Settings, *, env: Mapping[str, str] | None = None, warm: boo
         _reread_authentication()
     import ray
 
+    if not _debug():
+        _hush()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(**_arguments(settings))
@@ -154,7 +163,7 @@ def cpus() -> int:
 
 
 def _arguments(settings: Settings) -> dict[str, Any]:
-    debug = bool(os.environ.get("RAYPIPE_DEBUG"))
+    debug = _debug()
     common = {
         "namespace": NAMESPACE,
         "log_to_driver": debug,
@@ -171,6 +180,23 @@ def _arguments(settings: Settings) -> dict[str, Any]:
         "dashboard_host": "127.0.0.1",
         **common,
     }
+
+
+def _debug() -> bool:
+    return bool(os.environ.get("RAYPIPE_DEBUG"))
+
+
+def _hush() -> None:
+    """Leave the terminal to raypipe's own reports; Ray's log files keep everything."""
+    # Ray turns these on for its own modules; they speak to its developers.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"ray\.")
+    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+    # Serve sets its logger's level whenever it starts; a filter stays.
+    logging.getLogger("ray.serve").addFilter(_warnings_alone)
+
+
+def _warnings_alone(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.WARNING
 
 
 def _export(values: Mapping[str, str], preloaded: bool) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
@@ -51,12 +50,3 @@ def seen(batch: WorldBatch) -> dict[str, npt.NDArray[Any]]:
     """Transactions with their truth, by column."""
     assert batch.labels["event_id"].equals(batch.transactions["event_id"])
     return columns(batch.transactions) | columns(batch.labels.drop_columns("event_id"))
-
-
-def auc(score: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> float:
-    """Chance that a positive scores above a negative; scores without ties."""
-    rank = np.empty(len(score))
-    rank[np.argsort(score)] = np.arange(1, len(score) + 1)
-    n = int(positive.sum())
-    above = rank[positive].sum() - n * (n + 1) / 2
-    return float(above / (n * (len(score) - n)))

@@ -148,7 +148,7 @@ def vector(event: dict[str, Any], windows: list[float] | None = None) -> dict[st
     full = dict.fromkeys((f.name for f in ORDER.all_fields), None)
     full |= {"tenant": "t", "event_id": "e", "event_time": 0, "received_at": 0}
     full |= {"buyer": "a", "amount": 0, "currency": "EUR"} | event
-    values = np.array([windows or [0.0] * len(project.window_names)])
+    values = np.array([windows or [0.0] * len(project.window_names)], np.float64)
     columns, rows = columns_and_rows(ASSEMBLER, project, [full], values)
     assert columns.tobytes() == rows.tobytes()
     return dict(zip(project.model("all").features, rows[0].tolist(), strict=True))

@@ -22,6 +22,7 @@ EVENT = EventType(
         Field("key", Kind.STRING, max_length=8),
         Field("amount", Kind.AMOUNT, minimum=0),
         Field("share", Kind.NUMBER, required=False),
+        Field("level", Kind.INTEGER, required=False),
     ),
 )
 
@@ -163,6 +164,10 @@ def test_an_unsigned_number_beyond_int64_is_out_of_range() -> None:
     done = check(table(amount=pa.array([0, 2**64 - 1, 2**63], pa.uint64())))
     assert done.accepted["amount"].to_pylist() == [0]
     assert set(reasons(done)) == {1, 2}
+    # Read as signed these would be -1 and -2**63, which an unbounded field may hold.
+    free = check(table(level=pa.array([7, 2**64 - 1, 2**63], pa.uint64())))
+    assert free.accepted["level"].to_pylist() == [7]
+    assert set(reasons(free)) == {1, 2}
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float16(), pa.int16()], ids=str)

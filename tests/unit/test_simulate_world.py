@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from features.payments import CHARGEBACK, TRANSACTION
 from raypipe.clock import DAY_MS, HOUR_MS, MINUTE_MS
 from raypipe.errors import UsageError
 from raypipe.events.row import RowValidator
 from raypipe.simulate.world import World
 from tests.unit import simulate_kit as kit
-
-from features.payments import CHARGEBACK, TRANSACTION
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +75,16 @@ def test_a_longer_world_begins_with_the_shorter_one() -> None:
 
 
 def test_live_rows_continue_the_history_as_a_longer_world_does() -> None:
-    short = kit.world(start_ms=kit.MONDAY + 7 * HOUR_MS, days=10)
+    settings = {"start_ms": kit.MONDAY + 7 * HOUR_MS, "fraud_rate": 0.03}
+    short = kit.world(**settings, days=10)
     done = len(kit.joined(short.batches()).transactions)
-    longer = kit.joined(kit.world(start_ms=kit.MONDAY + 7 * HOUR_MS, days=16).batches())
-    later = kit.joined([longer]).transactions.slice(done, 1_500).to_pylist()
+    longer = kit.joined(kit.world(**settings, days=16).batches())
     live = list(short.live(1_500))
-    assert [
-        {k: v for k, v in r.items() if k != "received_at" and v is not None} for r in later
-    ] == [row.body for row in live]
+    later = longer.transactions.slice(done, 1_500).to_pylist()
+    assert [row.received_at for row in live] == [r.pop("received_at") for r in later]
+    assert [row.body for row in live] == [
+        {k: v for k, v in r.items() if v is not None} for r in later
+    ]
     truth = longer.labels.slice(done, 1_500).to_pylist()
     assert [(t["is_fraud"], t["campaign_id"], t["kind"]) for t in truth] == [
         (row.is_fraud, row.campaign_id, row.kind) for row in live
@@ -114,7 +115,7 @@ def test_a_negative_day_is_refused() -> None:
 
 def test_history_lies_between_start_and_end_even_off_midnight() -> None:
     start = kit.MONDAY + 5 * HOUR_MS + 123
-    config = kit.config(start_ms=start, days=3)
+    config = kit.config(start_ms=start, days=8)
     found = kit.joined(World(config).batches())
     assert found.transactions["event_time"].to_numpy().min() >= start
     for table in (found.transactions, found.chargebacks):

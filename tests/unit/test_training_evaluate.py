@@ -208,7 +208,9 @@ def test_operating_threshold_keeps_both_limits_and_flags_the_most() -> None:
         score = np.round(rng.random(60) * 0.6 + y * 0.3, 1).astype(np.float32)
         limit, least = 0.2, 0.6
 
-        def kept(threshold: float) -> tuple[float, float, int]:
+        def kept(
+            threshold: float, y: np.ndarray = y, score: np.ndarray = score
+        ) -> tuple[float, float, int]:
             flags = [s > np.float32(threshold) for s in score]
             right = sum(1 for f, t in zip(flags, y, strict=True) if f and t)
             wrong = sum(flags) - right
