@@ -16,7 +16,7 @@ from raypipe.windows.spec import WindowView
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """What features describe: a card, a customer, a sensor."""
+    """What features describe: an account, a device, a sensor."""
 
     name: str
     description: str = ""

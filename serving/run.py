@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from raypipe.runtime import session
+from raypipe.errors import Unavailable
+from raypipe.runtime import running, session
 from raypipe.runtime.worker import actor
 from raypipe.tenancy.keys import ensure_local_key
 
@@ -20,7 +21,8 @@ Announce = Callable[[str, str], None]
 def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[str, Any]:
     """Start the worker and the application; returns where they answer.
 
-    Raises NotFound when no model was trained yet, before anything is started.
+    Raises NotFound when no model was trained yet and Unavailable when the port is taken, before
+    anything is started.
     """
     from raypipe.project import load_project
     from serving import app
@@ -28,6 +30,12 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
 
     model = load_project(settings.project).models[0].name
     version = registry.locate(settings.home / "models", model).name
+    refusal = running.refusal(settings.http_host, settings.http_port)
+    if refusal:
+        raise Unavailable(
+            f"nothing can listen on {settings.http_host}:{settings.http_port}: {refusal}",
+            hint="Stop what uses the port, or choose another with --port.",
+        )
     session.start(settings)
     with progress.stage("worker") as stage:
         actor.ensure(settings)

@@ -251,11 +251,9 @@ def _outcome(rows: list[LiveRow], done: Replayed) -> dict[str, Any]:
 
 
 def _curl(serving: dict[str, Any], body: dict[str, Any]) -> str:
-    """A command to paste: the same payment a minute ago under a new id."""
-    example = body | {
-        "event_id": "my-first-payment",
-        "event_time": SystemClock().now_ms() - HOUR_MS // 60,
-    }
+    """A command to paste: the same payment a minute ago under an id of its own."""
+    now = SystemClock().now_ms()
+    example = body | {"event_id": f"my-payment-{now}", "event_time": now - HOUR_MS // 60}
     return (
         f'curl -s {serving["url"]}/v1/decisions -H "Authorization: Bearer $(cat '
         f"{serving['api_key']})\" -H 'Content-Type: application/json' -d '{json.dumps(example)}'"

@@ -185,7 +185,12 @@ def build(
     decision, label = project.decision_event, project.label
     paths = events or {kind: [Path(p) for p in listed] for kind, listed in files.events.items()}
     read = partial(_read_kind, project, paths, end_offset=files.end_offset)
-    keys = [f.name for f in decision.fields if f.kind is Kind.STRING and Tag.KEY in f.tags]
+    used = {v.key for v in project.views}
+    keys = [
+        f.name
+        for f in decision.fields
+        if f.kind is Kind.STRING and (Tag.KEY in f.tags or f.name in used)
+    ]
     decided = read(project.decision, ["event_id", "event_time", *project.raw_names, *keys])
     truths = read(label.event, ["event_time", label.reference]).arrow()
     if not len(decided):

@@ -1,4 +1,4 @@
-"""Train the fraud model: ``raypipe train fraud``, or ``python -m training.fraud --trials 20``."""
+"""Train a model that tells rare events: ``raypipe train``, or ``python -m training.fraud``."""
 
 from __future__ import annotations
 
@@ -20,11 +20,21 @@ if TYPE_CHECKING:
     from raypipe.runtime.progress import Progress
 
 
-def train(settings: Settings, progress: Progress, *, resume: bool = False) -> TrainReport:
-    """Train the project's fraud model as the settings say; starts a Ray session if none runs."""
+def train(
+    settings: Settings, progress: Progress, *, model: str | None = None, resume: bool = False
+) -> TrainReport:
+    """Train a declared model as the settings say; starts a Ray session if none runs.
+
+    Args:
+        model: its name, by default the project's first.
+
+    Raises DeclarationError when the project declares no such model.
+    """
     from raypipe.runtime import session
 
+    project = load_project(settings.project)
     options = Options(
+        model=project.model(model or project.models[0].name).name,
         trials=settings.trials,
         seed=settings.seed,
         as_of_ms=settings.label_as_of,
@@ -33,12 +43,13 @@ def train(settings: Settings, progress: Progress, *, resume: bool = False) -> Tr
         block_fpr=min(Options.block_fpr, settings.max_false_positive_rate),
     )
     session.start(settings)
-    return run(load_project(settings.project), settings.home, options, progress, resume=resume)
+    return run(project, settings.home, options, progress, resume=resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m training.fraud``; the exit code."""
-    parser = argparse.ArgumentParser("training.fraud", description="Train the fraud model.")
+    parser = argparse.ArgumentParser("training.fraud", description="Train a declared model.")
+    parser.add_argument("--model", help="its name; default: the project's first")
     parser.add_argument("--config", type=Path, help="settings file; default ./raypipe.toml")
     parser.add_argument("--home", type=Path, help="folder of everything that raypipe keeps")
     parser.add_argument("--project", help="module:attribute of the declared project")
@@ -52,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     flags = vars(parser.parse_args(argv))
-    config, resume = flags.pop("config"), flags.pop("resume")
+    config, resume, model = flags.pop("config"), flags.pop("resume"), flags.pop("model")
     as_json, quiet = flags.pop("json"), flags.pop("quiet")
 
     from raypipe.config import load_settings
@@ -60,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from raypipe.runtime.progress import reporter
 
     try:
-        report = train(load_settings(flags, config), reporter(quiet=quiet), resume=resume)
+        settings, progress = load_settings(flags, config), reporter(quiet=quiet)
+        report = train(settings, progress, model=model, resume=resume)
     except RaypipeError as e:
         sys.stderr.write(f"{e}\n")
         return e.exit_code

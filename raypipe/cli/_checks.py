@@ -232,19 +232,12 @@ def _port(settings: Settings) -> Check:
     owner = running.find(settings.home)
     if owner is not None and owner.http_url == settings.http_url:
         return Check("port", "ok", f"{where}, used by the running raypipe {owner.verb}")
-    try:
-        family, kind, *_, address = socket.getaddrinfo(
-            settings.http_host, settings.http_port, type=socket.SOCK_STREAM
-        )[0]
-        with socket.socket(family, kind) as probe:
-            # As servers do: a port in TIME_WAIT is free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as e:
+    refusal = running.refusal(settings.http_host, settings.http_port)
+    if refusal:
         return Check(
             "port",
             "fail",
-            f"{where}: {e.strerror or e}",
+            f"{where}: {refusal}",
             "Stop what uses it, or choose another http_port (or http_host).",
         )
     return Check("port", "ok", f"{where} is free")

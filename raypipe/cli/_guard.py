@@ -42,7 +42,7 @@ class Guarded(TyperGroup):
         """Run the verb that the arguments name. Raises typer.Exit unless the code is 0."""
         options: dict[str, Any] = ctx.ensure_object(dict)
         try:
-            with interruptible():
+            with interruptible(), _output.reserved():
                 code = super().invoke(ctx)
         except KeyboardInterrupt:
             sys.stderr.write("Stopped before the end. What was finished is kept.\n")

@@ -5,8 +5,23 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from typing import Any, TextIO
+
+_results: TextIO | None = None
+
+
+@contextmanager
+def reserved() -> Iterator[None]:
+    """Keep stdout for results while the block runs: what libraries print goes to stderr."""
+    global _results  # noqa: PLW0603 - a process has one stdout
+    before, _results = _results, sys.stdout
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results = before
 
 
 def write(result: Mapping[str, Any], *, as_json: bool, text: str | None = None) -> None:
@@ -24,8 +39,9 @@ def write_json(result: Mapping[str, Any]) -> None:
 
 def write_text(text: str) -> None:
     """A text and a line's end, at once: a server goes on running after it."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    stream = _results or sys.stdout
+    stream.write(text + "\n")
+    stream.flush()
 
 
 def plain(value: Any) -> Any:

@@ -8,15 +8,12 @@ import typer
 
 from raypipe.cli import _options, _output, _stage
 from raypipe.cli._options import Config, Home, Json, Quiet, Set
-from raypipe.errors import UsageError
-
-TRAINERS = {"fraud": "training.fraud:train"}
 
 
 def train(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help=f"One of: {', '.join(TRAINERS)}.")
-    ] = "fraud",
+        str | None, typer.Argument(metavar="MODEL", help="A declared model [the project's first].")
+    ] = None,
     trials: Annotated[
         int | None,
         typer.Option("--trials", metavar="N", help="Models tried in the sweep (setting trials)."),
@@ -43,15 +40,13 @@ def train(
 
     Trains on the computed features, chooses on later days and measures on days after those.
     """
-    if model not in TRAINERS:
-        raise UsageError(
-            f"there is no model {model!r} to train", hint=f"Known: {', '.join(TRAINERS)}"
-        )
     settings = _options.settings(
         home, config, set_, trials=trials, label_as_of=label_as_of, seed=seed
     )
     with _stage.session():
-        report = _stage.call(TRAINERS[model], settings, _options.progress(quiet), resume=resume)
+        report = _stage.call(
+            "training.fraud:train", settings, _options.progress(quiet), model=model, resume=resume
+        )
         text = None if json else _stage.call("training.fraud:summary", report)
     _output.write(report.describe(), as_json=json, text=text)
     return 0

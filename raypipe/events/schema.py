@@ -87,7 +87,7 @@ class Field:
 
 
 ENVELOPE: tuple[Field, ...] = (
-    Field("tenant", Kind.STRING, description="customer organisation; set by the credential"),
+    Field("tenant", Kind.STRING, description="whose event it is; set by the credential"),
     Field("event_id", Kind.STRING, description="unique per tenant; a retry sends it again"),
     Field("event_time", Kind.TIME, description="when it happened, ms UTC"),
     Field("received_at", Kind.TIME, description="when raypipe took it in, ms UTC"),

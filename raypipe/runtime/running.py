@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -130,6 +131,19 @@ def ready(http_url: str, timeout_s: float = 2.0) -> tuple[bool, str]:
     except httpx.HTTPError as e:
         return False, f"{type(e).__name__}: {e}"
     return answer.status_code == 200, f"{answer.status_code} {answer.text[:200].strip()}"
+
+
+def refusal(host: str, port: int) -> str:
+    """Why no server could listen there now; "" if one could."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            # As servers do: a port in TIME_WAIT is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as e:
+        return e.strerror or str(e)
+    return ""
 
 
 def stop(

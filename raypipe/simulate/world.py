@@ -122,7 +122,7 @@ class World:
         if count < 0:
             raise UsageError(f"count is {count}", hint="It must be at least 0.")
         # Late rows of the day before may arrive after the end.
-        for piece in self._arrivals(self._last_day):
+        for piece in self._arrivals(max(0, self._last_day - 1)):
             if not count:
                 return
             rows = piece.transactions

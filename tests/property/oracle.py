@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raypipe.windows.spec import Aggregate, Op, Span, WindowView
+from raypipe.windows.spec import Aggregate, Op, WindowView
 
 STATED = 1e-12
 """The relative error that mean and std may have."""
@@ -247,9 +247,15 @@ def deviation(n: int, total: int, squares: int) -> float:
         return float(Decimal(n * squares - total * total).sqrt() / n)
 
 
+def occupancy(bits: int, n: int) -> npt.NDArray[np.float64]:
+    """Probability that n different values, hashed evenly, set k of the bits; k = 0 to bits."""
+    for done in range(0, n, 200):  # so that the recursion is never deeper
+        _occupancy(bits, done)
+    return _occupancy(bits, n)
+
+
 @cache
 def _occupancy(bits: int, n: int) -> npt.NDArray[np.float64]:
-    """Probability that n different values, hashed evenly, set k of the bits; k = 0 to bits."""
     if n == 0:
         return np.eye(1, bits + 1)[0]
     fewer = _occupancy(bits, n - 1)
@@ -257,6 +263,12 @@ def _occupancy(bits: int, n: int) -> npt.NDArray[np.float64]:
     out = fewer * (k / bits)
     out[1:] += fewer[:-1] * ((bits - k[:-1]) / bits)
     return out
+
+
+def every_estimate(bits: int) -> npt.NDArray[np.float64]:
+    """The estimate for 0 to all bits set."""
+    k = np.arange(bits)
+    return np.append(bits * np.log(bits / (bits - k)), bits * math.log(2 * bits))
 
 
 def bits_set(estimate: float, bits: int) -> int:
@@ -276,9 +288,7 @@ def assert_estimate(estimate: float, n: int, bits: int, where: str = "") -> None
     """
     k = bits_set(estimate, bits)
     assert min(n, 1) <= k <= min(n, bits), f"{where}: {k} bits for {n} values"
-    for done in range(0, n, 200):  # the recursion goes back to the last known one only
-        _occupancy(bits, done)
-    chances = _occupancy(bits, n)
+    chances = occupancy(bits, n)
     either = min(chances[: k + 1].sum(), chances[k:].sum())
     assert either > UNLIKELY, f"{where}: {k} of {bits} bits for {n} values ({either:.1e})"
 

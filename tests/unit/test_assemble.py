@@ -92,7 +92,9 @@ ORDERS = st.fixed_dictionaries(
         "currency": st.just("EUR"),
     }
 )
-WINDOWS = st.tuples(*[st.floats(width=64) | st.integers(0, 99).map(float)] * len(project.window_names))
+WINDOWS = st.tuples(
+    *[st.floats(width=64) | st.integers(0, 99).map(float)] * len(project.window_names)
+)
 
 
 def columns_and_rows(

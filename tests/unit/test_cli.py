@@ -332,7 +332,8 @@ def test_a_simulated_world_can_be_loaded_and_the_log_reports_it(tmp_path: Path) 
     assert call("quarantine").stdout == "Nothing of tenant default was refused.\n"
 
 
-def test_refused_rows_make_a_load_partial_and_can_be_listed(tmp_path: Path) -> None:
+def _two_payments(tmp_path: Path) -> None:
+    """t.csv with a good row and one of a negative amount, and its mapping t.toml."""
     (tmp_path / "t.csv").write_text(
         "id,at,card,cust,shop,cents\na,1767225600000,c1,k1,s1,100\nb,1767225601000,c1,k1,s1,-5\n"
     )
@@ -342,6 +343,10 @@ def test_refused_rows_make_a_load_partial_and_can_be_listed(tmp_path: Path) -> N
         'merchant_id = "shop"\namount = { from = "cents", unit = "minor" }\n'
         'currency = { const = "EUR" }\n'
     )
+
+
+def test_refused_rows_make_a_load_partial_and_can_be_listed(tmp_path: Path) -> None:
+    _two_payments(tmp_path)
     loaded = call("load", "t.csv", "--map", "t.toml", "--json")
     assert loaded.exit_code == 3, loaded.stderr
     report = json.loads(loaded.stdout)
@@ -353,14 +358,13 @@ def test_refused_rows_make_a_load_partial_and_can_be_listed(tmp_path: Path) -> N
     assert "Nothing of tenant other" in call("quarantine", "--tenant", "other").stdout
 
 
-def test_a_load_waits_for_no_owner_of_the_home(tmp_path: Path) -> None:
-    (tmp_path / "t.csv").write_text("id\na\n")
-    (tmp_path / "t.toml").write_text(
-        '[[stream]]\nevent = "transaction"\n[stream.columns]\nevent_id = "id"\n'
-    )
+def test_nothing_is_loaded_into_a_home_that_another_process_owns(tmp_path: Path) -> None:
+    _two_payments(tmp_path)
     with running.claim(tmp_path / ".raypipe", "up"):
         result = call("load", "t.csv", "--map", "t.toml")
-    assert result.exit_code in (1, 2)
+    assert result.exit_code == 1
+    assert f"`raypipe up` (pid {os.getpid()}) runs on" in result.stderr
+    assert not (tmp_path / ".raypipe/log").exists()
 
 
 # A long-lived process ---------------------------------------------------------------------------

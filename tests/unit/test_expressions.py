@@ -19,7 +19,17 @@ COMPARISONS = ("<", "<=", ">", ">=", "==", "!=")
 ODD = [
     *(0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, math.nan, math.inf, -math.inf),
     *(5e-324, -5e-324, 2.2250738585072014e-308, 1.7976931348623157e308, -1.7976931348623157e308),
-    *(2.0**52 + 0.5, 2.0**53, 2.0**63, -(2.0**63), 1e15 + 0.3, 0.1, 1 / 3, 1e-5, 1_780_000_000_000.0),
+    *(
+        2.0**52 + 0.5,
+        2.0**53,
+        2.0**63,
+        -(2.0**63),
+        1e15 + 0.3,
+        0.1,
+        1 / 3,
+        1e-5,
+        1_780_000_000_000.0,
+    ),
 ]
 FLOATS = st.one_of(st.sampled_from(ODD), st.floats(), st.integers(-9, 9).map(float))
 LITERALS = st.one_of(
@@ -41,7 +51,9 @@ def expressions(names: tuple[str, ...]) -> st.SearchStrategy[str]:
         st.sampled_from(names) | LITERALS,
         lambda children: st.one_of(
             children.map(lambda a: f"-{a}"),
-            st.tuples(children, st.sampled_from("+-*/"), children).map(lambda p: "({} {} {})".format(*p)),
+            st.tuples(children, st.sampled_from("+-*/"), children).map(
+                lambda p: "({} {} {})".format(*p)
+            ),
             st.tuples(children, st.sampled_from(COMPARISONS), children).map(
                 lambda p: "({} {} {})".format(*p)
             ),
@@ -172,9 +184,9 @@ NAN, INF = math.nan, math.inf
 )
 def test_meaning(expression: str, values: dict[str, float], expected: float) -> None:
     found = one(expression, **values)
-    assert np.array([found]).view(np.uint64) == np.array([expected], np.float64).view(np.uint64) or (
-        math.isnan(found) and math.isnan(expected)
-    )
+    assert np.array([found]).view(np.uint64) == np.array([expected], np.float64).view(
+        np.uint64
+    ) or (math.isnan(found) and math.isnan(expected))
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -189,7 +201,9 @@ def test_hour_and_day_are_those_of_the_calendar(ms: int) -> None:
     assert one("day_of_week(x)", x=float(ms)) == when.weekday()
 
 
-@pytest.mark.parametrize("day", [datetime(2026, 11, 23, tzinfo=UTC), datetime(1969, 12, 29, tzinfo=UTC)])
+@pytest.mark.parametrize(
+    "day", [datetime(2026, 11, 23, tzinfo=UTC), datetime(1969, 12, 29, tzinfo=UTC)]
+)
 def test_a_monday_is_0_and_its_edges_are_sharp(day: datetime) -> None:
     ms = (day - EPOCH) // timedelta(milliseconds=1)
     assert one("day_of_week(x)", x=ms - 1) == 6
@@ -305,7 +319,22 @@ def test_what_is_not_on_the_list_is_refused(expression: str) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["", " ", "x +", "x y", "x; y", "x = y", "x\ny", "import os", "(x", "x)", "x\0", "\ud800", "1__0", "é è"],
+    [
+        "",
+        " ",
+        "x +",
+        "x y",
+        "x; y",
+        "x = y",
+        "x\ny",
+        "import os",
+        "(x",
+        "x)",
+        "x\0",
+        "\ud800",
+        "1__0",
+        "é è",
+    ],
 )
 def test_what_is_no_expression_is_refused(expression: str) -> None:
     refusal(expression)
@@ -314,7 +343,10 @@ def test_what_is_no_expression_is_refused(expression: str) -> None:
 @pytest.mark.parametrize("name", sorted(ARITY))
 def test_a_wrong_number_of_arguments_says_the_right_one(name: str) -> None:
     for n in {0, ARITY[name] - 1, ARITY[name] + 1}:
-        assert f"takes {ARITY[name]} arguments, got {n}" in refusal(f"{name}({', '.join('x' * n)})").detail
+        assert (
+            f"takes {ARITY[name]} arguments, got {n}"
+            in refusal(f"{name}({', '.join('x' * n)})").detail
+        )
 
 
 @pytest.mark.parametrize("number", ["1e999", "1" * 400, "1" * 5_000, "0x" + "f" * 300])
@@ -336,7 +368,17 @@ def test_a_number_that_no_float_holds_is_refused(number: str) -> None:
         lambda n: "x" + ".a" * n,
         lambda n: "f(" + "-" * n + "x)",
     ],
-    ids=["minus", "sum", "parentheses", "calls", "groups", "list", "chain", "attributes", "unknown"],
+    ids=[
+        "minus",
+        "sum",
+        "parentheses",
+        "calls",
+        "groups",
+        "list",
+        "chain",
+        "attributes",
+        "unknown",
+    ],
 )
 def test_deep_nesting_works_or_is_refused(form: object, depth: int) -> None:
     """Never a RecursionError, MemoryError or SyntaxError of the interpreter."""

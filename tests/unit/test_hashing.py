@@ -159,7 +159,9 @@ def test_buckets_are_the_top_bits() -> None:
     assert bucket_of(np.array(edges)).tolist() == [0, 0, 0, 1, 511, 512, 1_023, 1_023]
 
 
-@pytest.mark.parametrize("form", ["card-{:08d}", "{}", "{:x}", "00000000000000000000000000000000{}"])
+@pytest.mark.parametrize(
+    "form", ["card-{:08d}", "{}", "{:x}", "00000000000000000000000000000000{}"]
+)
 def test_keys_spread_evenly_over_the_buckets(form: str) -> None:
     """Chi-square with 1,023 degrees of freedom: 1,023 +- 45 for an even spread; within 5 sigma."""
     n = 200_000

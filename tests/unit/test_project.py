@@ -219,7 +219,12 @@ def test_the_definition_hash_follows_values_and_not_words() -> None:
 @pytest.mark.parametrize(
     "reference",
     ["", ":", "features.payments", "features.payments:", "features.payments:ghost", ":project"]
-    + ["ghost:project", "features.ghost:project", "./shop.py:project", "features.payments:project:x"],
+    + [
+        "ghost:project",
+        "features.ghost:project",
+        "./shop.py:project",
+        "features.payments:project:x",
+    ],
 )
 def test_what_is_not_there_cannot_be_loaded(reference: str) -> None:
     with pytest.raises(DeclarationError) as e:

@@ -78,6 +78,20 @@ def test_kernels_are_cached_beside_the_code_or_under_home_if_that_is_read_only(
     assert session.numba_cache(tmp_path) == tmp_path / "numba"
 
 
+def test_ray_data_reports_to_its_log_file_and_to_the_terminal_only_when_debugging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    monkeypatch.delenv("RAYPIPE_DEBUG", raising=False)
+    file = session.environment(Settings(home=tmp_path))["RAY_DATA_LOGGING_CONFIG"]
+    config = yaml.safe_load(Path(file).read_text())
+    assert config["loggers"]["ray.data"]["handlers"] == ["file", "console"]
+    assert config["handlers"]["console"]["level"] == "CRITICAL"
+    monkeypatch.setenv("RAYPIPE_DEBUG", "1")
+    assert "RAY_DATA_LOGGING_CONFIG" not in session.environment(Settings(home=tmp_path))
+
+
 def test_without_a_session_there_is_nothing_to_stop_and_no_address() -> None:
     code = (
         "import sys; from raypipe.runtime import session\n"

@@ -75,7 +75,7 @@ def test_a_longer_world_begins_with_the_shorter_one() -> None:
 
 
 def test_live_rows_continue_the_history_as_a_longer_world_does() -> None:
-    settings = {"start_ms": kit.MONDAY + 7 * HOUR_MS, "fraud_rate": 0.03}
+    settings = {"start_ms": kit.MONDAY + HOUR_MS, "fraud_rate": 0.03, "late_share": 0.4}
     short = kit.world(**settings, days=10)
     done = len(kit.joined(short.batches()).transactions)
     longer = kit.joined(kit.world(**settings, days=16).batches())
@@ -90,6 +90,7 @@ def test_live_rows_continue_the_history_as_a_longer_world_does() -> None:
         (row.is_fraud, row.campaign_id, row.kind) for row in live
     ]
     assert any(row.is_fraud for row in live)
+    assert min(row.body["event_time"] for row in live) < short.config.end_ms - HOUR_MS, "late ones"
 
 
 def test_live_rows_are_accepted_by_the_declared_event_and_hide_the_truth() -> None:

@@ -54,13 +54,19 @@ def test_a_state_comes_back_with_its_offset(tmp_path: Path, events: int) -> None
     assert restored.keys == original.keys
     for a, b in zip(restored.snapshot(), original.snapshot(), strict=True):
         assert a.equals(b, check_metadata=True)
-    assert restored.observe("pay", pay(events), events) == original.observe("pay", pay(events), events)
+    assert restored.observe("pay", pay(events), events) == original.observe(
+        "pay", pay(events), events
+    )
 
 
 def test_equal_states_are_equal_bytes_on_disk(tmp_path: Path) -> None:
     a, b = saved(tmp_path / "a"), saved(tmp_path / "b")
     files = sorted(p.relative_to(a) for p in a.rglob("*") if p.is_file())
-    assert [str(f) for f in files] == ["card/part-0000.arrow", "shop/part-0000.arrow", "snapshot.json"]
+    assert [str(f) for f in files] == [
+        "card/part-0000.arrow",
+        "shop/part-0000.arrow",
+        "snapshot.json",
+    ]
     assert all((a / f).read_bytes() == (b / f).read_bytes() for f in files)
 
 

@@ -41,7 +41,15 @@ def refused(make: Callable[[], object]) -> DeclarationError:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("1s", 1), ("90s", 90), ("1m", 60), ("30m", 1_800), ("24h", 86_400), ("36h", 129_600), ("7d", 604_800)],
+    [
+        ("1s", 1),
+        ("90s", 90),
+        ("1m", 60),
+        ("30m", 1_800),
+        ("24h", 86_400),
+        ("36h", 129_600),
+        ("7d", 604_800),
+    ],
 )
 def test_durations(text: str, expected: int) -> None:
     assert seconds(text) == expected
@@ -114,9 +122,7 @@ def test_spans_that_just_nest(texts: tuple[str, ...]) -> None:
     st.lists(st.tuples(st.integers(2, 12), st.integers(1, 12)), min_size=2, max_size=4),
     st.integers(-(10**6), 10**6),
 )
-def test_accepted_spans_hold_each_other_at_any_time(
-    pairs: list[tuple[int, int]], now: int
-) -> None:
+def test_accepted_spans_hold_each_other_at_any_time(pairs: list[tuple[int, int]], now: int) -> None:
     """The oldest second of a longer span is never after that of a shorter one."""
     try:
         window = spans(*(f"{hops * hop}s/{hop}s" for hops, hop in pairs))
@@ -132,7 +138,9 @@ def test_a_label_that_is_not_its_length_is_refused() -> None:
     refused(lambda: view(window=(Span("1h", 3_600, 7),)))
 
 
-@pytest.mark.parametrize("name", ["", "Card", "1card", "_card", "card-x", "card x", "card\n", "cärd", "a/b"])
+@pytest.mark.parametrize(
+    "name", ["", "Card", "1card", "_card", "card-x", "card x", "card\n", "cärd", "a/b"]
+)
 def test_view_names(name: str) -> None:
     error = refused(lambda: view(name=name))
     assert repr(name) in error.detail
