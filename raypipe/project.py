@@ -85,7 +85,7 @@ class Project:
                     f"model {model.name!r} uses unknown features {unknown}"
                     if unknown
                     else f"model {model.name!r} has no features",
-                    hint="`raypipe features` lists the declared ones.",
+                    hint="`raypipe features --list` shows the declared ones.",
                 )
 
     def _check_view(self, view: WindowView) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -40,7 +43,8 @@ def build(
     options_file: Path | None = None,
 ) -> Application:
     """The application for settings that are read already; see ``app``."""
-    from ray import serve
+    with _unwarned():
+        from ray import serve
 
     from raypipe.project import load_project
     from raypipe.tenancy.keys import ensure_local_key
@@ -53,16 +57,26 @@ def build(
     # Resolved here, so that all replicas, also later ones, serve the same version.
     version = registry.locate(settings.home / "models", model, version).name
     ensure_local_key(settings.home)
-    deployment = cast(
-        "Deployment",
-        serve.deployment(
-            serve.ingress()(Replica),
-            name=DEPLOYMENT,
-            user_config={"model": model, "version": version},
-            **deployment_options(settings, options),
-        ),
-    )
+    with _unwarned():
+        deployment = cast(
+            "Deployment",
+            serve.deployment(
+                serve.ingress()(Replica),
+                name=DEPLOYMENT,
+                user_config={"model": model, "version": version},
+                **deployment_options(settings, options),
+            ),
+        )
     return deployment.bind(settings, options)
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Hide what Ray warns its own developers of: pydantic's changes in its configuration, and
+    metrics_interval_s, whose successor its validation does not know yet."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def start(settings: Settings, model: str | None = None, version: str | None = None) -> None:

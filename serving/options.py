@@ -30,6 +30,7 @@ class Autoscaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     upscale_delay_s: Seconds
     downscale_delay_s: Seconds
+    metrics_interval_s: Positive
     look_back_period_s: Positive
 
 

@@ -40,7 +40,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     with progress.stage("worker") as stage:
         actor.ensure(settings)
         stage.say("window state restored")
-    url = f"http://{settings.http_host}:{settings.http_port}"
+    url = settings.http_url
     with progress.stage("serve") as stage:
         app.start(settings)
         stage.say(f"{model}@{version} at {url}")

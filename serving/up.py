@@ -82,7 +82,8 @@ class _Line:
         if self._plan.fresh:
             for name in MADE_HERE:
                 shutil.rmtree(self._settings.home / name, ignore_errors=True)
-            (self._settings.home / STATE).unlink(missing_ok=True)
+            for name in (STATE, "quarantine.db"):
+                (self._settings.home / name).unlink(missing_ok=True)
         stages: tuple[tuple[str, Callable[[], list[str]]], ...] = (
             ("history", self._history),
             ("features", self._features),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raypipe.events.schema import AMOUNT_LIMIT
@@ -41,6 +41,9 @@ from tests.property.window_streams import (
     windows,
 )
 
+SQL_EXAMPLES = 50
+"""Each takes three queries; the seeded streams below go deeper."""
+
 
 def check(v: WindowView, events: pa.Table, decision: str, at: list[int] | None = None) -> Worst:
     """Values before every reading event and after every own one are what SQL says."""
@@ -75,6 +78,7 @@ def too_old(window: tuple[Span, ...], events: pa.Table, clocks: dict[int, int]) 
     )
 
 
+@settings(max_examples=SQL_EXAMPLES)
 @given(streams(), st.sampled_from(WINDOWS), st.sampled_from([PAY, ASK]))
 def test_every_value_is_what_sql_says(
     events: pa.Table, window: tuple[Span, ...], decision: str
@@ -82,6 +86,7 @@ def test_every_value_is_what_sql_says(
     check(view(window=window), events, decision)
 
 
+@settings(max_examples=SQL_EXAMPLES)
 @given(streams(), windows(), st.sampled_from(["card", "shop"]))
 def test_any_spans_that_nest_and_any_key(
     events: pa.Table, window: tuple[Span, ...], key: str

@@ -38,7 +38,6 @@ from tests.property.window_streams import (
     view,
 )
 
-TODAY = BASES[0]
 VIEWS = (
     view("card", DEFAULT_SPANS, "card"),
     view("shop", SHORT, "shop"),
@@ -244,9 +243,7 @@ def test_hashes_that_meet_in_one_slot_stay_apart() -> None:
         assert (before[i, :, 1] == together * i).all()
 
 
-@pytest.mark.parametrize(
-    "time", [-1, -999, -1_000, -1_001, -(10**12), -(10**15), -62_135_596_800_000]
-)
+@pytest.mark.parametrize("time", [-1, -999, -1_000, -1_001, -(10**12), -62_135_596_800_000])
 def test_times_before_1970_are_seconds_like_others(time: int) -> None:
     """They are refused where events come in; here they must only not be special."""
     v = WindowView("v", "card", PAY, "card", (count(["1m"]), since_last()))

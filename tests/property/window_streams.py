@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -242,7 +243,7 @@ def asked_bits(values: Values, rows: Rows) -> list[bytes]:
 def cut(rows: Rows, places: Sequence[int]) -> list[Rows]:
     """Rows cut before each of the given places; pieces may be empty."""
     edges = [0, *sorted(places), len(rows.keys)]
-    return [part_of(rows, slice(a, b)) for a, b in zip(edges, edges[1:], strict=False)]
+    return [part_of(rows, slice(a, b)) for a, b in pairwise(edges)]
 
 
 def run(view: WindowView, rows: Rows) -> tuple[Values, ViewState]:

@@ -218,11 +218,9 @@ def test_the_definition_hash_follows_values_and_not_words() -> None:
 
 @pytest.mark.parametrize(
     "reference",
-    ["", ":", "features.payments", "features.payments:", "features.payments:ghost", ":project"]
-    + [
-        "ghost:project",
-        "features.ghost:project",
-        "./shop.py:project",
+    [
+        *("", ":", ":project", "ghost:project", "./shop.py:project", "features.ghost:project"),
+        *("features.payments", "features.payments:", "features.payments:ghost"),
         "features.payments:project:x",
     ],
 )

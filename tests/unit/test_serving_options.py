@@ -34,7 +34,7 @@ def test_settings_and_packaged_options_make_the_deployment() -> None:
     [
         (("policy", "on_error"), "approve", "on_error"),
         (("autoscaling", "upscale_delay_s"), -1, "upscale_delay_s"),
-        (("autoscaling", "look_back_period_s"), 0, "look_back_period_s"),
+        (("autoscaling", "metrics_interval_s"), 0, "metrics_interval_s"),
         (("autoscaling", "upscale_dely_s"), 1, "upscale_dely_s"),
         (("graceful_shutdown_timeout_s",), "long", "graceful_shutdown_timeout_s"),
     ],
