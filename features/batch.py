@@ -76,10 +76,10 @@ def prepare(table: pa.Table, entity: EntityPass, kind: str) -> pa.Table:
         counted = view.event == kind
         for i, name in enumerate(view.value_columns):
             values = amounts(view, table)[:, i] if counted else np.zeros(table.num_rows, np.int64)
-            columns[f"a_{view.name}_{name}"] = pa.array(values)
+            columns[f"a:{view.name}:{name}"] = pa.array(values)
         for i, (name, _) in enumerate(view.sketches):
             values = value_hashes(view, table)[:, i] if counted else np.zeros_like(hashes)
-            columns[f"h_{view.name}_{name}"] = pa.array(values)
+            columns[f"h:{view.name}:{name}"] = pa.array(values)
     return pa.table(columns)
 
 
@@ -107,8 +107,8 @@ def run_views(
             time,
             offset,
             (reads | np.where(counted, update, 0)).astype(np.uint8),
-            _ints(table, [f"a_{view.name}_{c}" for c in view.value_columns]),
-            _ints(table, [f"h_{view.name}_{c}" for c, _ in view.sketches]),
+            _ints(table, [f"a:{view.name}:{c}" for c in view.value_columns]),
+            _ints(table, [f"h:{view.name}:{c}" for c, _ in view.sketches]),
         )
         out[view.name] = (state.process(rows), state)
     return out

@@ -20,6 +20,7 @@ os.environ.update(
     RAY_AUTH_MODE="disabled",  # loopback only; the product itself uses tokens
     RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
     RAY_USAGE_STATS_ENABLED="0",
+    RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH="serving.proxy:middlewares",
     # Ray ends idle workers after a second by default: on two cores most time would go into
     # starting Python again.
     RAY_idle_worker_killing_time_threshold_ms="60000",

@@ -58,6 +58,8 @@ def environment(settings: Settings) -> dict[str, str]:
         # How often replicas and handles tell the autoscaler their load; Ray's 10 s is too slow.
         "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
         "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+        # A replica that dies with a request must not become a 500 of the proxy.
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.proxy:middlewares",
         # Tune would swallow Ctrl-C and go on with half a sweep.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
     }

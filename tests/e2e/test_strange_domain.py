@@ -33,7 +33,7 @@ def client(greenhouse: Served) -> Iterator[httpx.Client]:
         yield client
 
 
-def opening(event_id: str, **changes: Any) -> dict[str, Any]:
+def opening(event_id: str, /, **changes: Any) -> dict[str, Any]:
     """A good body; a change to ``...`` leaves the field out."""
     whole = {
         "event_id": event_id,
@@ -282,7 +282,7 @@ def test_bad_bodies_are_problems_and_never_a_500(
 def test_who_may_ask_and_for_what(greenhouse: Served, client: httpx.Client) -> None:
     body = opening("who-1")
     wrong = greenhouse.key[:-1] + ("0" if greenhouse.key[-1] != "0" else "1")
-    for header in (None, "Bearer ", f"Bearer {wrong}", f"Basic {greenhouse.key}"):
+    for header in (None, "Bearer", f"Bearer {wrong}", f"Basic {greenhouse.key}"):
         headers = {} if header is None else {"Authorization": header}
         asked = httpx.post(
             f"{greenhouse.url}/v1/decisions", json=body, headers=headers, trust_env=False

@@ -16,7 +16,16 @@ from raypipe.project import Entity, Label, Project
 from raypipe.windows import kernel
 from raypipe.windows.engine import WindowEngine
 from raypipe.windows.hashing import bucket_of
-from raypipe.windows.spec import DEFAULT_SPANS, WindowView, count, distinct, since_last, std, total
+from raypipe.windows.spec import (
+    DEFAULT_SPANS,
+    WindowView,
+    count,
+    distinct,
+    mean,
+    since_last,
+    std,
+    total,
+)
 from raypipe.windows.state import Rows, ViewState
 from tests.property.window_streams import (
     ASK,
@@ -379,6 +388,34 @@ def test_the_batch_pass_gives_the_bits_of_the_live_engine(
         assert same(found[v.name], live.states[v.name].snapshot())
         at += len(v.columns)
     assert all(len(w) == at for w in asking.values())
+
+
+def test_views_whose_names_run_together_stay_apart() -> None:
+    """`card` over `risk_amount` and `card_risk` over `amount` are different inputs."""
+    pay = EventType(PAY, (Field("card", Kind.STRING), Field("risk_amount", Kind.AMOUNT)))
+    back = EventType(
+        "back",
+        (Field("card", Kind.STRING), Field("amount", Kind.AMOUNT), Field("about", Kind.STRING)),
+    )
+    views = (
+        WindowView("card", "card", PAY, "card", (mean("risk_amount", ["1h"]),)),
+        WindowView("card_risk", "card", "back", "card", (total("amount", ["1h"]),)),
+    )
+    label = Label("back", "about", DAY_MS)
+    project = Project("p", (pay, back), (Entity("card"),), views, (), PAY, label, ())
+    plan = EntityPass.of(project, "card", 1)
+    common = {"tenant": "t", "card": "a", "event_id": "e", "event_time": TODAY}
+    pays = [common | {"offset": i, "risk_amount": 100 + i} for i in (0, 2)]
+    backs = [common | {"offset": 1, "amount": 7}]
+    table = pa.concat_tables(
+        [
+            prepare(pa.Table.from_pylist(pays), plan, PAY),
+            prepare(pa.Table.from_pylist(backs), plan, "back"),
+        ]
+    ).sort_by("offset")
+    found = run_views(table, plan)
+    assert found["card"][0].before[2].tolist() == [100.0]
+    assert found["card_risk"][0].before[2].tolist() == [7.0]
 
 
 def test_a_tile_count_is_never_more_than_the_events() -> None:

@@ -1,0 +1,282 @@
+"""Workers and replicas die at any moment: no acknowledged decision is lost or counted twice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pyarrow as pa
+import pytest
+
+from raypipe.clock import SystemClock
+from raypipe.config import Settings
+from raypipe.ledger.record import DecisionRecord, decode
+from raypipe.log.sqlite import SqliteLog
+from raypipe.vector.assemble import Assembler
+from raypipe.windows import snapshot
+from raypipe.windows.engine import WindowEngine
+from tests.domains.greenhouse import project
+from tests.domains.greenhouse_line import Served
+
+pytest_plugins = ["tests.domains.greenhouse_line"]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+CLIENTS = 4
+EVENTS = 60
+REPLICA = "ray::ServeReplica:raypipe:decisions"
+
+Answer = dict[str, Any]
+
+
+def opening(prefix: str, i: int) -> dict[str, Any]:
+    """Few valves and gardeners, so that events in flight share windows; some are late."""
+    return {
+        "event_id": f"{prefix}-{i}",
+        "event_time": SystemClock().now_ms() - (90_000 if i % 7 == 0 else 0),
+        "valve": f"v-{i % 3}",
+        "gardener": None if i % 5 == 0 else f"g-{i % 2}",
+        "litres": i * 37 % 900 if i % 9 else 40_000,
+        "mode": "spray" if i % 2 else None,
+    }
+
+
+@dataclass
+class Crowd:
+    """Clients in a closed loop, each with its next event when the last one is answered."""
+
+    served: Served
+    prefix: str
+    answers: dict[str, Answer] = field(default_factory=dict)
+    replayed: list[str] = field(default_factory=list)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def run(self, events: int, answered: Callable[[int], None]) -> None:
+        """Decide about all events; ``answered`` hears how many are, after each."""
+        asyncio.run(self._run(events, answered))
+
+    async def _run(self, events: int, answered: Callable[[int], None]) -> None:
+        bodies = iter([opening(self.prefix, i) for i in range(events)])
+        async with httpx.AsyncClient(
+            base_url=self.served.url,
+            headers=self.served.headers,
+            timeout=60.0,
+            trust_env=False,
+        ) as client:
+
+            async def loop() -> None:
+                for body in bodies:
+                    answer = await self._decide(client, body)
+                    event_id = answer["event_id"]
+                    assert event_id == body["event_id"]
+                    if answer.pop("replayed"):
+                        self.replayed.append(event_id)
+                    self.answers[event_id] = answer
+                    answered(len(self.answers))
+                    if len(self.answers) % 5 == 0:
+                        again = await self._decide(client, body)
+                        assert again.pop("replayed") is True
+                        assert again == answer
+
+            await asyncio.gather(*(loop() for _ in range(CLIENTS)))
+
+    async def _decide(self, client: httpx.AsyncClient, body: dict[str, Any]) -> Answer:
+        while True:
+            try:
+                answer = await client.post("/v1/decisions", json=body)
+            except httpx.TransportError as e:
+                self.errors[type(e).__name__] += 1
+            else:
+                if answer.status_code == 200:
+                    found: Answer = answer.json()
+                    return found
+                assert answer.status_code == 503, (answer.status_code, answer.text)
+                self.errors["503"] += 1
+            await asyncio.sleep(0.05)
+
+
+def worker_pid() -> int:
+    import ray
+
+    from raypipe.runtime.worker.actor import NAMESPACE, worker_name
+
+    actor: Any = ray.get_actor(worker_name(0), namespace=NAMESPACE)
+    pid: int = ray.get(actor.pid.remote())
+    return pid
+
+
+def replica_pids() -> list[int]:
+    """Replicas among the processes of this run's Ray session."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.cmdline()[:1] and process.cmdline()[0].startswith(REPLICA):
+                found.append(process.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def check(served: Served, crowd: Crowd) -> None:
+    """The log against the answers, and the live windows against a replay from its start."""
+    from raypipe.runtime.worker import actor
+
+    end = actor.stop()  # with a snapshot of the windows as they are
+    home = served.settings.home
+    log = SqliteLog.open(served.settings.log_url)
+    engine = WindowEngine(project.views, project.decision)
+    assembler = Assembler(project, project.model("flooding"))
+    events: dict[str, dict[str, Any]] = {}
+    decisions: dict[str, DecisionRecord] = {}
+    for chunk in log.read(0, 0, 1_000_000):
+        rows = chunk.batch
+        if chunk.kind == "decision":
+            for record in map(decode, rows.column("record").to_pylist()):
+                assert record.event_id not in decisions
+                decisions[record.event_id] = record
+        elif chunk.kind == "flood" or rows.column("body_hash").null_count:
+            engine.apply(chunk.kind, pa.Table.from_batches([rows]), chunk.offsets)
+        else:
+            for offset, row in zip(chunk.offsets.tolist(), rows.to_pylist(), strict=True):
+                assert row["event_id"] not in events
+                events[row["event_id"]] = row | {"offset": offset}
+                # What the live worker saw is what a worker that never died would have seen.
+                assert engine.observe("opening", row, offset) == row["windows"]
+    stored_end, tables = snapshot.load(
+        home / "snapshots" / actor.worker_name(0), project.definition_hash
+    )
+    assert stored_end == end == log.end(0)
+    log.close()
+    for live, replayed in zip(tables, engine.snapshot(), strict=True):
+        assert live.equals(replayed)
+
+    mine = {i: r for i, r in decisions.items() if i.startswith(f"{crowd.prefix}-")}
+    assert crowd.answers.keys() == mine.keys()
+    for event_id, answer in crowd.answers.items():
+        record = mine[event_id]
+        assert _told(record) == answer
+        event = events[event_id]
+        assert (record.event_offset, record.received_at) == (event["offset"], event["received_at"])
+        assert record.features == assembler.row(event, event["windows"]).tobytes()
+        assert not record.degraded
+    assert {i for i in events if i.startswith(f"{crowd.prefix}-")} == mine.keys()
+
+
+def _told(record: DecisionRecord) -> Answer:
+    names = ("decision_id", "event_id", "action", "score", "model", "policy", "definition_hash")
+    names += ("degraded", "event_offset", "event_time", "received_at", "decided_at")
+    reasons = [
+        {"code": r.code, "feature": r.feature, "contribution": r.contribution}
+        for r in record.reasons
+    ]
+    return {n: getattr(record, n) for n in names} | {"reasons": reasons}
+
+
+def start_worker(settings: Settings, env: dict[str, str]) -> None:
+    """The worker as the product starts it, in a process with more environment."""
+    import ray
+
+    from raypipe.runtime.worker.actor import NAMESPACE, WorkerActor, worker_name
+
+    actor: Any = ray.remote(WorkerActor)
+    started = actor.options(
+        name=worker_name(0),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        max_restarts=-1,
+        max_task_retries=-1,
+        num_cpus=0,
+        runtime_env={"env_vars": env},
+    ).remote(settings, 0)
+    ray.get(started.address.remote())
+
+
+@pytest.fixture(autouse=True)
+def _as_before(greenhouse: Served) -> Iterator[None]:
+    """Whatever a test did to it, the next one finds the worker that the product starts."""
+    from raypipe.runtime.worker import actor
+
+    yield
+    actor.stop()
+    actor.ensure(greenhouse.settings)
+
+
+def test_kills_at_random_moments(greenhouse: Served) -> None:
+    rng = random.Random(int.from_bytes(os.urandom(4)))
+    events, kills = 160, 3
+    moments = dict.fromkeys(rng.sample(range(5, events - 10), 2 * kills), "replica")
+    moments |= dict.fromkeys(rng.sample(list(moments), kills), "worker")
+    killed: Counter[str] = Counter()
+
+    def answered(count: int) -> None:
+        # Asked here, the worker must be up to tell its pid: the moment is random all the same,
+        # for the other clients' requests are anywhere on their way.
+        match moments.get(count):
+            case "worker":
+                os.kill(worker_pid(), signal.SIGKILL)
+                killed["worker"] += 1
+            case "replica":
+                for pid in replica_pids():
+                    os.kill(pid, signal.SIGKILL)
+                    killed["replica"] += 1
+
+    crowd = Crowd(greenhouse, "kill")
+    crowd.run(events, answered)
+    assert killed["worker"] == kills
+    assert killed["replica"] >= kills - 1
+    check(greenhouse, crowd)
+
+
+@pytest.mark.parametrize(
+    ("in_replica", "in_worker"),
+    [
+        ("serving.before_observe:9", "worker.before_commit:21"),
+        ("serving.after_observe:9", "worker.after_commit:21"),
+        ("serving.after_record:9", "worker.after_reply:21"),
+    ],
+)
+def test_death_between_any_two_steps(
+    greenhouse: Served,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    in_replica: str,
+    in_worker: str,
+) -> None:
+    from raypipe.runtime.worker import actor
+    from serving import app, options
+
+    def scripted(point: str, once: Path) -> dict[str, str]:
+        return {"RAYPIPE_ABORT_AT": point, "RAYPIPE_ABORT_ONCE": str(once)}
+
+    replica_died, worker_died = tmp_path / "replica", tmp_path / "worker"
+    as_ever = options.deployment_options
+
+    def with_script(*given: Any) -> dict[str, Any]:
+        asked = as_ever(*given)
+        asked["ray_actor_options"]["runtime_env"] = {"env_vars": scripted(in_replica, replica_died)}
+        return asked
+
+    actor.stop()
+    start_worker(greenhouse.settings, scripted(in_worker, worker_died))
+    with monkeypatch.context() as patch:
+        patch.setattr(options, "deployment_options", with_script)
+        app.start(greenhouse.settings)
+    before = worker_pid(), set(replica_pids())
+    crowd = Crowd(greenhouse, in_worker.partition(":")[0])
+    crowd.run(EVENTS, lambda _: None)
+    assert replica_died.exists()
+    assert worker_died.exists()
+    assert worker_pid() != before[0]
+    assert not before[1] <= set(replica_pids())
+    # A decision that was stored before its replica died is found by the retry.
+    if in_replica.startswith("serving.after_record"):
+        assert crowd.replayed
+    check(greenhouse, crowd)
