@@ -12,9 +12,12 @@ RaypipeError                  code, headline, HTTP status, exit code; detail and
 ├── Forbidden            403
 ├── NotFound             404
 ├── Conflict             409  the same id came with another body
+│   └── DuplicateId      409  (log.port) a logged row's id came again
 ├── Unavailable          503  a part that is needed is away; retry
-│   └── EventLost             a worker died before it committed the event; observe it again
+│   ├── EventLost             a worker died before it committed the event; observe it again
+│   └── LogUnwritable         (log.port) the medium refused a write
 ├── IntegrityError       500  stored bytes are not what was written
+│   └── Fenced           503  (log.port) a writer of another epoch owns the partition
 ├── LeakageError         500  a training column knows its own future
 └── StageError           500  a step of a pipeline failed
 """

@@ -69,6 +69,9 @@ def deployment_options(settings: Settings, options: Options) -> dict[str, Any]:
         "max_ongoing_requests": settings.max_ongoing_requests,
         "max_queued_requests": settings.max_queued_requests,
         "graceful_shutdown_timeout_s": options.graceful_shutdown_timeout_s,
+        # Serve notices a dead replica when it looks: by default every 10 s, and with one replica
+        # nothing is decided for so long.
+        "health_check_period_s": 1.0,
         # On the deployment itself: set elsewhere it doesn't reach the replicas, and the access log
         # flushes inside their event loop.
         "logging_config": {"enable_access_log": False},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -11,8 +13,13 @@ from raypipe.simulate.draws import Ints
 OPAQUE_BITS = 48
 _MASK = np.uint64(2**OPAQUE_BITS - 1)
 
-_DECIMAL = np.array([f"{i:04d}" for i in range(10_000)], "S4").view(np.uint32)
-_HEX = np.array([f"{i:04x}" for i in range(65_536)], "S4").view(np.uint32)
+Words = npt.NDArray[np.uint32]
+"""Four characters each, as the bytes of one number."""
+
+
+@cache
+def _words(form: str, count: int) -> Words:
+    return np.array([format(i, form) for i in range(count)], "S4").view(np.uint32)
 
 
 def scramble(numbers: Ints, key: int) -> Ints:
@@ -31,10 +38,10 @@ def decimal(prefix: str, numbers: npt.NDArray[np.integer], words: int = 2) -> pa
     >>> decimal("merchant_", np.array([123]))[0].as_py()
     'merchant_00000123'
     """
-    digits = []
+    digits, table = [], _words("04d", 10_000)
     for _ in range(words):
         numbers, low = np.divmod(numbers, 10_000)
-        digits.append(_DECIMAL[low])
+        digits.append(table[low])
     return _text(prefix, digits[::-1])
 
 
@@ -46,8 +53,8 @@ def opaque(prefix: str, numbers: Ints) -> pa.Array:
     """
     there = numbers >= 0
     present = numbers if there.all() else numbers[there]
-    words = [_HEX[(present >> s) & 0xFFFF] for s in (32, 16, 0)]
-    text = _text(prefix, words)
+    table = _words("04x", 65_536)
+    text = _text(prefix, [table[(present >> s) & 0xFFFF] for s in (32, 16, 0)])
     if len(present) == len(numbers):
         return text
     ends = np.concatenate([[0], np.cumsum(there)]) * (len(prefix) + 12)
@@ -64,7 +71,7 @@ def constant(text: str, count: int) -> pa.Array:
     return _strings(np.full(count, text.encode(), f"S{len(text)}"), len(text))
 
 
-def _text(prefix: str, words: list[npt.NDArray[np.uint32]]) -> pa.Array:
+def _text(prefix: str, words: list[Words]) -> pa.Array:
     layout: list[tuple[str, str]] = [("prefix", f"S{len(prefix)}")]
     layout += [(f"word{i}", "u4") for i in range(len(words))]
     out = np.empty(len(words[0]), layout)

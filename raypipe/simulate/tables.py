@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -54,10 +56,8 @@ LABELS = pa.schema(
 
 KINDS = tuple(k.name.lower() for k in Campaign)
 
-_CHANNELS = pa.array(catalog.CHANNELS)
-_CATEGORIES = pa.array([c.name for c in catalog.CATEGORIES])
-_COUNTRIES = pa.array([c.code for c in catalog.COUNTRIES])
-_KINDS = pa.array([None, *KINDS[1:]], pa.string())
+_CATEGORIES = tuple(c.name for c in catalog.CATEGORIES)
+_COUNTRIES = tuple(c.code for c in catalog.COUNTRIES)
 
 
 def transactions(rows: Rows, market: Market) -> pa.Table:
@@ -67,9 +67,9 @@ def transactions(rows: Rows, market: Market) -> pa.Table:
         pa.array(rows.time),
         pa.array(rows.received),
         *_keys(rows),
-        _CHANNELS.take(pa.array(rows.channel)),
-        _CATEGORIES.take(pa.array(market.category[rows.merchant])),
-        _COUNTRIES.take(pa.array(market.country[rows.merchant])),
+        _named(catalog.CHANNELS, rows.channel),
+        _named(_CATEGORIES, market.category[rows.merchant]),
+        _named(_COUNTRIES, market.country[rows.merchant]),
     ]
     return pa.Table.from_arrays(columns, schema=TRANSACTIONS)
 
@@ -92,7 +92,7 @@ def labels(rows: Rows) -> pa.Table:
         opaque("tx_", rows.number),
         pa.array(rows.kind != Campaign.GENUINE),
         opaque("campaign_", rows.campaign),
-        _KINDS.take(pa.array(rows.kind)),
+        _named((None, *KINDS[1:]), rows.kind),
     ]
     return pa.Table.from_arrays(columns, schema=LABELS)
 
@@ -111,3 +111,7 @@ def _keys(rows: Rows) -> list[pa.Array]:
         pa.array(rows.amount),
         constant(CURRENCY, len(rows)),
     ]
+
+
+def _named(names: Sequence[str | None], numbers: npt.NDArray[np.int8]) -> pa.Array:
+    return pa.array(names, pa.string()).take(pa.array(numbers))

@@ -142,7 +142,7 @@ def check(served: Served, crowd: Crowd) -> None:
             for record in map(decode, rows.column("record").to_pylist()):
                 assert record.event_id not in decisions
                 decisions[record.event_id] = record
-        elif chunk.kind == "flood" or rows.column("body_hash").null_count:
+        elif "body_hash" not in rows.schema.names:  # history
             engine.apply(chunk.kind, pa.Table.from_batches([rows]), chunk.offsets)
         else:
             for offset, row in zip(chunk.offsets.tolist(), rows.to_pylist(), strict=True):
