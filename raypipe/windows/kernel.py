@@ -5,6 +5,9 @@ tile that left every finer window lies wholly inside or outside each coarser one
 divide each other and a key's clock never runs back. All accumulators are integers, so neither
 order, partitioning nor compaction changes a bit.
 
+One file on purpose: numba's cache notices a change of the file that holds a function, not of those
+that hold what it calls.
+
 Numba compiles this module; the functions take plain arrays. ``state.py`` owns them.
 A tile is one row of int64 words: start (s), count, then for each value column sum (two words),
 sum of squares (two words), minimum, maximum, then the words of each distinct sketch.
@@ -13,8 +16,7 @@ sum of squares (two words), minimum, maximum, then the words of each distinct sk
 from __future__ import annotations
 
 import numpy as np
-
-from raypipe.windows.exact import add, compiled, deviation, inline, multiply, negate, to_float
+from numba import njit
 
 SLOT_WORDS = 7
 KEY, BLOCK, LENGTH, CLASS, CLOCK, NEWEST, HOT = range(SLOT_WORDS)
@@ -45,6 +47,15 @@ PLAN_SPAN, PLAN_MINUS, PLAN_STAT = range(PLAN_WORDS)
 0 is the count, then STATS for each value column, then an estimate for each sketch; -1 is the time
 since the last event."""
 
+# The numpy error model leaves out a check for zero at each division; no divisor here can be zero.
+compiled = njit(cache=True, nogil=True, error_model="numpy")
+inline = njit(cache=True, inline="always", error_model="numpy")
+
+_TWO_64 = 18446744073709551616.0
+_LOW = np.uint64(0xFFFFFFFF)
+_32 = np.uint64(32)
+_FITS = np.int64(2**62)
+
 NO_LEAST = np.int64(2**62)
 NO_MOST = np.int64(-(2**62))
 NEVER = np.int64(-(2**62))
@@ -68,6 +79,84 @@ def _ones(x):  # type: ignore[no-untyped-def]
     v = (v & np.uint64(0x3333333333333333)) + ((v >> np.uint64(2)) & np.uint64(0x3333333333333333))
     v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
     return np.int64((v * np.uint64(0x0101010101010101)) >> np.uint64(56))
+
+
+# Exact integers of 128 bits, as pairs of int64 words (low, high).
+
+
+@inline
+def add(lo, hi, other_lo, other_hi):  # type: ignore[no-untyped-def]
+    """(lo, hi) + (other_lo, other_hi) modulo 2**128, as int64 words."""
+    s = np.uint64(lo) + np.uint64(other_lo)
+    carry = np.int64(1) if s < np.uint64(lo) else np.int64(0)
+    return np.int64(s), hi + other_hi + carry
+
+
+@inline
+def negate(lo, hi):  # type: ignore[no-untyped-def]
+    """-(lo, hi) modulo 2**128."""
+    return add(~lo, ~hi, np.int64(1), np.int64(0))
+
+
+@inline
+def multiply(a, b):  # type: ignore[no-untyped-def]
+    """Unsigned 64 x 64 -> 128 bits."""
+    a_lo, a_hi = a & _LOW, a >> _32
+    b_lo, b_hi = b & _LOW, b >> _32
+    low = a_lo * b_lo
+    middle = a_hi * b_lo + (low >> _32)
+    cross = a_lo * b_hi + (middle & _LOW)
+    return (low & _LOW) | (cross << _32), a_hi * b_hi + (middle >> _32) + (cross >> _32)
+
+
+@compiled
+def scale(lo, hi, factor):  # type: ignore[no-untyped-def]
+    """(lo, hi) * factor modulo 2**128 for a signed 64-bit factor."""
+    size = np.uint64(factor if factor >= 0 else -factor)
+    p_lo, p_hi = multiply(np.uint64(lo), size)
+    p_hi += np.uint64(hi) * size
+    if factor >= 0:
+        return np.int64(p_lo), np.int64(p_hi)
+    return negate(np.int64(p_lo), np.int64(p_hi))
+
+
+@compiled
+def to_float(lo, hi):  # type: ignore[no-untyped-def]
+    """A signed 128-bit number as float64; exact while it fits 53 bits."""
+    if hi == (lo >> np.int64(63)):
+        return np.float64(lo)
+    if hi < 0:
+        n_lo, n_hi = negate(lo, hi)
+        return -(np.float64(np.uint64(n_hi)) * _TWO_64 + np.float64(np.uint64(n_lo)))
+    return np.float64(hi) * _TWO_64 + np.float64(np.uint64(lo))
+
+
+@compiled
+def deviation(count, s_lo, s_hi, q_lo, q_hi):  # type: ignore[no-untyped-def]
+    """Population standard deviation from exact sums.
+
+    Shifted form: with an integer m near the mean, sum (x-m)^2 = q - 2 m s + n m^2 is an exact
+    integer, and what is left to subtract is at most a quarter. While q and s fit 62 bits, 64-bit
+    arithmetic that wraps around gives the same integer, because the result is small.
+    """
+    n = np.float64(count)
+    m = np.int64(np.rint(to_float(s_lo, s_hi) / n))
+    if q_hi == 0 and 0 <= q_lo < _FITS and s_hi == s_lo >> np.int64(63):
+        squares = np.float64(q_lo - 2 * m * s_lo + count * m * m)
+        rest = np.float64(s_lo - count * m) / n
+    else:
+        a_lo, a_hi = scale(s_lo, s_hi, -2 * m)
+        size = np.uint64(m if m >= 0 else -m)
+        b_lo, b_hi = multiply(size, size)
+        b_lo, b_hi = scale(np.int64(b_lo), np.int64(b_hi), count)
+        t_lo, t_hi = add(q_lo, q_hi, a_lo, a_hi)
+        t_lo, t_hi = add(t_lo, t_hi, b_lo, b_hi)
+        squares = to_float(t_lo, t_hi)
+        r_lo, r_hi = scale(np.int64(count), np.int64(0), -m)
+        r_lo, r_hi = add(s_lo, s_hi, r_lo, r_hi)
+        rest = to_float(r_lo, r_hi) / n
+    variance = squares / n - rest * rest
+    return np.sqrt(variance) if variance > 0.0 else 0.0
 
 
 @compiled

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from raypipe.windows import exact
+from raypipe.windows import kernel as exact
 
 WORD = 2**64
 EDGES = [
