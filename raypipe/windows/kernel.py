@@ -50,6 +50,9 @@ since the last event."""
 # The numpy error model leaves out a check for zero at each division; no divisor here can be zero.
 compiled = njit(cache=True, nogil=True, error_model="numpy")
 inline = njit(cache=True, inline="always", error_model="numpy")
+# A call passes each array as nine words, which costs more than most bodies here: half of the time
+# went into calls before LLVM was told to inline these.
+inner = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 
 _TWO_64 = 18446744073709551616.0
 _LOW = np.uint64(0xFFFFFFFF)
@@ -120,7 +123,7 @@ def scale(lo, hi, factor):  # type: ignore[no-untyped-def]
     return negate(np.int64(p_lo), np.int64(p_hi))
 
 
-@compiled
+@inner
 def to_float(lo, hi):  # type: ignore[no-untyped-def]
     """A signed 128-bit number as float64; exact while it fits 53 bits."""
     if hi == (lo >> np.int64(63)):
@@ -131,7 +134,7 @@ def to_float(lo, hi):  # type: ignore[no-untyped-def]
     return np.float64(hi) * _TWO_64 + np.float64(np.uint64(lo))
 
 
-@compiled
+@inner
 def deviation(count, s_lo, s_hi, q_lo, q_hi):  # type: ignore[no-untyped-def]
     """Population standard deviation from exact sums.
 
@@ -159,7 +162,7 @@ def deviation(count, s_lo, s_hi, q_lo, q_hi):  # type: ignore[no-untyped-def]
     return np.sqrt(variance) if variance > 0.0 else 0.0
 
 
-@compiled
+@inner
 def _clear(tiles, i, values):  # type: ignore[no-untyped-def]
     for w in range(tiles.shape[1]):
         tiles[i, w] = 0
@@ -175,7 +178,7 @@ def _copy(into, i, tiles, j):  # type: ignore[no-untyped-def]
         into[i, w] = tiles[j, w]
 
 
-@compiled
+@inner
 def _merge(into, i, tiles, j, values):  # type: ignore[no-untyped-def]
     """Add tile j to accumulator i. Indices, not row views: a view costs more than the sum."""
     into[i, TILE_COUNT] += tiles[j, TILE_COUNT]
@@ -193,7 +196,7 @@ def _merge(into, i, tiles, j, values):  # type: ignore[no-untyped-def]
         into[i, w] |= tiles[j, w]
 
 
-@compiled
+@inner
 def _count_event(tiles, i, amounts, hashes, row, sketches, values):  # type: ignore[no-untyped-def]
     tiles[i, TILE_COUNT] += 1
     for v in range(values):
@@ -258,7 +261,7 @@ def _compact(arena, first, length, edges, hops, values):  # type: ignore[no-unty
     return kept
 
 
-@compiled
+@inner
 def _figures(spans, w, values, sketches, tables, figures):  # type: ignore[no-untyped-def]
     """Every statistic of one span's accumulator."""
     n = spans[w, TILE_COUNT]
@@ -286,7 +289,7 @@ def _figures(spans, w, values, sketches, tables, figures):  # type: ignore[no-un
         table += sketches[d] * 64 + 1
 
 
-@compiled
+@inner
 def _difference(spans, w, minus, stat):  # type: ignore[no-untyped-def]
     """Count, sum or mean of a span without a shorter one."""
     n = spans[w, TILE_COUNT] - spans[minus, TILE_COUNT]
@@ -300,7 +303,7 @@ def _difference(spans, w, minus, stat):  # type: ignore[no-untyped-def]
     return to_float(lo, hi) / np.float64(n) if n > 0 else np.nan
 
 
-@compiled
+@inner
 def _emit(spans, values, sketches, plan, tables, figures, since, out, row):  # type: ignore[no-untyped-def]
     for w in range(spans.shape[0]):
         if w > 0 and spans[w, TILE_COUNT] == spans[w - 1, TILE_COUNT]:
@@ -319,7 +322,7 @@ def _emit(spans, values, sketches, plan, tables, figures, since, out, row):  # t
             out[row, c] = _difference(spans, plan[c, PLAN_SPAN], plan[c, PLAN_MINUS], stat)
 
 
-@compiled
+@inner
 def _first_before(arena, first, length, second):  # type: ignore[no-untyped-def]
     """Index of a key's last tile that starts before a second; first - 1 if there is none."""
     low, high = first, first + length
@@ -332,7 +335,7 @@ def _first_before(arena, first, length, second):  # type: ignore[no-untyped-def]
     return low - 1
 
 
-@compiled
+@inner
 def _read(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
     """Fill one accumulator per span in a single backward pass: windows nest."""
     i = first + length - 1
@@ -346,7 +349,7 @@ def _read(arena, first, length, edges, values, spans):  # type: ignore[no-untype
             i -= 1
 
 
-@compiled
+@inner
 def _refresh(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
     """The same for kept accumulators: only spans whose edge has moved are summed again.
 
@@ -395,7 +398,7 @@ def reserve(arena, free, top, size_class):  # type: ignore[no-untyped-def]
     return block
 
 
-@compiled
+@inner
 def _insert(slots, at, arena, free, top, second, edges, hops, values):  # type: ignore[no-untyped-def]
     """The tile that takes an event: its index, -1 if every window has left it, -2 if full."""
     hop = _zone(second, edges, hops)
