@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from raypipe.aborts import reach
 from raypipe.clock import Clock
-from raypipe.errors import Conflict, InputError, Unavailable, Violation
+from raypipe.errors import Conflict, EventLost, InputError, Unavailable, Violation
 from raypipe.events.schema import EventType, canonical_json
 from raypipe.ledger.record import DecisionRecord, Reason, decision_id, decode
 from raypipe.policy.policy import Action, Policy
@@ -57,8 +57,8 @@ class Worker(Protocol):
     async def observe(self, event: dict[str, Any], body_hash: bytes) -> Observation:
         """Append the event and read its windows; the same event id again gives the same answer."""
 
-    async def record(self, record: DecisionRecord) -> DecisionRecord:
-        """Store a decision durably and return the stored one: the first wins."""
+    async def record(self, record: DecisionRecord, windows: bytes) -> DecisionRecord:
+        """Store a decision made from ``windows`` durably; the stored one: the first wins."""
 
     async def decision(self, tenant: str, decision_id: str) -> DecisionRecord | None:
         """A tenant's stored decision."""
@@ -194,14 +194,21 @@ class Decider:
         received_at = self._clock.now_ms()
         event = self._event(parse_object(body), tenant, received_at, idempotency_key)
         async with deadline(self._deadline_s):
-            reach("serving.before_observe")
-            seen = await self._observe(event)
-            if seen.decision is not None:
-                return Decided(decode(seen.decision), True)
-            reach("serving.after_observe")
-            mine = self.judge.judge(seen, self._clock)
-            stored = await self._worker.record(mine)
-            reach("serving.after_record")
+            while True:
+                try:
+                    return await self._once(event)
+                except EventLost as e:
+                    _log.info("again: %s", e.detail)
+
+    async def _once(self, event: dict[str, Any]) -> Decided:
+        reach("serving.before_observe")
+        seen = await self._observe(event)
+        if seen.decision is not None:
+            return Decided(decode(seen.decision), True)
+        reach("serving.after_observe")
+        mine = self.judge.judge(seen, self._clock)
+        stored = await self._worker.record(mine, seen.windows)
+        reach("serving.after_record")
         return Decided(stored, stored != mine)
 
     async def _observe(self, event: dict[str, Any]) -> Observation:

@@ -30,11 +30,13 @@ class Replica:
         from raypipe.runtime.worker.actor import locate
         from raypipe.runtime.worker.client import WorkerClient
         from raypipe.tenancy.keys import STORE_FILE, KeyStore
+        from serving import loopback
         from serving.docs import render
         from serving.metrics import Metrics
         from serving.openapi import document
         from serving.scorer import feature_names
 
+        loopback.narrow()
         self._settings = settings
         self._options = options
         self._project = load_project(settings.project)

@@ -43,7 +43,7 @@ settings.load_profile(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def user_environment() -> dict[str, str]:
     """The environment as it was before the tests' own settings.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ def open_store(home: Path) -> FeatureStore:
 
     Importing Feast takes seconds: a process opens the store once and keeps it.
     """
-    from feast import FeatureStore, RepoConfig
+    with warnings.catch_warnings():  # Feast changes the filters of the whole process
+        from feast import FeatureStore, RepoConfig
 
     config = RepoConfig(**settings(home))
     config.repo_path = home.resolve()

@@ -323,19 +323,6 @@ def _emit(spans, values, sketches, plan, tables, figures, since, out, row):  # t
 
 
 @inner
-def _first_before(arena, first, length, second):  # type: ignore[no-untyped-def]
-    """Index of a key's last tile that starts before a second; first - 1 if there is none."""
-    low, high = first, first + length
-    while low < high:
-        middle = (low + high) // 2
-        if arena[middle, TILE_START] < second:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
-
-
-@inner
 def _read(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
     """Fill one accumulator per span in a single backward pass: windows nest."""
     i = first + length - 1
@@ -353,21 +340,18 @@ def _read(arena, first, length, edges, values, spans):  # type: ignore[no-untype
 def _refresh(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
     """The same for kept accumulators: only spans whose edge has moved are summed again.
 
-    TILE_START of an accumulator holds the edge that it is right for.
+    TILE_START of an accumulator holds the edge that it is right for. Hops divide each other, so
+    behind the first edge that stands still all others do.
     """
-    i = np.int64(-2)  # unknown
+    i = first + length - 1
     for w in range(spans.shape[0]):
         oldest = edges[0, w]
         if spans[w, TILE_START] == oldest:
-            i = np.int64(-2)
-            continue
+            break
         if w == 0:
             _clear(spans, 0, values)
-            i = first + length - 1
         else:
             _copy(spans, w, spans, w - 1)
-            if i == -2:
-                i = _first_before(arena, first, length, edges[0, w - 1])
         while i >= first and arena[i, TILE_START] >= oldest:
             _merge(spans, w, arena, i, values)
             i -= 1

@@ -157,6 +157,8 @@ def distinct(column: str, over: Iterable[str] = (), bits: int = 64) -> Aggregate
     """Estimated number of different values by linear counting on ``bits`` bits; 0 when none.
 
     Standard error for n values on m bits: sqrt(m * (exp(n/m) - n/m - 1)) / n (Whang et al. 1990).
+    That holds up to n of about m; the true error is 12 % larger at 2 m and 24 % at 3 m, and from
+    4 m on the sketch is full: declare ``bits`` of at least the largest number that matters.
     A full sketch reads as m * ln(2m).
     """
     return Aggregate(Op.DISTINCT, column, tuple(over), (), bits)

@@ -130,7 +130,6 @@ def test_ten_thousand_events_in_one_second_are_one_count() -> None:
     check(view(), pa.Table.from_pylist(rows, SCHEMA), PAY, at)
 
 
-@pytest.mark.slow
 def test_fifty_thousand_events_of_one_key_over_ninety_days() -> None:
     rng = np.random.default_rng(2)
     n = 50_000

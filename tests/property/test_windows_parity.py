@@ -19,8 +19,6 @@ PROBES = 5_000
 START = 1_780_000_000_000
 LATE_MS = 60_000
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def events() -> dict[str, pa.Table]:

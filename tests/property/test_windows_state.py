@@ -195,7 +195,7 @@ def test_many_keys_from_the_smallest_sizes(keys: int) -> None:
         np.arange(n),
         np.full(n, kernel.READ | kernel.UPDATE, np.uint8),
         rng.integers(-9, 9, (n, 2)),
-        rng.integers(1, 2**62, (n, 1)),
+        rng.integers(1, 2**62, (n, 2)),
     )
     large, small = ViewState(v, slots=2**14, tiles=2**19), ViewState(v, slots=1, tiles=1)
     expected = large.process(rows).before

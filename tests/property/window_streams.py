@@ -74,7 +74,8 @@ def view(
         std("amount"),
         total("points", over=labels[:1]),
         std("points", over=labels[-1:]),
-        distinct("shop" if key == "card" else "card"),
+        distinct("shop" if key == "card" else "card", bits=128),
+        distinct("event_id", over=labels[:2]),
         since_last(),
     )
     return WindowView(name, key, PAY, key, aggregates, window)

@@ -103,7 +103,9 @@ async def decide(client: WorkerClient, i: int) -> DecisionRecord:
         if seen.decision is not None:
             return decode(seen.decision)
         try:
-            return await client.record(decision(seen.event, seen.offset, seen.windows))
+            return await client.record(
+                decision(seen.event, seen.offset, seen.windows), seen.windows
+            )
         except EventLost:
             continue
 

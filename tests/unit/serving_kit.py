@@ -159,7 +159,7 @@ class MemoryWorker:
             raise Conflict(f"event {event['event_id']!r} came before with another body")
         return Seen(known.offset, known.windows, known.event, body_hash, known.decision)
 
-    async def record(self, record: DecisionRecord) -> DecisionRecord:
+    async def record(self, record: DecisionRecord, windows: bytes) -> DecisionRecord:
         await self._reached()
         if self.failure_of_record:
             raise self.failure_of_record

@@ -168,9 +168,10 @@ def test_simultaneous_requests_for_one_event_agree_on_one_decision(service: Serv
 def test_when_another_replica_was_first_its_decision_is_the_answer(service: Service) -> None:
     alone = service.worker.record
 
-    async def beaten(record: DecisionRecord) -> DecisionRecord:
-        await alone(msgspec.structs.replace(record, action="block", decided_at=NOW + 7))
-        return await alone(record)
+    async def beaten(record: DecisionRecord, windows: bytes) -> DecisionRecord:
+        first = msgspec.structs.replace(record, action="block", decided_at=NOW + 7)
+        await alone(first, windows)
+        return await alone(record, windows)
 
     service.worker.record = beaten  # type: ignore[method-assign]
     said = service.post(body()).json()

@@ -48,13 +48,16 @@ class WorkerClient:
             lambda number: protocol.Observe(number, event, body_hash), protocol.Observed
         )
 
-    async def record(self, record: ledger.DecisionRecord) -> ledger.DecisionRecord:
-        """Make a decision durable; returns the stored one, the first about its event.
+    async def record(self, record: ledger.DecisionRecord, windows: bytes) -> ledger.DecisionRecord:
+        """Make a decision that was made from ``windows`` durable; returns the stored one, the
+        first about its event.
 
         Raises EventLost if the worker died before it committed the event.
         """
         data = ledger.encode(record)
-        reply = await self._ask(lambda number: protocol.Record(number, data), protocol.Recorded)
+        reply = await self._ask(
+            lambda number: protocol.Record(number, data, windows), protocol.Recorded
+        )
         return ledger.decode(reply.record)
 
     async def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:

@@ -167,20 +167,25 @@ class WorkerCore:
         self._remember((kind, tenant, event_id), entry)
         return entry
 
-    def record(self, record: ledger.DecisionRecord) -> ledger.DecisionRecord:
+    def record(self, record: ledger.DecisionRecord, windows: bytes) -> ledger.DecisionRecord:
         """Queue a decision for the next commit; returns the one that came first.
 
-        Raises EventLost for a decision about an event that this worker never took in: after a
-        restart the event of an unfinished request may be gone, and the request starts again.
+        Raises EventLost for a decision about an event that this worker never took in, or not like
+        this: after a restart the event of an unfinished request may be gone, or another try of it
+        may have come to the same offset with other ``windows``. The request starts again then.
         """
         stored = self.decision(record.tenant, record.decision_id)
         if stored is not None:
             return stored
         key = (self._project.decision, record.tenant, record.event_id)
         entry = self._recent.get(key) or self._stored(*key)
-        if entry is None or entry.offset != record.event_offset:
+        if entry is None or (entry.offset, entry.event["received_at"], entry.windows) != (
+            record.event_offset,
+            record.received_at,
+            windows,
+        ):
             raise EventLost(
-                f"event {record.event_id!r} is not at offset {record.event_offset}",
+                f"event {record.event_id!r} is not what was seen at offset {record.event_offset}",
                 hint="Observe the event again.",
             )
         self._decisions[record.tenant, record.decision_id] = record

@@ -24,10 +24,14 @@ class Observe(msgspec.Struct, tag="observe", array_like=True, frozen=True):
 
 
 class Record(msgspec.Struct, tag="record", array_like=True, frozen=True):
-    """Make a decision durable; ``record`` is ledger.record.encode's bytes."""
+    """Make a decision durable; ``record`` is ledger.record.encode's bytes.
+
+    ``windows`` are the values that it was made from, as Observed gave them.
+    """
 
     id: int
     record: bytes
+    windows: bytes
 
 
 class Lookup(msgspec.Struct, tag="lookup", array_like=True, frozen=True):

@@ -134,8 +134,8 @@ class WorkerServer:
                     return protocol.Observed(
                         number, entry.offset, entry.windows, entry.event, decision
                     )
-                case protocol.Record(id=number, record=record):
-                    stored = self._core.record(ledger.decode(record))
+                case protocol.Record(id=number, record=record, windows=windows):
+                    stored = self._core.record(ledger.decode(record), windows)
                     return protocol.Recorded(number, ledger.encode(stored))
                 case protocol.Lookup(id=number, tenant=tenant, decision_id=decision_id):
                     found = self._core.decision(tenant, decision_id)
