@@ -177,6 +177,8 @@ def _sources(derived: Sequence[Derived], inputs: Sequence[str]) -> list[tuple[st
     out = []
     for d in derived:
         checker = _Checker(d, known)
+        if not d.name.isidentifier():
+            raise checker.refuse("its name is no identifier", "Write it like a variable: is_new.")
         if d.name in known:
             raise checker.refuse("its name is taken")
         try:

@@ -23,6 +23,9 @@ from raypipe.events.schema import canonical_json
 
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"([1-9][0-9]*)([smhd])")
+MOST_BITS = 65_536
+"""Widest distinct sketch: every tile of the view carries it."""
+
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -232,10 +235,10 @@ class WindowView:
                     f"view {self.name!r}: {a.stem} can't be a difference of spans",
                     hint="Only count, sum and mean can.",
                 )
-            if a.bits < 64 or a.bits % 64 or a.bits & (a.bits - 1):
+            if not 64 <= a.bits <= MOST_BITS or a.bits & (a.bits - 1):
                 raise DeclarationError(
                     f"view {self.name!r}: {a.stem} has {a.bits} bits",
-                    hint="Use a power of two from 64 on.",
+                    hint=f"Use a power of two from 64 to {MOST_BITS}.",
                 )
             for label in a.over or [s.label for s in self.spans]:
                 out.append(

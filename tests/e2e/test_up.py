@@ -269,6 +269,22 @@ def test_down_leaves_no_process(up: Up) -> None:
     assert not (up.shell.home / "run.json").exists()
 
 
+def test_killed_at_once_with_all_its_processes_it_counts_as_absent(up: Up) -> None:
+    """The next test starts on the home that this one leaves."""
+    process = up.shell.start("up", *SIZE, "--port", str(free_port()))
+    assert process.stderr is not None
+    assert any(line.startswith("serve ") for line in process.stderr)
+    tree = up.shell.tree(process)
+    for one in tree:
+        one.kill()
+    process.communicate()
+    assert (up.shell.home / "run.json").exists()
+    code, out, _ = up.shell.run("status", "--json")
+    assert (code, json.loads(out)["running"]) == (1, False)
+    code, out, _ = up.shell.run("down", "--json")
+    assert (code, json.loads(out)["stopped"]) == (0, False)
+
+
 def test_a_second_run_keeps_what_is_there(up: Up) -> None:
     assert up.process.poll() is not None
     counts, decisions = logged(up.shell.home)

@@ -95,6 +95,22 @@ def test_with_json_an_error_is_an_object_on_stdout_too() -> None:
     assert "two fields" in result.stderr
 
 
+def test_what_a_library_prints_is_no_result() -> None:
+    chatty = typer.Typer(cls=Guarded, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+    @chatty.callback()
+    def root() -> None:
+        """Make it a group."""
+
+    @chatty.command()
+    def verb(json: Json = False) -> None:
+        print("(raylet) a warning")
+        _output.write({"a": 1}, as_json=json)
+
+    result = CliRunner().invoke(chatty, ["verb", "--json"])
+    assert (result.stdout, result.stderr) == ('{"a": 1}\n', "(raylet) a warning\n")
+
+
 def test_an_unexpected_error_says_what_to_report_and_where() -> None:
     result = CliRunner().invoke(guarded(KeyError("x")), ["verb", "--json"])
     assert "Unexpected error: KeyError: 'x'" in result.stderr
