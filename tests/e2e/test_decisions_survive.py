@@ -284,7 +284,7 @@ def test_death_between_any_two_steps(
     crowd.run(EVENTS, lambda _: None)
     assert died.exists()
     assert not replicas <= set(replica_pids())
-    assert worker_epoch(greenhouse) >= epoch + 2
+    assert worker_epoch(greenhouse) > epoch
     # A decision that was stored before its replica died is found by the retry.
     if in_replica.startswith("serving.after_record"):
         assert crowd.replayed
