@@ -36,6 +36,14 @@ def call(reference: str, *args: Any, **options: Any) -> Any:
     return function(*args, **options)
 
 
+def stop_worker() -> None:
+    """End the worker of the running session with a snapshot, if there is one."""
+    from raypipe.runtime.worker import actor
+
+    with unhurried():
+        actor.stop()
+
+
 @contextmanager
 def session() -> Iterator[None]:
     """End the Ray session that the block's stages started, however the block ends."""

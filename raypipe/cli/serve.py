@@ -38,4 +38,5 @@ def serve(
         _output.write(about, as_json=json)
         wait()
         progress.note("stopping")
+        _stage.stop_worker()
     return 0

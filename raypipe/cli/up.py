@@ -76,4 +76,5 @@ def up(
         if claim.running.state == "serving" and not once:
             wait()
             progress.note("stopping")
+        _stage.stop_worker()
     return PARTIAL if failed else 0

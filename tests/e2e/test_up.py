@@ -25,6 +25,7 @@ import pytest
 from features.payments import project
 from raypipe.ledger.record import decode
 from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.worker.core import GROUP
 from tests.domains.greenhouse_line import free_port
 from training import artefact, registry
 
@@ -267,6 +268,10 @@ def test_down_leaves_no_process(up: Up) -> None:
     code, out, _ = up.shell.run("status", "--json")
     assert (code, json.loads(out)["running"]) == (1, False)
     assert not (up.shell.home / "run.json").exists()
+    with closing(SqliteLog(up.shell.home / "log")) as log:
+        committed = log.committed(GROUP, 0)
+        assert committed is not None
+        assert committed[0] == log.end(0), "the worker left no snapshot of its last state"
 
 
 def test_killed_at_once_with_all_its_processes_it_counts_as_absent(up: Up) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from raypipe.config import Settings
 
 NAMESPACE = "raypipe"
+STOP_S = 60.0
+"""How long a worker may take for its last snapshot."""
+
 _SOCKET_PATH_LIMIT = 100  # sockaddr_un holds 108 bytes
 
 _log = logging.getLogger("raypipe.worker")
@@ -111,13 +115,19 @@ async def locate(partition: int = 0) -> str:
 
 
 def stop(partition: int = 0) -> int | None:
-    """Stop the partition's worker with a snapshot; its offset, or None if none was running."""
-    import ray
+    """Stop the partition's worker with a snapshot, so that the next one has little to replay.
 
-    try:
-        actor: Any = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
-    except ValueError:
+    Returns the snapshot's offset, None if no worker runs in this process's Ray session or it
+    could not save: the log has everything.
+    """
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
         return None
-    offset: int = ray.get(actor.stop.remote())
+    try:
+        actor = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+        offset: int = ray.get(actor.stop.remote(), timeout=STOP_S)
+    except (ValueError, ray.exceptions.RayError) as e:
+        _log.info("no snapshot of partition %d: %s", partition, e)
+        return None
     ray.kill(actor, no_restart=True)
     return offset
