@@ -16,7 +16,7 @@ from features.batch import run_entity
 from raypipe.errors import StageError
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project, load_project
-from raypipe.runtime import session
+from raypipe.runtime import placement, session
 from raypipe.runtime.worker.core import GROUP
 from raypipe.windows import snapshot
 
@@ -34,6 +34,9 @@ def build(settings: Settings, progress: Progress) -> dict[str, Any]:
     Needs a Ray session and starts one if there is none. Raises StageError when the log is empty.
     """
     project = load_project(settings.project)
+    if settings.ray_address is not None:
+        session.start(settings)
+        placement.require_log_node(settings)
     log = SqliteLog.open(settings.log_url)
     try:
         manifest = compute(project, log, settings, progress)

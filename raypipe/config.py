@@ -147,6 +147,18 @@ class Settings(BaseSettings):
         "unset: a session of its own",
         json_schema_extra={"allowed": "`HOST:PORT` or `auto`"},
     )
+    tls_dir: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        None,
+        description="folder with ca.crt, node.crt and node.key, by which the nodes of a cluster "
+        "know each other; unset: a worker answers on its own node only",
+    )
+    worker_port: int = Field(
+        8465,
+        ge=1,
+        le=65_535,
+        description="port at which a worker answers other nodes, with tls_dir; the worker of "
+        "partition p takes worker_port + p",
+    )
     ray_auth: Literal["token", "disabled"] = Field(
         "token", description="Ray's authentication; RAY_AUTH_MODE in the environment wins"
     )

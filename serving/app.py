@@ -47,7 +47,6 @@ def build(
         from ray import serve
 
     from raypipe.project import load_project
-    from raypipe.tenancy.keys import ensure_local_key
     from serving.options import deployment_options, load_options
     from serving.replica import Replica
     from training import registry
@@ -56,7 +55,6 @@ def build(
     model = model or load_project(settings.project).models[0].name
     # Resolved here, so that all replicas, also later ones, serve the same version.
     version = registry.locate(settings.home / "models", model, version).name
-    ensure_local_key(settings.home)
     with _unwarned():
         deployment = cast(
             "Deployment",
@@ -93,5 +91,9 @@ def start(settings: Settings, model: str | None = None, version: str | None = No
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # callers report in their own words
     application = build(settings, model, version)
-    serve.start(http_options=HTTPOptions(host=settings.http_host, port=settings.http_port))
+    serve.start(
+        # Of a cluster every node with a replica answers, so that none stands before the others.
+        proxy_location="HeadOnly" if settings.ray_address is None else "EveryNode",
+        http_options=HTTPOptions(host=settings.http_host, port=settings.http_port),
+    )
     serve.run(application, name=APPLICATION, route_prefix="/")

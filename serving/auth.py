@@ -9,13 +9,13 @@ from raypipe.tenancy.keys import Credential, Scope
 
 
 class Verifier(Protocol):
-    """Knows API keys; a raypipe.tenancy.keys.KeyStore does."""
+    """Knows API keys; a serving.credentials.Credentials does."""
 
-    def verify(self, text: str) -> Credential | None:
+    async def verify(self, text: str) -> Credential | None:
         """The credential behind a key text, or None."""
 
 
-def authorize(header: str | None, scope: Scope, keys: Verifier) -> Credential:
+async def authorize(header: str | None, scope: Scope, keys: Verifier) -> Credential:
     """The caller's credential.
 
     Raises Unauthenticated without a valid key, Forbidden when the key lacks ``scope``.
@@ -26,7 +26,7 @@ def authorize(header: str | None, scope: Scope, keys: Verifier) -> Credential:
             "the request carries no API key",
             hint="Send 'Authorization: Bearer <key>'; the local key is in <home>/api-key.",
         )
-    credential = keys.verify(text.strip())
+    credential = await keys.verify(text.strip())
     if credential is None:
         raise Unauthenticated(
             "the API key is not known or was revoked",

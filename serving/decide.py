@@ -75,7 +75,7 @@ async def deadline(seconds: float) -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise Unavailable(
-            f"the worker did not answer within {seconds:g} s",
+            f"the worker did not answer within {max(seconds, 0):.3g} s",
             hint="Retry; an event counts once however often its event_id is sent.",
         ) from None
 
@@ -185,15 +185,20 @@ class Decider:
         self._clock = clock
         self._deadline_s = deadline_s
 
-    async def decide(self, tenant: str, body: bytes, idempotency_key: str | None) -> Decided:
+    async def decide(
+        self, tenant: str, body: bytes, idempotency_key: str | None, waited_s: float = 0.0
+    ) -> Decided:
         """The recorded decision about the event in ``body``.
+
+        Args:
+            waited_s: how much of the deadline the request has spent on the worker already.
 
         Raises MalformedBody and InputError (the body is bad), Conflict (its event_id came with
         another body), Unavailable (nothing was answered within the deadline; a retry is safe).
         """
         received_at = self._clock.now_ms()
         event = self._event(parse_object(body), tenant, received_at, idempotency_key)
-        async with deadline(self._deadline_s):
+        async with deadline(self._deadline_s - waited_s):
             while True:
                 try:
                     return await self._once(event)

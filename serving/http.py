@@ -52,8 +52,9 @@ class HttpApp:
 
     ``decider`` is None until a model is loaded, and is exchanged as a whole when another one is;
     a request keeps the one it began with. ``feature_names`` finds the features of an older model
-    by its ``name@version``. ``echo_request_id`` is off where the server in front of this
-    application already answers with X-Request-Id.
+    by its ``name@version``. ``patience_s`` is how long a key may take to be verified; a worker that
+    Ray starts again is back within a decision's deadline. ``echo_request_id`` is off where the
+    server in front of this application already answers with X-Request-Id.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class HttpApp:
         feature_names: Callable[[str], Sequence[str] | None],
         replica: str,
         body_limit: int,
+        patience_s: float = READ_TIMEOUT_S,
         echo_request_id: bool = True,
     ) -> None:
         self.decider: Decider | None = None
@@ -76,6 +78,7 @@ class HttpApp:
         self._feature_names = feature_names
         self._replica = replica
         self._body_limit = body_limit
+        self._patience_s = patience_s
         self._echo = echo_request_id
         routes = (
             ("/v1/decisions", self._decide, "POST"),
@@ -127,17 +130,19 @@ class HttpApp:
 
     async def _decide(self, request: Request) -> Response:
         started = time.perf_counter()
-        credential = self._authorize(request, KeyScope.DECISIONS_WRITE)
+        credential = await self._authorize(request, KeyScope.DECISIONS_WRITE)
+        waited_s = time.perf_counter() - started
         _require_json(request)
         body = await self._read(request)
-        decider = self._loaded()
-        record, replayed = await decider.decide(credential.tenant, body, _idempotency_key(request))
+        record, replayed = await self._loaded().decide(
+            credential.tenant, body, _idempotency_key(request), waited_s
+        )
         answer = _json(schemas.answer(record, replayed))
         self._metrics.decided(record, replayed, time.perf_counter() - started)
         return answer
 
     async def _decision(self, request: Request) -> Response:
-        credential = self._authorize(request, KeyScope.DECISIONS_READ)
+        credential = await self._authorize(request, KeyScope.DECISIONS_READ)
         wanted = request.path_params["decision_id"]
         async with deadline(READ_TIMEOUT_S):
             record = await self._worker.decision(credential.tenant, wanted)
@@ -174,8 +179,9 @@ class HttpApp:
             self._documents.page, media_type="text/html", headers=self._documents.page_headers
         )
 
-    def _authorize(self, request: Request, scope: KeyScope) -> Credential:
-        return authorize(request.headers.get("authorization"), scope, self._keys)
+    async def _authorize(self, request: Request, scope: KeyScope) -> Credential:
+        async with deadline(self._patience_s):
+            return await authorize(request.headers.get("authorization"), scope, self._keys)
 
     def _loaded(self) -> Decider:
         if self.decider is None:

@@ -27,10 +27,10 @@ class Replica:
 
         from raypipe.events.row import RowValidator
         from raypipe.project import load_project
-        from raypipe.runtime.worker.actor import locate
+        from raypipe.runtime.worker.actor import connector
         from raypipe.runtime.worker.client import WorkerClient
-        from raypipe.tenancy.keys import STORE_FILE, KeyStore
         from serving import loopback
+        from serving.credentials import Credentials
         from serving.docs import render
         from serving.metrics import Metrics
         from serving.openapi import document
@@ -42,17 +42,18 @@ class Replica:
         self._project = load_project(settings.project)
         event = self._project.decision_event
         self._validator = RowValidator(event, settings.currency)
-        self._worker = WorkerClient(locate)
+        self._worker = WorkerClient(connector(settings.tls_dir))
         models = settings.home / "models"
         replica = serve.get_replica_context().replica_id.unique_id
         self._app = HttpApp(
-            keys=KeyStore(settings.home / STORE_FILE),
+            keys=Credentials(self._worker),
             worker=self._worker,
             metrics=Metrics(replica),
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),
             feature_names=lambda reference: feature_names(models, reference),
             replica=replica,
             body_limit=settings.body_limit_bytes,
+            patience_s=settings.decision_deadline_ms / 1000,
             echo_request_id=False,  # Serve's own middleware does
         )
 

@@ -1,4 +1,4 @@
-"""Bring serving up in this process's Ray session: worker, replicas, HTTP."""
+"""Bring serving up: worker, replicas, HTTP; in this process's session or on a cluster. And down."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from raypipe.errors import Unavailable
 from raypipe.runtime import running, session
 from raypipe.runtime.worker import actor
-from raypipe.tenancy.keys import ensure_local_key
+from raypipe.tenancy.keys import LOCAL_KEY_FILE
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -21,8 +21,9 @@ Announce = Callable[[str, str], None]
 def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[str, Any]:
     """Start the worker and the application; returns where they answer.
 
-    Raises NotFound when no model was trained yet and Unavailable when the port is taken, before
-    anything is started.
+    On a cluster they outlive this process, ``stop`` ends them; every node with a replica answers
+    at the settings' port. Raises NotFound when no model was trained yet and Unavailable when the
+    port is taken, before anything is started.
     """
     from raypipe.project import load_project
     from serving import app
@@ -30,12 +31,8 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
 
     model = load_project(settings.project).models[0].name
     version = registry.locate(settings.home / "models", model).name
-    refusal = running.refusal(settings.http_host, settings.http_port)
-    if refusal:
-        raise Unavailable(
-            f"nothing can listen on {settings.http_host}:{settings.http_port}: {refusal}",
-            hint="Stop what uses the port, or choose another with --port.",
-        )
+    if settings.ray_address is None:
+        _require_port(settings)
     session.start(settings)
     with progress.stage("worker") as stage:
         actor.ensure(settings)
@@ -49,5 +46,27 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
         "url": url,
         "docs": f"{url}/docs",
         "model": f"{model}@{version}",
-        "api_key": str(ensure_local_key(settings.home)),
+        # The worker, which holds the keys, has made this one.
+        "api_key": str(settings.home / LOCAL_KEY_FILE),
     }
+
+
+def stop(settings: Settings) -> int | None:
+    """End serving on a cluster: replicas first, then the worker with a snapshot; its offset.
+
+    None where no worker ran or it could not save: the log has everything.
+    """
+    from ray import serve as ray_serve
+
+    session.start(settings, warm=False)
+    ray_serve.shutdown()  # type: ignore[no-untyped-call]
+    return actor.stop()
+
+
+def _require_port(settings: Settings) -> None:
+    refusal = running.refusal(settings.http_host, settings.http_port)
+    if refusal:
+        raise Unavailable(
+            f"nothing can listen on {settings.http_host}:{settings.http_port}: {refusal}",
+            hint="Stop what uses the port, or choose another with --port.",
+        )

@@ -18,6 +18,7 @@ from raypipe.clock import DAY_MS, HOUR_MS, SystemClock
 from raypipe.errors import RaypipeError
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project, load_project
+from raypipe.runtime import placement, session
 from serving.replay import Replayed, replay
 from serving.run import Announce, serve
 
@@ -79,6 +80,9 @@ class _Line:
         self._summary: dict[str, Any] = {}
 
     def run(self) -> tuple[dict[str, Any], list[str]]:
+        if self._settings.ray_address is not None:
+            session.start(self._settings)
+            placement.require_log_node(self._settings)
         if self._plan.fresh:
             for name in MADE_HERE:
                 shutil.rmtree(self._settings.home / name, ignore_errors=True)

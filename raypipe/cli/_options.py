@@ -39,6 +39,14 @@ Config = Annotated[
     Path | None,
     typer.Option("--config", metavar="FILE", help="Settings file [raypipe.toml, if there is one]."),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="Ray cluster to work on, or auto (setting ray_address).",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any setting; may be repeated."),

@@ -8,7 +8,7 @@ import typer
 
 from raypipe.cli import _options, _output, _stage
 from raypipe.cli._guard import PARTIAL
-from raypipe.cli._options import Config, Home, Json, Quiet, Set
+from raypipe.cli._options import Address, Config, Home, Json, Quiet, Set
 from raypipe.cli._signals import wait
 
 
@@ -43,6 +43,7 @@ def up(
         int | None,
         typer.Option("--seed", metavar="N", help="Seed of the world and the sweep (setting seed)."),
     ] = None,
+    address: Address = None,
     json: Json = False,
     quiet: Quiet = False,
     home: Home = None,
@@ -53,9 +54,12 @@ def up(
 
     Simulates a world, loads its history, computes features, sweeps and evaluates a model, serves
     it, replays live requests and prints a summary. Exits with 3 if a stage failed, with 0 after
-    Ctrl-C, SIGTERM or `raypipe down`.
+    Ctrl-C, SIGTERM or `raypipe down`. With --address it works on that cluster, from the node that
+    holds the event log, and ends with the summary: the cluster serves on.
     """
-    settings = _options.settings(home, config, set_, http_port=port, trials=trials, seed=seed)
+    settings = _options.settings(
+        home, config, set_, http_port=port, trials=trials, seed=seed, ray_address=address
+    )
     progress = _options.progress(quiet)
     from raypipe.runtime import running
 
@@ -73,8 +77,9 @@ def up(
         _output.write(summary, as_json=json)
         if failed:
             progress.note(f"failed: {', '.join(failed)}")
-        if claim.running.state == "serving" and not once:
-            wait()
-            progress.note("stopping")
-        _stage.stop_worker()
+        if settings.ray_address is None:
+            if claim.running.state == "serving" and not once:
+                wait()
+                progress.note("stopping")
+            _stage.stop_worker()
     return PARTIAL if failed else 0

@@ -55,6 +55,20 @@ class Credential:
     key_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A key that somebody showed, well-formed: its id, and the hash that proves its secret."""
+
+    key_id: str
+    digest: bytes
+
+    @classmethod
+    def parse(cls, text: str) -> Presented | None:
+        """None for a text that can be no key."""
+        parts = _KEY.fullmatch(text)
+        return None if parts is None else cls(parts[2], _digest(text))
+
+
 class KeyStore:
     """Keys in one SQLite file of mode 0600. Safe for threads and for many processes.
 
@@ -102,18 +116,16 @@ class KeyStore:
             self._db.execute("INSERT INTO api_key VALUES (?, ?, ?, ?, ?, NULL)", row)
         return text
 
-    def verify(self, text: str) -> Credential | None:
+    def verify(self, shown: Presented | None) -> Credential | None:
         """The credential behind a key, or None when it is malformed, unknown, wrong or revoked.
 
         Raises Unavailable when the file can't be read now.
         """
-        parts = _KEY.fullmatch(text)
-        if parts is None:
+        if shown is None:
             return None
-        digest = _digest(text)
         try:
             with self._lock:
-                return self._verify(parts[2], digest)
+                return self._verify(shown.key_id, shown.digest)
         except sqlite3.OperationalError as e:
             raise Unavailable(f"the key store does not answer: {e}", hint="Retry.") from e
 
@@ -168,7 +180,7 @@ def ensure_local_key(home: Path) -> Path:
     try:
         if path.exists():
             path.chmod(0o600)
-            if store.verify(path.read_text().strip()):
+            if store.verify(Presented.parse(path.read_text().strip())):
                 return path
         key = store.create(LOCAL_TENANT, Scope, env="local")
     finally:

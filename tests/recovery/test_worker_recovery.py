@@ -17,6 +17,7 @@ import pytest
 from raypipe.errors import Conflict, EventLost
 from raypipe.ledger.record import DecisionRecord, decision_id, decode
 from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.worker import reach
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.windows.engine import WindowEngine
@@ -74,7 +75,7 @@ class Supervised:
         }
         self.process: subprocess.Popen[str] | None = None
 
-    async def locate(self) -> str:
+    async def connect(self) -> reach.Streams:
         if self.process is None or self.process.poll() is not None:
             self.starts += 1
             self.process = subprocess.Popen(
@@ -88,7 +89,7 @@ class Supervised:
             line = await asyncio.to_thread(self.process.stdout.readline)
             if line.strip() != "ready":
                 raise ConnectionError("died while starting")
-        return str(self.home / "worker.sock")
+        return await reach.unix(str(self.home / "worker.sock"))
 
     def kill(self) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -111,7 +112,7 @@ async def decide(client: WorkerClient, i: int) -> DecisionRecord:
 
 
 async def run_all(worker: Supervised, *, kills: int = 0) -> dict[str, DecisionRecord]:
-    client = WorkerClient(worker.locate)
+    client = WorkerClient(worker.connect)
     answered: dict[str, DecisionRecord] = {}
     todo = list(range(EVENTS))
     rng = random.Random(5)

@@ -21,9 +21,10 @@ from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.ledger.record import DecisionRecord, encode
 from raypipe.project import Entity, Label, Model, Project
-from raypipe.tenancy.keys import KeyStore
+from raypipe.tenancy.keys import Credential, KeyStore, Presented
 from raypipe.vector.expressions import Derived
 from raypipe.windows.spec import WindowView, count, spans
+from serving.credentials import Credentials
 from serving.decide import Decider
 from serving.docs import render
 from serving.http import HttpApp
@@ -138,6 +139,7 @@ class Seen:
 class MemoryWorker:
     """observe/record as a worker does it: first wins, windows without the event itself."""
 
+    keys: KeyStore | None = None
     seen: dict[tuple[str, str], Seen] = field(default_factory=dict)
     records: dict[tuple[str, str], DecisionRecord] = field(default_factory=dict)
     failure: Exception | None = None
@@ -171,6 +173,10 @@ class MemoryWorker:
         await self._reached()
         return self.records.get((tenant, decision_id))
 
+    async def verify(self, shown: Presented) -> Credential | None:
+        assert self.keys is not None
+        return self.keys.verify(shown)
+
     async def stats(self) -> dict[str, float]:
         await self._reached()
         return {"events": float(len(self.seen)), "commit.seconds": 0.5}
@@ -188,12 +194,13 @@ class Service:
 
     def __init__(self, home: Path, store: Path, **options: Any) -> None:
         self.clock = ManualClock(NOW)
-        self.worker = MemoryWorker()
         self.keys = KeyStore(store, self.clock)
+        self.worker = MemoryWorker(keys=self.keys)
+        self.believed_at = itertools.count()  # each request asks for its key again
         self.key = self.keys.create("default", ["decisions:write", "decisions:read"])
         self.home = home
         self.app = HttpApp(
-            keys=self.keys,
+            keys=Credentials(self.worker, lambda: float(next(self.believed_at))),
             worker=self.worker,
             metrics=Metrics("r1"),
             documents=DOCUMENTS,

@@ -9,7 +9,7 @@ import pytest
 
 from raypipe.clock import ManualClock
 from raypipe.errors import NotFound, Unavailable, UsageError
-from raypipe.tenancy.keys import Credential, KeyStore, Scope, ensure_local_key
+from raypipe.tenancy.keys import Credential, KeyStore, Presented, Scope, ensure_local_key
 
 
 def _mode(path: Path) -> int:
@@ -28,8 +28,8 @@ def test_a_created_key_verifies_to_its_tenant_scopes_and_id(store: KeyStore) -> 
     expected = Credential(
         "shop-1", frozenset({Scope.DECISIONS_WRITE, Scope.DECISIONS_READ}), key_id
     )
-    assert store.verify(key) == expected
-    assert store.verify(key) == expected  # from the cache
+    assert store.verify(Presented.parse(key)) == expected
+    assert store.verify(Presented.parse(key)) == expected  # from the cache
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_any_other_text_is_no_key(store: KeyStore, damage: object) -> None:
     key = store.create("default", ["admin"])
     assert callable(damage)
     assert damage(key) != key
-    assert store.verify(damage(key)) is None
+    assert store.verify(Presented.parse(damage(key))) is None
 
 
 def test_the_file_is_private_whatever_the_umask_and_holds_no_secret(tmp_path: Path) -> None:
@@ -73,11 +73,11 @@ def test_revocation_reaches_another_open_store_at_once(tmp_path: Path) -> None:
     path = tmp_path / "tenants.db"
     one, other = KeyStore(path), KeyStore(path)
     key, kept = one.create("default", ["admin"]), one.create("default", ["admin"])
-    assert other.verify(key) is not None
+    assert other.verify(Presented.parse(key)) is not None
     one.revoke(key.split("_")[2])
-    assert other.verify(key) is None
-    assert one.verify(key) is None
-    assert other.verify(kept) is not None
+    assert other.verify(Presented.parse(key)) is None
+    assert one.verify(Presented.parse(key)) is None
+    assert other.verify(Presented.parse(kept)) is not None
 
 
 def test_revoking_twice_keeps_the_first_time_and_an_unknown_key_is_not_found(
@@ -127,7 +127,7 @@ def test_the_local_key_is_made_once_private_and_with_every_scope(tmp_path: Path)
     assert _mode(path) == 0o600
     first = path.read_text()
     assert ensure_local_key(home).read_text() == first
-    found = KeyStore(home / "tenants.db").verify(first.strip())
+    found = KeyStore(home / "tenants.db").verify(Presented.parse(first.strip()))
     assert found is not None
     assert (found.tenant, found.scopes) == ("default", frozenset(Scope))
     assert sorted(p.name for p in home.iterdir()) == ["api-key", "tenants.db"]
@@ -145,8 +145,8 @@ def test_a_local_key_that_the_store_forgot_or_revoked_is_replaced(tmp_path: Path
     assert third not in (first, second)
     assert _mode(path) == 0o600
     store = KeyStore(tmp_path / "tenants.db")
-    assert store.verify(third.strip()) is not None
-    assert store.verify(first.strip()) is None
+    assert store.verify(Presented.parse(third.strip())) is not None
+    assert store.verify(Presented.parse(first.strip())) is None
 
 
 def test_a_store_that_is_locked_for_long_is_unavailable_not_a_wrong_key(tmp_path: Path) -> None:
@@ -155,6 +155,6 @@ def test_a_store_that_is_locked_for_long_is_unavailable_not_a_wrong_key(tmp_path
     with sqlite3.connect(tmp_path / "tenants.db", isolation_level=None) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(Unavailable):
-            store.verify(key)
+            store.verify(Presented.parse(key))
         other.execute("ROLLBACK")
-    assert store.verify(key) is not None
+    assert store.verify(Presented.parse(key)) is not None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
+    from raypipe.runtime.worker.reach import Address, Connect
 
 NAMESPACE = "raypipe"
 STOP_S = 60.0
@@ -46,14 +47,21 @@ class WorkerActor:
     def __init__(self, settings: Settings, partition: int) -> None:
         from raypipe.log.sqlite import SqliteLog
         from raypipe.project import load_project
+        from raypipe.runtime.worker.connection import Listener, TlsListener, UnixListener
         from raypipe.runtime.worker.core import WorkerCore
         from raypipe.runtime.worker.server import WorkerServer
+        from raypipe.tenancy.keys import STORE_FILE, KeyStore, ensure_local_key
 
-        self._path = socket_path(settings.home, partition)
+        self._address = _address(settings, partition)
         self._snapshot = settings.home / "snapshots" / worker_name(partition)
         log = SqliteLog.open(settings.log_url)
         self._core = WorkerCore(load_project(settings.project), log, partition)
-        self._server = WorkerServer(self._core, self._path)
+        ensure_local_key(settings.home)
+        listeners: list[Listener] = [UnixListener(Path(self._address.path))]
+        if settings.tls_dir is not None:
+            at = self._address
+            listeners.append(TlsListener(at.host, at.port, settings.tls_dir))
+        self._server = WorkerServer(self._core, KeyStore(settings.home / STORE_FILE), listeners)
         self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
         self._thread.start()
 
@@ -65,9 +73,9 @@ class WorkerActor:
             _log.exception("the worker ends")
             os._exit(1)
 
-    def address(self) -> str:
-        """Path of the socket."""
-        return os.fspath(self._path)
+    def address(self) -> Address:
+        """Where it listens."""
+        return self._address
 
     def pid(self) -> int:
         """Process id, for tests and `raypipe status`."""
@@ -80,15 +88,44 @@ class WorkerActor:
         return self._core.save(self._snapshot)
 
 
+def _address(settings: Settings, partition: int) -> Address:
+    import ray
+    from ray.util import get_node_ip_address
+
+    from raypipe.runtime.worker.reach import Address
+
+    node = ray.get_runtime_context().get_node_id()
+    path = os.fspath(socket_path(settings.home, partition))
+    if settings.tls_dir is None:
+        return Address(node, path)
+    host: str = get_node_ip_address()  # type: ignore[no-untyped-call]
+    return Address(node, path, host, settings.worker_port + partition)
+
+
 def ensure(settings: Settings, partition: int = 0) -> Any:
     """The partition's worker, started if it isn't running; returns when it is ready.
 
-    The actor is detached: it outlives the driver that started it.
+    The actor is detached: it outlives the driver that started it. On a cluster it runs on the
+    node that holds the log, or waits for it.
     """
     import ray
 
+    from raypipe.runtime import placement
+
+    try:
+        # While the log's node is away its worker still exists: nobody may take its place.
+        actor: Any = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+    except ValueError:
+        actor = _start(settings, partition, placement.worker_options(settings))
+    ray.get(actor.address.remote())
+    return actor
+
+
+def _start(settings: Settings, partition: int, options: dict[str, Any]) -> Any:
+    import ray
+
     remote: Any = ray.remote(WorkerActor)
-    actor = remote.options(
+    return remote.options(
         name=worker_name(partition),
         namespace=NAMESPACE,
         lifetime="detached",
@@ -96,22 +133,25 @@ def ensure(settings: Settings, partition: int = 0) -> Any:
         max_restarts=-1,
         max_task_retries=-1,
         num_cpus=0,
+        **options,
     ).remote(settings, partition)
-    ray.get(actor.address.remote())
-    return actor
 
 
-async def locate(partition: int = 0) -> str:
-    """The socket of the partition's worker, for a WorkerClient; OSError while it is away."""
+def connector(tls_dir: Path | None, partition: int = 0) -> Connect:
+    """Connects this process to the partition's worker, wherever it runs, for a WorkerClient."""
     import ray
-    from ray.exceptions import RayError
 
-    try:
-        actor: Any = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
-        path: str = await actor.address.remote()
-    except (ValueError, RayError) as e:
-        raise ConnectionError(f"no worker for partition {partition}: {e}") from e
-    return path
+    from raypipe.runtime.worker import reach
+
+    async def locate() -> Address:
+        try:
+            actor: Any = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+            address: Address = await actor.address.remote()
+        except (ValueError, ray.exceptions.RayError) as e:
+            raise ConnectionError(f"no worker for partition {partition}: {e}") from e
+        return address
+
+    return reach.connector(locate, ray.get_runtime_context().get_node_id(), tls_dir)
 
 
 def stop(partition: int = 0) -> int | None:

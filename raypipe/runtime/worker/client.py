@@ -10,19 +10,23 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
-from raypipe.errors import Conflict, EventLost, RaypipeError
+from raypipe.errors import Conflict, EventLost, RaypipeError, Unavailable
 from raypipe.ledger import record as ledger
 from raypipe.runtime.worker import protocol
+from raypipe.runtime.worker.reach import Connect
+from raypipe.tenancy.keys import Credential, Presented, Scope
 
 _log = logging.getLogger("raypipe.client")
 
 RETRY_S = 0.1
 """Pause between attempts to reach a worker that is away."""
 
-_FAILURES: dict[str, type[RaypipeError]] = {e.code: e for e in (Conflict, EventLost, RaypipeError)}
+_FAILURES: dict[str, type[RaypipeError]] = {
+    e.code: e for e in (Conflict, EventLost, Unavailable, RaypipeError)
+}
 
 _R = TypeVar("_R", bound=protocol.Reply)
 
@@ -31,11 +35,11 @@ class WorkerClient:
     """Asks one worker. Methods run until they are answered: put a deadline around them.
 
     Args:
-        locate: gives the path of the worker's socket; called again after each lost connection.
+        connect: opens a connection to the worker; called again after each lost one.
     """
 
-    def __init__(self, locate: Callable[[], Awaitable[str]]) -> None:
-        self._locate = locate
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
         self._ids = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[protocol.Reply]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -66,6 +70,18 @@ class WorkerClient:
             lambda number: protocol.Lookup(number, tenant, decision_id), protocol.Found
         )
         return None if reply.record is None else ledger.decode(reply.record)
+
+    async def verify(self, shown: Presented) -> Credential | None:
+        """The credential behind an API key, None for one that is unknown, wrong or revoked.
+
+        Raises Unavailable when the worker can't read its keys now.
+        """
+        reply = await self._ask(
+            lambda number: protocol.Verify(number, shown.key_id, shown.digest), protocol.Verified
+        )
+        if reply.tenant is None:
+            return None
+        return Credential(reply.tenant, frozenset(map(Scope, reply.scopes)), shown.key_id)
 
     async def stats(self) -> dict[str, float]:
         """Counters and gauges of the worker."""
@@ -105,8 +121,7 @@ class WorkerClient:
             return self._writer
         async with self._connecting:
             if self._writer is None or self._writer.is_closing():
-                path = await self._locate()
-                reader, self._writer = await asyncio.open_unix_connection(path)
+                reader, self._writer = await self._connect()
                 self._reader = asyncio.create_task(self._receive(reader, self._writer))
             return self._writer
 

@@ -48,7 +48,15 @@ class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     id: int
 
 
-Request = Observe | Record | Lookup | Stats
+class Verify(msgspec.Struct, tag="verify", array_like=True, frozen=True):
+    """Ask whose an API key is; ``digest`` is the hash of its text, which itself stays away."""
+
+    id: int
+    key_id: str
+    digest: bytes
+
+
+Request = Observe | Record | Lookup | Stats | Verify
 
 
 class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
@@ -85,6 +93,14 @@ class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True
     values: dict[str, float]
 
 
+class Verified(msgspec.Struct, tag="verified", array_like=True, frozen=True):
+    """The tenant and the scopes of a key; None for one that is unknown, wrong or revoked."""
+
+    id: int
+    tenant: str | None
+    scopes: tuple[str, ...] = ()
+
+
 class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     """A refusal; ``code`` is the error's code."""
 
@@ -93,7 +109,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     detail: str
 
 
-Reply = Observed | Recorded | Found | StatsReply | Failed
+Reply = Observed | Recorded | Found | StatsReply | Verified | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 decode_request = msgspec.msgpack.Decoder(Request).decode

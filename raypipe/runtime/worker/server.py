@@ -1,4 +1,6 @@
-"""The worker's data plane: one thread, one Unix socket, group commits without a timer.
+"""The worker's data plane: one thread, its sockets, group commits without a timer.
+
+A Unix socket serves the node; across nodes it is the same frames within TLS (``tls.py``).
 
 Each round reads every waiting frame, works on all, commits once and answers all. What queued
 during the last commit is the next group, so the group grows with the load by itself.
@@ -7,11 +9,9 @@ during the last commit is the next group, so the group grows with the load by it
 from __future__ import annotations
 
 import logging
-import os
 import selectors
 import socket
-import struct
-from pathlib import Path
+from collections.abc import Sequence
 
 import msgspec
 
@@ -19,39 +19,32 @@ from raypipe.aborts import reach
 from raypipe.errors import RaypipeError
 from raypipe.ledger import record as ledger
 from raypipe.runtime.worker import protocol
+from raypipe.runtime.worker.connection import Connection, Listener
 from raypipe.runtime.worker.core import WorkerCore
+from raypipe.tenancy.keys import KeyStore, Presented
 
 _log = logging.getLogger("raypipe.worker")
-_RECEIVE = 262_144
+_STRANGERS = 256
+"""Connections that have not proven who they are; with more, the oldest is closed."""
 
-
-class _Connection:
-    """One replica: its socket, what it sent so far, what it hasn't taken yet."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
-        self.frames = protocol.FrameBuffer()
-        self.out = bytearray()
+Asked = list[tuple[Connection, protocol.Request]]
 
 
 class WorkerServer:
-    """Serves one WorkerCore on a Unix socket that only this user can reach.
+    """Serves one WorkerCore, and the API keys that lie beside it, to whoever ``listeners`` let in.
 
     ``run`` returns after ``stop``; it raises when a commit failed, and the process must end then.
     """
 
-    def __init__(self, core: WorkerCore, path: Path) -> None:
+    def __init__(self, core: WorkerCore, keys: KeyStore, listeners: Sequence[Listener]) -> None:
         self._core = core
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        path.unlink(missing_ok=True)
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._listener.bind(os.fspath(path))
-        path.chmod(0o600)
-        self._listener.listen(128)
-        self._listener.setblocking(False)
+        self._keys = keys
+        self._listeners = listeners
+        self._strangers: dict[Connection, None] = {}
         self._wake_in, self._wake_out = socket.socketpair()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._listener, selectors.EVENT_READ)
+        for listener in listeners:
+            self._selector.register(listener.sock, selectors.EVENT_READ, listener)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
         self._stopping = False
 
@@ -63,41 +56,49 @@ class WorkerServer:
     def run(self) -> None:
         """Serve until stopped."""
         while not self._stopping:
-            asked: list[tuple[_Connection, protocol.Request]] = []
+            asked: Asked = []
             for key, mask in self._selector.select():
-                if key.fileobj is self._listener:
-                    self._accept()
-                elif key.fileobj is not self._wake_in:
+                if isinstance(key.data, Connection):
                     self._serve(key.data, mask, asked)
+                elif key.fileobj is not self._wake_in:
+                    self._accept(key.data)
             self._round(asked)
         for key in list(self._selector.get_map().values()):
-            if isinstance(key.data, _Connection):
+            if isinstance(key.data, Connection):
                 self._close(key.data)
         self._selector.close()
-        self._listener.close()
+        for listener in self._listeners:
+            listener.sock.close()
 
-    def _accept(self) -> None:
-        sock, _ = self._listener.accept()
-        # Ucred: pid, uid, gid. The socket's mode keeps others out; this says so a second time.
-        _, uid, _ = struct.unpack(
-            "3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        )
-        if uid != os.getuid():
-            _log.warning("refused a connection of user %d", uid)
-            sock.close()
-            return
-        sock.setblocking(False)
-        self._selector.register(sock, selectors.EVENT_READ, _Connection(sock))
-
-    def _serve(
-        self, connection: _Connection, mask: int, asked: list[tuple[_Connection, protocol.Request]]
-    ) -> None:
+    def _accept(self, listener: Listener) -> None:
         try:
-            if mask & selectors.EVENT_WRITE:
+            connection = listener.accept()
+        except OSError as e:
+            _log.warning("a connection ended before it began: %s", e)
+            return
+        if connection is None:
+            return
+        self._selector.register(connection.sock, selectors.EVENT_READ, connection)
+        if not connection.known:
+            self._strangers[connection] = None
+            if len(self._strangers) > _STRANGERS:
+                self._close(next(iter(self._strangers)))
+
+    def _serve(self, connection: Connection, mask: int, asked: Asked) -> None:
+        if connection.sock.fileno() < 0:
+            return  # closed in this round
+        try:
+            if not connection.known:
+                wanted = connection.greet()
+                self._selector.modify(connection.sock, wanted or selectors.EVENT_READ, connection)
+                if wanted:
+                    return
+                del self._strangers[connection]
+            elif mask & selectors.EVENT_WRITE:
                 self._send(connection)
-            if not mask & selectors.EVENT_READ:
-                return
-            data = connection.sock.recv(_RECEIVE)
+                if not mask & selectors.EVENT_READ:
+                    return
+            data = connection.receive()
             if not data:
                 self._close(connection)
                 return
@@ -110,8 +111,8 @@ class WorkerServer:
             _log.warning("closing a connection: %s", e)
             self._close(connection)
 
-    def _round(self, asked: list[tuple[_Connection, protocol.Request]]) -> None:
-        durable: list[tuple[_Connection, protocol.Reply]] = []
+    def _round(self, asked: Asked) -> None:
+        durable: list[tuple[Connection, protocol.Reply]] = []
         for connection, request in asked:
             reply = self._answer(request)
             if isinstance(reply, protocol.Recorded | protocol.Found) or (
@@ -140,6 +141,12 @@ class WorkerServer:
                 case protocol.Lookup(id=number, tenant=tenant, decision_id=decision_id):
                     found = self._core.decision(tenant, decision_id)
                     return protocol.Found(number, None if found is None else ledger.encode(found))
+                case protocol.Verify(id=number, key_id=key_id, digest=digest):
+                    credential = self._keys.verify(Presented(key_id, digest))
+                    if credential is None:
+                        return protocol.Verified(number, None)
+                    scopes = tuple(sorted(credential.scopes))
+                    return protocol.Verified(number, credential.tenant, scopes)
                 case protocol.Stats(id=number):
                     return protocol.StatsReply(number, self._core.stats())
         except RaypipeError as e:
@@ -147,19 +154,15 @@ class WorkerServer:
         except msgspec.MsgspecError as e:
             return protocol.Failed(request.id, RaypipeError.code, f"unreadable record: {e}")
 
-    def _reply(self, connection: _Connection, reply: protocol.Reply) -> None:
+    def _reply(self, connection: Connection, reply: protocol.Reply) -> None:
         connection.out += protocol.frame(reply)
         self._send(connection)
 
-    def _send(self, connection: _Connection) -> None:
+    def _send(self, connection: Connection) -> None:
         if connection.sock.fileno() < 0:
             return
         try:
-            while connection.out:
-                sent = connection.sock.send(connection.out)
-                del connection.out[:sent]
-        except BlockingIOError:
-            pass
+            connection.send()
         except OSError as e:
             _log.warning("a replica went away: %s", e)
             self._close(connection)
@@ -167,7 +170,8 @@ class WorkerServer:
         wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.out else 0)
         self._selector.modify(connection.sock, wanted, connection)
 
-    def _close(self, connection: _Connection) -> None:
+    def _close(self, connection: Connection) -> None:
+        self._strangers.pop(connection, None)
         if connection.sock.fileno() >= 0:
             self._selector.unregister(connection.sock)
             connection.sock.close()
