@@ -38,9 +38,11 @@ check: $(READY) ## lint, format, types, layers, lock files, documents
 	  || { echo "requirements.lock is not what uv.lock says: make lock"; exit 1; }
 	$(BIN)/python -m pytest -q tests/architecture
 
-lock: $(READY) ## write uv.lock and requirements.lock again after a change of pyproject.toml
+lock: $(READY) ## write the lock files again after a change of pyproject.toml
 	$(BIN)/uv lock
 	$(EXPORT) -o requirements.lock
+	echo 'boto3>=1.40' | $(BIN)/uv pip compile --universal --python-version 3.11 \
+	  --generate-hashes --no-header --quiet -o deploy/aws.lock -
 
 bench: $(READY) ## a benchmark: SUITE=windows ARGS=--quick (no SUITE lists them)
 	$(BIN)/python -m benchmarks $(SUITE) $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from raypipe.cli import (
+    cluster,
     doctor,
     down,
     features,
@@ -46,3 +47,4 @@ for _verb in (
     init.init,
 ):
     app.command()(_verb)
+app.add_typer(cluster.app)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,16 @@ def cli_page() -> str:
     # `load` takes them all.
     common = [p for p in root.commands["load"].params if p.name in _COMMON]
     head = _CLI_HEAD + "".join(f"| {_names(p)} | {p.help} |\n" for p in common)
-    return "\n".join([head, *(_verb(name, c) for name, c in root.commands.items())])
+    return "\n".join([head, *(_verb(name, c) for name, c in _verbs(root))])
+
+
+def _verbs(group: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+    """Every verb with its whole name; a group of verbs is its members."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _verbs(command, f"{above}{name} ")
+        else:
+            yield f"{above}{name}", command
 
 
 def _verb(name: str, command: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Any
+from typing import Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -30,9 +30,13 @@ class Guarded(TyperGroup):
         if args[:1] == ["--version"]:
             _output.write_text(f"raypipe {__version__}")
             raise typer.Exit
-        verb = self.commands.get(args[0]) if args else None
-        if verb is not None and "--help" in args:
-            about: Any = verb.context_class(verb, info_name=args[0], parent=ctx)
+        if "--help" in args and args[0] in self.commands:
+            about, verb = ctx, cast("Any", self)
+            for name in args:
+                if name not in getattr(verb, "commands", {}):
+                    break
+                verb = verb.commands[name]
+                about = verb.context_class(verb, info_name=name, parent=about)
             _output.write_text(verb.get_help(about))
             raise typer.Exit
         rest: list[str] = super().parse_args(ctx, args)

@@ -1,0 +1,63 @@
+"""Rules of the settings file of a cluster and of the config for ``serve deploy``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from raypipe.runtime.launch.aws import POOL_LABEL
+from raypipe.runtime.launch.node import Finding, Node
+
+
+def settings_findings(settings: Node) -> Iterator[Finding]:
+    """What must hold for every cluster; single values are judged when a node reads them."""
+    if settings["ray_address"].value != "auto":
+        yield settings["ray_address"].wrong('"auto"', "Each node finds the cluster it belongs to.")
+    if not settings["home"].text.startswith(("~/", "/")):
+        yield settings["home"].wrong(
+            "a path on each node's own disk", "A relative one lies beside this file."
+        )
+    if not settings["lake_url"].text.startswith("s3://"):
+        yield settings["lake_url"].wrong(
+            "s3://BUCKET/PREFIX", "All nodes share features, models and sweeps there."
+        )
+    if not settings["tls_dir"].text:
+        yield settings["tls_dir"].wrong(
+            "the folder of the mounted certificates", "Replicas and log node talk across nodes."
+        )
+
+
+def serve_findings(serve: Node, settings: Node) -> Iterator[Finding]:
+    """What Serve reads for itself must be what the settings say."""
+    import pydantic
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        ServeDeploySchema.model_validate(serve.value)
+    except pydantic.ValidationError as e:
+        for error in e.errors(include_url=False):
+            place = "".join(f"/{step}" for step in error["loc"])
+            yield Finding(
+                serve.file, place or "/", str(error.get("input")), error["msg"], "Correct it."
+            )
+        return
+    for name in ("host", "port"):
+        node, wanted = serve["http_options"][name], settings[f"http_{name}"].value
+        if node.value != wanted:
+            yield node.wrong(f"{wanted}, http_{name} of the settings", "Make the two agree.")
+    if serve["proxy_location"].value != "EveryNode":
+        yield serve["proxy_location"].wrong("EveryNode", "Each serving node answers by itself.")
+    applications = serve["applications"].items()
+    if len(applications) != 1 or applications[0]["import_path"].value != "serving.app:app":
+        yield serve["applications"].wrong("serving.app:app alone", "As in the shipped file.")
+        return
+    deployments = applications[0]["deployments"].items()
+    options = deployments[0]["ray_actor_options"] if deployments else applications[0]
+    if options["label_selector"][POOL_LABEL].value != "serve":
+        yield options["label_selector"][POOL_LABEL].wrong(
+            "serve", "Replicas belong on nodes that stay."
+        )
+    if options["num_cpus"].value != settings["replica_cpus"].value:
+        yield options["num_cpus"].wrong(
+            f"{settings['replica_cpus'].value}, replica_cpus of the settings",
+            "Make the two agree: this one wins.",
+        )
