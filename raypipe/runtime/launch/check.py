@@ -41,7 +41,7 @@ def _launch(
 ) -> Iterator[Finding]:
     if any(d["kind"].text in CLUSTER_OF for d in documents):
         yield from kuberay_findings(documents, environment, root)
-    elif len(documents) == 1 and "provider" in documents[0].value:
+    elif len(documents) == 1 and documents[0].value.keys() & {"provider", "available_node_types"}:
         cluster = documents[0]
         yield from ray_findings(cluster)
         yield from aws.provider_findings(cluster)

@@ -62,8 +62,9 @@ def ensure(folder: Path, *, renew: bool = False, now: datetime | None = None) ->
         _token(folder, made)
         _authority(folder, made, moment)
         _node(folder, made, moment, renew=renew)
-        for name in (TOKEN, CA_KEY, KEY):
-            _check_mode(folder / name)
+        for file in (folder / TOKEN, folder / CA_KEY, folder / KEY):
+            if file.exists():
+                _check_mode(file)
         valid_until = _verified(folder, moment)
     return Credentials(folder, tuple(made), valid_until)
 
@@ -82,6 +83,11 @@ def _token(folder: Path, made: list[str]) -> None:
 def _authority(folder: Path, made: list[str], moment: datetime) -> None:
     key, certificate = folder / CA_KEY, folder / CA
     if certificate.exists():
+        # The key may be kept elsewhere until the next renewal.
+        if key.exists() and not certificates.matches(key.read_bytes(), certificate.read_bytes()):
+            raise IntegrityError(
+                f"{key} is not the key of {certificate}", hint=_ANEW.format(folder)
+            )
         return
     if (folder / CERTIFICATE).exists():
         raise IntegrityError(f"{certificate} is missing", hint=_ANEW.format(folder))
@@ -100,8 +106,6 @@ def _node(folder: Path, made: list[str], moment: datetime, *, renew: bool) -> No
             hint=f"Bring it back from a backup. {_ANEW.format(folder)}",
         )
     ca, ca_key = (folder / CA).read_bytes(), (folder / CA_KEY).read_bytes()
-    if not certificates.matches(ca_key, ca):
-        raise IntegrityError(f"{folder / CA_KEY} is not the key of {folder / CA}")
     key = certificates.new_key()
     certificate = certificates.node(key, ca, ca_key, moment)
     certificates.verify(certificate, key, ca, moment)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 from raypipe.runtime.launch.aws import POOL_LABEL
@@ -29,7 +30,11 @@ def settings_findings(settings: Node) -> Iterator[Finding]:
 def serve_findings(serve: Node, settings: Node) -> Iterator[Finding]:
     """What Serve reads for itself must be what the settings say."""
     import pydantic
-    from ray.serve.schema import ServeDeploySchema
+
+    with warnings.catch_warnings():
+        # Ray warns its own developers of changes in pydantic.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from ray.serve.schema import ServeDeploySchema
 
     try:
         ServeDeploySchema.model_validate(serve.value)

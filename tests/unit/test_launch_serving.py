@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raypipe.config import Settings, load_settings
+from raypipe.errors import InputError
+from raypipe.runtime.launch.check import check
+from raypipe.runtime.launch.credentials import MOUNTED
+from serving.app import APPLICATION, DEPLOYMENT
+from tests.unit.launch_kit import CLUSTER, GONE, ROOT, checkout, documents, faults, put
+
+SERVE = "deploy/serve.yaml"
+SETTINGS = "deploy/cluster.toml"
+ANSWER = "applications.0.deployments.0.ray_actor_options"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "place", "word"),
+    [
+        ("http_options.port", 8001, "/http_options/port", "http_port of the settings"),
+        ("http_options.host", "127.0.0.1", "/http_options/host", "http_host of the settings"),
+        ("http_options.port", "many", "/http_options/port", "integer"),
+        ("proxy_location", "HeadOnly", "/proxy_location", "EveryNode"),
+        ("proxy_location", "Nowhere", "/proxy_location", "Nowhere"),
+        ("applications", [], "/applications", "serving.app:app"),
+        ("applications.0.import_path", "other:app", "/applications", "serving.app:app"),
+        (f"{ANSWER}.num_cpus", 2, "/ray_actor_options/num_cpus", "replica_cpus"),
+        (f"{ANSWER}.label_selector", GONE, "/label_selector/raypipe.io~1pool", "serve"),
+        (f"{ANSWER}.label_selector", {"raypipe.io/pool": "batch"}, "raypipe.io~1pool", "batch"),
+        ("applications.0.deployments", GONE, "raypipe.io~1pool", "serve"),
+    ],
+)
+def test_a_fault_of_the_serve_config_is_named(
+    tmp_path: Path, path: str, value: Any, place: str, word: str
+) -> None:
+    root = checkout(tmp_path)
+    put(root, SERVE, path, value)
+    found = [f for f in faults(root, CLUSTER) if f.file == SERVE]
+    assert [f for f in found if f.place.endswith(place) and word in str(f)], found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place"),
+    [
+        ('"auto"', '"10.0.0.1:6379"', "/ray_address"),
+        ('"~/.raypipe"', '".raypipe"', "/home"),
+        ("s3://CHANGE-ME/raypipe", "/mnt/shared", "/lake_url"),
+        ('tls_dir = "~/.raypipe/tls"', "", "/tls_dir"),
+        ("http_port = 8000", 'api_key = "rp_live_1"', "/api_key"),
+    ],
+)
+def test_a_fault_of_the_settings_file_is_named(
+    tmp_path: Path, old: str, new: str, place: str
+) -> None:
+    root = checkout(tmp_path)
+    file = root / SETTINGS
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+    assert place in [f.place for f in faults(root, CLUSTER) if f.file == SETTINGS]
+
+
+def test_a_settings_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
+    root = checkout(tmp_path)
+    (root / SETTINGS).write_text("home = ")
+    with pytest.raises(InputError, match="is no TOML"):
+        check(root / CLUSTER)
+
+
+def test_the_serve_config_names_what_serving_declares() -> None:
+    (application,) = documents(ROOT, SERVE)[0]["applications"]
+    assert application["name"] == APPLICATION
+    assert [d["name"] for d in application["deployments"]] == [DEPLOYMENT]
+
+
+def test_the_certificates_are_mounted_where_the_settings_look_for_them() -> None:
+    (line,) = [x for x in (ROOT / SETTINGS).read_text().splitlines() if x.startswith("tls_dir")]
+    folder = line.split('"')[1]
+    assert {f"{folder}/{name}" for name in ("ca.crt", "node.crt", "node.key")} <= MOUNTED.keys()
+
+
+@pytest.mark.skipif(
+    not {"lake_url", "tls_dir"} <= set(Settings.model_fields),
+    reason="this version has no settings lake_url and tls_dir",
+)
+def test_a_node_can_read_the_settings_file() -> None:
+    settings = load_settings(config=ROOT / SETTINGS)
+    assert settings.ray_address == "auto"
+    assert settings.home == Path.home() / ".raypipe"
