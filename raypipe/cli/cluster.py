@@ -41,7 +41,7 @@ def check(file: LaunchFile = CLUSTER_FILE, json: Json = False) -> int:
     findings = findings_of(file)
     open_values = sum(f.kind == "placeholder" for f in findings)
     summary = (
-        f"{file}: {len(findings) - open_values} faults, {open_values} values to fill in."
+        f"{file}: faults {len(findings) - open_values}, values to fill in {open_values}."
         if findings
         else f"{file}: nothing to correct. It was not launched."
     )

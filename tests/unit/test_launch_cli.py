@@ -45,7 +45,7 @@ def test_a_check_without_findings_ends_with_0_and_says_that_nothing_was_launched
 def test_values_to_fill_in_end_with_1_and_are_counted_apart(root: Path) -> None:
     done = call("check")
     assert done.exit_code == 1
-    assert done.stdout.endswith("cluster.yaml: 0 faults, 3 values to fill in.\n")
+    assert done.stdout.endswith("cluster.yaml: faults 0, values to fill in 3.\n")
 
 
 def test_a_fault_is_told_with_place_found_expected_and_cure(root: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_fault_is_told_with_place_found_expected_and_cure(root: Path) -> None:
         "  expected  true\n"
         "  cure      Reach the nodes from inside the VPC, not by public addresses.\n"
         "\n"
-        "cluster.yaml: 1 faults, 0 values to fill in.\n"
+        "cluster.yaml: faults 1, values to fill in 0.\n"
     )
     (finding,) = json.loads(call("check", "--json").stdout)["findings"]
     assert finding["place"] == "/provider/use_internal_ips"
