@@ -94,6 +94,12 @@ def test_a_filled_in_cluster_file_has_no_finding(tmp_path: Path) -> None:
         (f"{HEAD}.resources.CPU", 4, "/head/resources/CPU", "4"),
         (f"{HEAD}.max_workers", 2, "/head/max_workers", "2"),
         (f"{SERVE}.node_config", None, "/available_node_types/serve/node_config", "None"),
+        (f"{HEAD}.node_config.InstanceType", GONE, "/head/node_config/InstanceType", "m7i"),
+        (f"{NET}.0.SubnetId", GONE, "/NetworkInterfaces/0/SubnetId", "private subnet"),
+        (f"{SERVE}.node_config.SecurityGroupIds", ["sg-1"], "/SecurityGroupIds", "both places"),
+        (f"{SERVE}.node_config.SubnetIds", ["subnet-1"], "/SubnetIds", "both places"),
+        (f"{SERVE}.node_config.LaunchTemplate", {"LaunchTemplateName": "x"}, "Template", "seen"),
+        (f"{SERVE}.worker_setup_commands", ["true"], "/serve/worker_setup_commands", "replace"),
         ("auth", {}, "/auth/ssh_user", "nothing"),
     ],
 )

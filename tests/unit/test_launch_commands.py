@@ -186,11 +186,20 @@ def test_a_secret_in_clear_text_is_found_and_not_repeated(
     assert not [f for f in found if "hunter2" in str(f) or "abc" in str(f)]
 
 
+LABELS = {"raypipe.io/log": "true"}
+
 # What the commands do: run by a shell, with stand-ins for the programs that are not theirs ----
 
 
 def run_start(tmp_path: Path, commands: list[str], raylet: bool) -> dict[str, str] | None:
-    """Run start commands as Ray does, and give the environment in which `ray start` ran."""
+    """Run start commands as Ray does, and give the environment in which `ray start` ran.
+
+    What stands before a command is Ray's own: ray/autoscaler/_private/updater.py sets the labels
+    of the node type for head and workers, and the choice of `ray up` about usage statistics.
+    """
+    from ray.autoscaler._private.command_runner import _with_environment_variables
+    from ray.autoscaler._private.util import with_envs
+
     home = tmp_path / ("living" if raylet else "none")
     programs = home / "raypipe/.venv/bin"
     programs.mkdir(parents=True)
@@ -202,15 +211,30 @@ def run_start(tmp_path: Path, commands: list[str], raylet: bool) -> dict[str, st
     }.items():
         (programs / name).write_text(f"#!/bin/bash\n{body}\n")
         (programs / name).chmod(0o755)
-    for command in commands:
-        # ray/autoscaler/_private: what the updater puts before a command.
-        before = "export RAY_HEAD_IP=10.0.0.1; export RAY_USAGE_STATS_ENABLED=1;"
+    given = {"RAY_USAGE_STATS_ENABLED": 1, "RAY_OVERRIDE_LABELS": LABELS}
+    for command in with_envs(commands, {"RAY_HEAD_IP": "10.0.0.1"}):
+        line = f"({_with_environment_variables(command, given)})"
         environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
-        subprocess.run(["bash", "-c", f"{before} ({command})"], env=environment, check=True)
+        subprocess.run(["bash", "-c", line], env=environment, check=True)
     if not (home / "started").exists():
         return None
     pairs = (v.partition("=") for v in (home / "started").read_text().split("\0") if v)
     return {name: value for name, _, value in pairs if name not in ("_", "HOME", "SHLVL", "PWD")}
+
+
+def test_the_labels_of_a_node_type_reach_ray_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    for which in ("head_start_ray_commands", "worker_start_ray_commands"):
+        started = run_start(tmp_path / which, start_commands(which), raylet=False)
+        assert started is not None
+        monkeypatch.setenv("RAY_OVERRIDE_LABELS", started["RAY_OVERRIDE_LABELS"])
+        spec = ResourceAndLabelSpec(num_cpus=1, object_store_memory=10**8, memory=10**8)
+        labels = spec.resolve(is_head=False).labels
+        assert labels is not None
+        assert LABELS.items() <= labels.items()
 
 
 def start_commands(which: str) -> list[str]:

@@ -73,6 +73,11 @@ def node_type_findings(cluster: Node) -> Iterator[Finding]:
 
 def _network(config: Node) -> Iterator[Finding]:
     interfaces = config["NetworkInterfaces"]
+    for name in ("SubnetId", "SubnetIds", "SecurityGroupIds"):
+        if config[name].value is not None:
+            yield config[name].wrong(
+                f"no {name} here", "Name it under NetworkInterfaces; Ray refuses it in both places."
+            )
     if not interfaces.items():
         yield interfaces.wrong(
             "an interface with SubnetId, Groups and AssociatePublicIpAddress: false",
@@ -128,6 +133,10 @@ def _instance(config: Node) -> Iterator[Finding]:
         yield config["ImageId"].wrong(
             "an image, best by resolve:ssm:PARAMETER",
             "Ray's own default is Ubuntu 18.04, too old for the locked wheels.",
+        )
+    if config["LaunchTemplate"].value is not None:
+        yield config["LaunchTemplate"].wrong(
+            "no template", "What it adds is not seen here; write it into the node_config."
         )
     if not config["InstanceType"].text:
         yield config["InstanceType"].wrong("an instance type", "As in m7i.2xlarge.")

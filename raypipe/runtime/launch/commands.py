@@ -60,6 +60,12 @@ def setup_findings(cluster: Node) -> Iterator[Finding]:
             yield cluster[key].wrong(
                 f"a command with {needed}", "Nodes install what the lock files pin."
             )
+    for _, node_type in cluster["available_node_types"].children():
+        own = node_type["worker_setup_commands"]
+        if own.value is not None:
+            yield own.wrong(
+                "no commands of its own", "They would replace setup_commands on such nodes."
+            )
 
 
 def start_findings(cluster: Node) -> Iterator[Finding]:
