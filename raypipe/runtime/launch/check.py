@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,14 +27,22 @@ def check(file: Path) -> list[Finding]:
     root = files.root_of(file)
     documents = files.documents(file, _name(file, root))
     environment = files.variables(root / files.NODE_ENV, files.NODE_ENV)
+    secret = [f for document in documents for f in secrets_in(document)]
     found = list(_launch(documents, environment, root))
     for document in documents:
-        found += [*strange_versions(document, root), *secrets_in(document)]
-    found += node_env_findings(environment)
+        found += strange_versions(document, root)
+    found = [*(_quiet(f, secret) for f in found), *secret, *node_env_findings(environment)]
     found += _settings(root)
     for document in documents:
         found += placeholders_in(document)
     return found
+
+
+def _quiet(finding: Finding, secret: list[Finding]) -> Finding:
+    """The finding, without the value if that holds a secret."""
+    if any(s.place == finding.place for s in secret):
+        return dataclasses.replace(finding, found="(not shown: it holds a secret)")
+    return finding
 
 
 def _launch(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from raypipe.runtime.launch.clear_text import is_secret
 from raypipe.runtime.launch.credentials import MOUNTED, SECRET
 from raypipe.runtime.launch.files import NODE_ENV
 from raypipe.runtime.launch.node import Finding, Node
@@ -122,4 +123,5 @@ def _restart(cluster: Node, head: Node, worker: Node) -> Iterator[Finding]:
 
 def _words(environment: tuple[list[str], list[tuple[str, str]]]) -> str:
     files, values = environment
-    return ", ".join([*files, *(f"{name}={value}" for name, value in values)]) or "nothing"
+    told = (f"{name}={'...' if is_secret(name, value) else value}" for name, value in values)
+    return ", ".join([*files, *told]) or "nothing"

@@ -99,6 +99,11 @@ class Node:
         return Finding(self.file, self.place or "/", found or self._shown(), expected, cure)
 
     def _shown(self) -> str:
+        # What holds other values is not spelled out: one of them may be a secret.
+        if isinstance(self.value, dict) and self.value:
+            return f"a mapping with {', '.join(map(str, self.value))}"
+        if isinstance(self.value, list) and self.value:
+            return f"a list of {len(self.value)}"
         if self.value is None:
             return "nothing"
         text = json.dumps(self.value, default=str)

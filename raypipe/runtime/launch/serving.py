@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from raypipe.runtime.launch.aws import POOL_LABEL
 from raypipe.runtime.launch.node import Finding, Node
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 
 def settings_findings(settings: Node) -> Iterator[Finding]:
@@ -34,7 +38,13 @@ def serve_findings(serve: Node, settings: Node) -> Iterator[Finding]:
     with warnings.catch_warnings():
         # Ray warns its own developers of changes in pydantic.
         warnings.simplefilter("ignore", DeprecationWarning)
-        from ray.serve.schema import ServeDeploySchema
+        from ray.serve.schema import (
+            DeploymentSchema,
+            HTTPOptionsSchema,
+            RayActorOptionsSchema,
+            ServeApplicationSchema,
+            ServeDeploySchema,
+        )
 
     try:
         ServeDeploySchema.model_validate(serve.value)
@@ -45,6 +55,13 @@ def serve_findings(serve: Node, settings: Node) -> Iterator[Finding]:
                 serve.file, place or "/", str(error.get("input")), error["msg"], "Correct it."
             )
         return
+    yield from _unknown(serve, ServeDeploySchema)
+    yield from _unknown(serve["http_options"], HTTPOptionsSchema)
+    for application in serve["applications"].items():
+        yield from _unknown(application, ServeApplicationSchema)
+        for deployment in application["deployments"].items():
+            yield from _unknown(deployment, DeploymentSchema)
+            yield from _unknown(deployment["ray_actor_options"], RayActorOptionsSchema)
     for name in ("host", "port"):
         node, wanted = serve["http_options"][name], settings[f"http_{name}"].value
         if node.value != wanted:
@@ -66,3 +83,14 @@ def serve_findings(serve: Node, settings: Node) -> Iterator[Finding]:
             f"{settings['replica_cpus'].value}, replica_cpus of the settings",
             "Make the two agree: this one wins.",
         )
+
+
+def _unknown(node: Node, schema: type[BaseModel]) -> Iterator[Finding]:
+    """Ray drops an unknown name in silence."""
+    for name, child in node.children():
+        if name not in schema.model_fields:
+            yield child.wrong(
+                f"one of {', '.join(sorted(schema.model_fields))}",
+                "Correct the name.",
+                f"the unknown name {name!r}",
+            )

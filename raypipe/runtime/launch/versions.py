@@ -40,12 +40,12 @@ def strange_versions(tree: Node, root: Path) -> Iterator[Finding]:
                 yield leaf.wrong(
                     f"Ray {ray}, as in {LOCK}",
                     "Name the locked version: all nodes and this machine need the same.",
-                    f"Ray {version} in {leaf.text!r}",
+                    f"Ray {version}",
                 )
         for _, minor in _PYTHON.findall(leaf.text):
             if int(minor) not in pythons:
                 yield leaf.wrong(
                     f"Python 3.{pythons[0]} to 3.{pythons[-1]}, as in pyproject.toml",
                     "Name a Python for which the lock file was made.",
-                    f"Python 3.{minor} in {leaf.text!r}",
+                    f"Python 3.{minor}",
                 )
