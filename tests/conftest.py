@@ -25,6 +25,8 @@ os.environ.update(
     # starting Python again.
     RAY_idle_worker_killing_time_threshold_ms="60000",
     RAY_num_workers_soft_limit="8",
+    # Ray Data starts 32 processes to read the footers of one Parquet file.
+    RAY_DATA_PARQUET_FOOTER_NUM_ACTORS="1",
 )
 os.environ.pop("RAY_ADDRESS", None)
 

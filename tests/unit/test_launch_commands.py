@@ -267,3 +267,38 @@ def test_the_image_holds_the_same_parts_as_a_node() -> None:
         if line.startswith("COPY")
     ]
     assert sorted(part for parts in copied for part in parts) == sorted(PARTS)
+
+
+def test_a_shell_of_a_node_finds_the_commands_and_the_environment(tmp_path: Path) -> None:
+    """Set-up is repeated by Ray; the shell's start-up file gets its line once."""
+    programs = tmp_path / "raypipe/.venv/bin"
+    programs.mkdir(parents=True)
+    (tmp_path / "raypipe/deploy").symlink_to(ROOT / "deploy")
+    for name in ("ray", "raypipe", "python"):
+        (programs / name).write_text("#!/bin/bash\n")
+        (programs / name).chmod(0o755)
+    (line,) = [c for c in start_commands("setup_commands") if "bashrc" in c]
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    for _ in range(2):
+        subprocess.run(["bash", "-c", line], env=environment, check=True)
+    assert len((tmp_path / ".bashrc").read_text().splitlines()) == 1
+    # As ray/autoscaler/_private/command_runner.py calls a shell.
+    asked = "source ~/.bashrc; command -v ray raypipe python; echo $RAYPIPE_CONFIG"
+    done = subprocess.run(
+        ["bash", "--login", "-c", "-i", asked],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [
+        *(str(programs / name) for name in ("ray", "raypipe", "python")),
+        f"{tmp_path}/raypipe/deploy/cluster.toml",
+    ]
+
+
+def test_every_part_that_is_mounted_is_in_the_checkout() -> None:
+    mounts = yaml.safe_load((ROOT / CLUSTER).read_text())["file_mounts"]
+    local = [path for path in mounts.values() if not path.startswith("~/.raypipe/cluster/")]
+    assert sorted(local) == sorted(PARTS)
+    assert all((ROOT / part).exists() for part in PARTS)
