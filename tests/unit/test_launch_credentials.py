@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from raypipe.clock import ManualClock
 from raypipe.errors import IntegrityError, Unavailable
 from raypipe.runtime.launch.certificates import NODE_NAME
 from raypipe.runtime.launch.credentials import ensure
@@ -21,6 +22,10 @@ from raypipe.runtime.launch.credentials import ensure
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAMES = ("auth_token", "ca.key", "tls/ca.crt", "tls/node.key", "tls/node.crt")
 openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+
+
+def at(moment: datetime) -> ManualClock:
+    return ManualClock(round(moment.timestamp() * 1_000))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -127,27 +132,27 @@ def test_renewal_makes_a_new_pair_that_old_nodes_trust(tmp_path: Path) -> None:
 
 
 def test_an_expired_certificate_is_refused_until_it_is_renewed(tmp_path: Path) -> None:
-    ensure(tmp_path, now=NOW)
+    ensure(tmp_path, clock=at(NOW))
     later = NOW + timedelta(days=398)
     with pytest.raises(IntegrityError, match=r"node\.crt is valid from .* to 2027-12-27 only") as e:
-        ensure(tmp_path, now=later)
+        ensure(tmp_path, clock=at(later))
     assert "--renew" in e.value.hint
-    renewed = ensure(tmp_path, renew=True, now=later)
+    renewed = ensure(tmp_path, renew=True, clock=at(later))
     assert renewed.valid_until > later + timedelta(days=390)
-    assert ensure(tmp_path, now=later).made == ()
+    assert ensure(tmp_path, clock=at(later)).made == ()
 
 
 def test_a_certificate_of_the_future_is_refused(tmp_path: Path) -> None:
-    ensure(tmp_path, now=NOW)
+    ensure(tmp_path, clock=at(NOW))
     with pytest.raises(IntegrityError, match="is valid from"):
-        ensure(tmp_path, now=NOW - timedelta(days=1))
+        ensure(tmp_path, clock=at(NOW - timedelta(days=1)))
 
 
 def test_an_expired_authority_is_refused_also_by_renewal(tmp_path: Path) -> None:
-    ensure(tmp_path, now=NOW)
+    ensure(tmp_path, clock=at(NOW))
     before = contents(tmp_path)
     with pytest.raises(IntegrityError, match=r"ca\.crt is valid from"):
-        ensure(tmp_path, renew=True, now=NOW + timedelta(days=3_651))
+        ensure(tmp_path, renew=True, clock=at(NOW + timedelta(days=3_651)))
     assert contents(tmp_path) == before
 
 

@@ -6,7 +6,7 @@ key belongs to the cluster, so the name in it is the cluster's, not a host's.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from raypipe.errors import IntegrityError
@@ -173,8 +173,3 @@ def _certificate(pem: bytes) -> Certificate:
         return load_pem_x509_certificate(pem)
     except ValueError as e:
         raise IntegrityError(f"a certificate can't be read: {e}") from e
-
-
-def now() -> datetime:
-    """The time by which certificates are judged."""
-    return datetime.now(UTC)

@@ -14,10 +14,11 @@ import secrets
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from raypipe import aborts
+from raypipe.clock import Clock, SystemClock
 from raypipe.errors import IntegrityError, Unavailable
 from raypipe.runtime.launch import certificates
 
@@ -47,7 +48,7 @@ class Credentials:
     valid_until: datetime
 
 
-def ensure(folder: Path, *, renew: bool = False, now: datetime | None = None) -> Credentials:
+def ensure(folder: Path, *, renew: bool = False, clock: Clock | None = None) -> Credentials:
     """Make what is missing, check what is there, and overwrite nothing that is valid.
 
     Renewal replaces node.key and node.crt; the authority and Ray's token stay, so that nodes with
@@ -56,7 +57,7 @@ def ensure(folder: Path, *, renew: bool = False, now: datetime | None = None) ->
     Raises IntegrityError for a file that is wrong, expired or readable by others, and Unavailable
     when the folder can't be written.
     """
-    moment = now or certificates.now()
+    moment = datetime.fromtimestamp((clock or SystemClock()).now_ms() / 1000, UTC)
     made: list[str] = []
     with _owned(folder):
         _token(folder, made)
