@@ -25,8 +25,8 @@ os.environ.update(
     # starting Python again.
     RAY_idle_worker_killing_time_threshold_ms="60000",
     RAY_num_workers_soft_limit="8",
-    # Ray Data starts 32 processes to read the footers of one Parquet file.
-    RAY_DATA_PARQUET_FOOTER_NUM_ACTORS="1",
+    # Ray Data's newer reader starts dozens of processes for the footers of one Parquet file.
+    RAY_DATA_USE_DATASOURCE_V2="0",
 )
 os.environ.pop("RAY_ADDRESS", None)
 
