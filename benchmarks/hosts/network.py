@@ -57,6 +57,17 @@ def obstacle() -> str:
     return f"namespaces are refused: {run.stderr.strip()}" if run.returncode else ""
 
 
+def require() -> None:
+    """Install what is missing where that can be done; raises RuntimeError naming the obstacle."""
+    if shutil.which("apt-get") and os.geteuid() == 0 and any(not shutil.which(t) for t in TOOLS):
+        names = ("openssh-client", "openssh-server", "rsync", "iproute2")
+        for words in (["update"], ["install", "-y", "--no-install-recommends", *names]):
+            subprocess.run(["apt-get", "-qq", *words], capture_output=True, check=False)
+    problem = obstacle()
+    if problem:
+        raise RuntimeError(problem)
+
+
 @dataclass
 class Host:
     """One host. ``home`` is its disk: it survives a power-off."""

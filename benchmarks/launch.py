@@ -1,0 +1,298 @@
+"""A cluster of several hosts from nothing: `ray up`, jobs, decisions, and what a lost host costs.
+
+The hosts are namespaces of this machine with SSH servers of their own, launched by the project's
+cluster.yaml through Ray's local provider. One host is powered off during the sweep, and one during
+serving. One run is one sample: it takes minutes, and nothing else does the same job beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.harness import Result, check
+from benchmarks.hosts.cluster import DASHBOARD_PORT, HTTP_PORT, ROOT, Cluster, environment, kept
+from benchmarks.hosts.network import Host, network, require
+from raypipe.clock import SystemClock
+
+SUITE = "launch"
+PATIENCE_S = 45.0
+TRIAL = re.compile(r"\btrial \w")
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is done."""
+
+    events: int = 12_000
+    trials: int = 6
+    decisions: int = 500
+    rate: float = 12.0
+
+
+@dataclass
+class Story:
+    """What happened, in order; times in seconds from the call of `ray up`."""
+
+    times: dict[str, float] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    """What the client saw of each decision (``hosts/caller.py``)."""
+    lost: list[str] = field(default_factory=list)
+    """Event ids whose answered decision is not, or not so, in the log."""
+
+    @property
+    def answered(self) -> list[dict[str, Any]]:
+        """Lines with a decision."""
+        return [line for line in self.lines if line["answer"] is not None]
+
+    @property
+    def failures(self) -> Counter[str]:
+        """Attempts that gave no decision, by what came instead."""
+        total: Counter[str] = Counter()
+        for line in self.lines:
+            total.update(line["failures"])
+        return total
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Sizes; the defaults are those of committed results."""
+    parser.add_argument("--decisions", type=int, default=500)
+    parser.add_argument("--rate", type=float, default=12.0, help="decisions asked for a second")
+    parser.add_argument("--trials", type=int, default=6)
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Play the whole story once."""
+    require()
+    sizes = Sizes(decisions=args.decisions, rate=args.rate, trials=args.trials)
+    with (
+        tempfile.TemporaryDirectory(prefix="raypipe-hosts-") as folder,
+        hosts(Path(folder)) as cluster,
+    ):
+        story = play(cluster, sizes, lambda text: print(text, file=sys.stderr, flush=True))
+    seconds = np.array([line["seconds"] for line in story.answered])
+    missed = len(story.lines) - len(story.answered)
+    times = story.times
+    figures = {
+        "ray_up_s": times["ray up"],
+        "all_workers_s": times["all workers"],
+        "submit_to_first_trial_s": times["first trial"] - times["sweep submitted"],
+        "deploy_to_first_decision_s": times["first decision"] - times["deployed"],
+        "first_decision_s": times["first decision"],
+        "decisions": len(story.answered),
+        "errors": missed,
+        "lost": len(story.lost),
+        "attempts_repeated": sum(story.failures.values()),
+        "p50_ms": float(np.percentile(seconds, 50) * 1e3),
+        "p99_ms": float(np.percentile(seconds, 99) * 1e3),
+        "worst_ms": float(seconds.max() * 1e3),
+    }
+    check(not story.lost, f"acknowledged decisions are not in the log: {story.lost[:5]}")
+    return Result(
+        SUITE,
+        figures,
+        {name: [value] for name, value in times.items()},
+        (
+            "times are from the call of `ray up`; one run is one sample",
+            "errors: decisions that no attempt got; a failed attempt is repeated on another host",
+            f"failed attempts by kind: {dict(story.failures)}",
+        ),
+    )
+
+
+@contextmanager
+def hosts(folder: Path) -> Iterator[Cluster]:
+    """Three hosts and a client, powered on, with all that `ray up` needs."""
+    with network(folder / "net", kept(), environment()) as net:
+        cluster = Cluster(net)
+        cluster.boot()
+        yield cluster
+
+
+def play(cluster: Cluster, sizes: Sizes, note: Note) -> Story:
+    """The whole story on hosts that are powered on."""
+    story = Story()
+    began = time.monotonic()
+
+    def mark(name: str) -> None:
+        story.times[name] = time.monotonic() - began
+        note(f"{story.times[name]:6.1f} s  {name}")
+
+    cluster.up()
+    mark("ray up")
+    cluster.await_nodes(1 + cluster.workers)
+    mark("all workers")
+    load_history(cluster, sizes)
+    mark("history loaded")
+    story.features = json.loads(
+        _last_line(cluster.user(cluster.submit("python -m features.pipeline --json")))
+    )
+    mark("features")
+    victim = cluster.nodes[-1]
+    mark("sweep submitted")
+    story.report = sweep(cluster, sizes, victim, mark)
+    mark("sweep")
+    rejoin(cluster, victim)
+    mark("host back")
+    cluster.user(f"serve deploy -a http://127.0.0.1:{DASHBOARD_PORT} deploy/serve.yaml")
+    mark("deployed")
+    await_decisions(cluster)
+    mark("first decision")
+    story.lines = decide(cluster, sizes, victim, mark)
+    mark("decisions")
+    cluster.call(cluster.head, "raypipe down --address auto")
+    story.lost = lost(cluster, story)
+    cluster.down()
+    mark("ray down")
+    return story
+
+
+def load_history(cluster: Cluster, sizes: Sizes) -> None:
+    """A simulated world into the log on the head, as `ray exec` does it."""
+    size = f"--events {sizes.events} --days 40 --seed 7 --quiet"
+    load = "raypipe load ~/world/transactions.parquet ~/world/chargebacks.parquet"
+    script = f"raypipe simulate --out ~/world {size} && {load} --map ~/world/load.toml --quiet"
+    cluster.user(f"ray exec cluster.local.yaml '{script}'")
+
+
+def sweep(
+    cluster: Cluster, sizes: Sizes, victim: Host, mark: Callable[[str], None]
+) -> dict[str, Any]:
+    """The sweep as a job; the host ``victim`` is powered off when the first trial has ended."""
+    command = cluster.submit(f"python -m training.fraud --trials {sizes.trials} --json")
+    process = cluster.network.popen(cluster.client, cluster.typed(command))
+    said: list[str] = []
+    for line in _lines(process):
+        said.append(line)
+        if victim.up and TRIAL.search(line):
+            mark("first trial")
+            cluster.network.power_off(victim)
+    check(process.wait() == 0, "the sweep failed:\n" + "\n".join(said[-40:]))
+    check(not victim.up, "no trial was told of:\n" + "\n".join(said[-40:]))
+    report: dict[str, Any] = json.loads(_last_line("\n".join(said)))
+    return report
+
+
+def rejoin(cluster: Cluster, host: Host) -> None:
+    """Power a host on again; the autoscaler starts Ray there, as on a host that was replaced."""
+    cluster.network.power_on(host)
+    cluster.await_nodes(1 + cluster.workers)
+
+
+def await_decisions(cluster: Cluster) -> None:
+    """Ask for decisions, from the client, until every serving node gives one."""
+    for node in cluster.nodes:
+        plan = _plan(cluster, [node], f"first-{node.name}", 1, 1.0, patience_s=120.0)
+        [line] = _called(cluster, plan)
+        check(line["answer"] is not None, f"no decision from {node.name}: {line}")
+
+
+def decide(
+    cluster: Cluster, sizes: Sizes, victim: Host, mark: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Ask for all decisions; the host ``victim`` is powered off when a third of them is there."""
+    plan = _plan(cluster, cluster.nodes, "d", sizes.decisions, sizes.rate, patience_s=PATIENCE_S)
+    lines = []
+    for line in _called(cluster, plan):
+        lines.append(line)
+        if victim.up and len(lines) >= sizes.decisions // 3:
+            cluster.network.power_off(victim)
+            mark("host off")
+    return lines
+
+
+def lost(cluster: Cluster, story: Story) -> list[str]:
+    """Event ids of answered decisions that the log on the head's disk lacks or has otherwise."""
+    from raypipe.ledger.record import LOG_KIND, decode
+    from raypipe.log.sqlite import SqliteLog
+
+    stored: dict[str, list[Any]] = {}
+    with closing(SqliteLog(cluster.head.home / ".raypipe" / "log")) as log:
+        for chunk in log.read(0, 0, 1_000_000):
+            if chunk.kind == LOG_KIND:
+                for record in map(decode, chunk.batch.column("record").to_pylist()):
+                    stored.setdefault(record.event_id, []).append(record)
+    told = ("decision_id", "score", "action", "event_offset", "decided_at", "model")
+    return [
+        line["event_id"]
+        for line in story.answered
+        if [[getattr(r, name) for name in told] for r in stored.get(line["event_id"], [])]
+        != [[line["answer"][name] for name in told]]
+    ]
+
+
+def _plan(
+    cluster: Cluster, nodes: list[Host], prefix: str, count: int, rate: float, patience_s: float
+) -> dict[str, Any]:
+    rng = random.Random(prefix)  # noqa: S311 - bodies, not secrets
+    now = SystemClock().now_ms()
+    bodies = [
+        {
+            "event_id": f"{prefix}-{n}",
+            "event_time": now,
+            "card_id": f"card-{rng.randrange(40)}",
+            "customer_id": f"cust-{rng.randrange(30)}",
+            "merchant_id": f"shop-{rng.randrange(9)}",
+            "amount": rng.randrange(100, 200_000),
+            "currency": "EUR",
+            "channel": "online",
+        }
+        for n in range(count)
+    ]
+    return {
+        "urls": [f"http://{node.address}:{HTTP_PORT}" for node in nodes],
+        "key": (cluster.head.home / ".raypipe" / "api-key").read_text().strip(),
+        "bodies": bodies,
+        "rate": rate,
+        "patience_s": patience_s,
+    }
+
+
+def _called(cluster: Cluster, plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the client's process tells of each decision, as it comes."""
+    file = cluster.client.home / "plan.json"
+    file.write_text(json.dumps(plan))
+    process = cluster.network.popen(
+        cluster.client,
+        f"cd {ROOT} && PYTHONPATH={ROOT} python -m benchmarks.hosts.caller ~/plan.json",
+    )
+    told = 0
+    other = []
+    for line in _lines(process):
+        if line.startswith("{"):
+            told += 1
+            yield json.loads(line)
+        else:
+            other.append(line)
+    check(
+        process.wait() == 0 and told == len(plan["bodies"]),
+        f"the client told of {told} of {len(plan['bodies'])} decisions:\n" + "\n".join(other),
+    )
+
+
+def _lines(process: subprocess.Popen[bytes]) -> Iterator[str]:
+    for line in process.stdout or ():
+        yield line.decode(errors="replace").rstrip()
+
+
+def _last_line(text: str) -> str:
+    """The last line that is a JSON object: jobs end with one, and the client adds its own words."""
+    return next(line for line in reversed(text.splitlines()) if line.startswith("{"))
