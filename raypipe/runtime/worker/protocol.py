@@ -111,14 +111,14 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
 
 Reply = Observed | Recorded | Found | StatsReply | Verified | Failed
 
-_encoder = msgspec.msgpack.Encoder()
+encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode
 decode_reply = msgspec.msgpack.Decoder(Reply).decode
 
 
 def frame(message: Request | Reply) -> bytes:
     """One message with its length before it."""
-    body = _encoder.encode(message)
+    body = encode(message)
     return _HEAD.pack(len(body)) + body
 
 
