@@ -6,7 +6,6 @@ import importlib.util
 import os
 import resource
 import shutil
-import socket
 import stat
 import sys
 import tempfile
@@ -56,7 +55,6 @@ def run(settings: Settings) -> list[Check]:
         _mode("tenants", settings.home / "tenants.db"),
         _running(settings.home),
         _port(settings),
-        _cluster(settings),
     ]
 
 
@@ -241,22 +239,6 @@ def _port(settings: Settings) -> Check:
             "Stop what uses it, or choose another http_port (or http_host).",
         )
     return Check("port", "ok", f"{where} is free")
-
-
-def _cluster(settings: Settings) -> Check:
-    if settings.ray_address in (None, "auto"):
-        return Check("ray cluster", "ok", settings.ray_address or "a local session")
-    host, _, port = settings.ray_address.rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=3):
-            return Check("ray cluster", "ok", f"{settings.ray_address} answers")
-    except OSError as e:
-        return Check(
-            "ray cluster",
-            "fail",
-            f"{settings.ray_address}: {e.strerror or e}",
-            "Start the cluster, or unset ray_address for a local session.",
-        )
 
 
 def _existing(path: Path) -> Path:

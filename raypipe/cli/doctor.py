@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from raypipe.cli import _options, _output
-from raypipe.cli._options import Config, Home, Json, Set
+from raypipe.cli import _options, _output, _stage
+from raypipe.cli._options import Address, Config, Home, Json, Set
 
 
-def doctor(json: Json = False, home: Home = None, config: Config = None, set_: Set = None) -> int:
-    """Show all settings and check this machine.
+def doctor(
+    address: Address = None,
+    json: Json = False,
+    home: Home = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """Show all settings and check this machine, and the cluster that it belongs to.
 
-    Each setting with where it comes from; each check that fails with its cure. Exits with 1 if
-    one fails.
+    Each setting with where it comes from; each check that fails with its cure. With --address (or
+    the setting) every node is asked: code, versions, environment, token, certificates, shared
+    lake, clock. Exits with 1 if a check fails.
     """
-    flags = _options.collect(home, set_)
-    from raypipe.cli import _checks
+    flags = _options.collect(home, set_, ray_address=address)
+    from raypipe.cli import _checks, _cluster_checks
     from raypipe.config import load_settings, origins
 
     settings = origins(flags, config)
-    checks = _checks.run(load_settings(flags, config))
+    own = load_settings(flags, config)
+    checks = _checks.run(own)
+    if own.ray_address is not None:
+        with _stage.session():
+            checks += _cluster_checks.run(own)
     text = _output.table(
         ("SETTING", "VALUE", "FROM"),
         [(n, "-" if v is None else v, origin) for n, (v, origin) in settings.items()],
