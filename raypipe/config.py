@@ -31,6 +31,7 @@ from pydantic_settings import (
 )
 
 from raypipe.errors import ConfigError, Violation
+from raypipe.lake import Place
 
 CONFIG_FILE = "raypipe.toml"
 ENV_PREFIX = "RAYPIPE_"
@@ -40,6 +41,9 @@ RESERVED_ENV = frozenset({"DEBUG", "CONFIG", "API_KEY", "ABORT_AT", "ABORT_ONCE"
 
 # Kubernetes puts such variables into every pod beside a service that is called raypipe.
 _SERVICE_LINK = re.compile(r"(^|_)(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)$")
+
+_SECRET = re.compile(r"//\S*@")
+"""User and password in a URL: an error must not print them."""
 
 
 def moment(value: object) -> object:
@@ -64,6 +68,15 @@ def _log_url(url: str) -> str:
     if scheme != "sqlite" or not path:
         raise ValueError("use sqlite:///FOLDER (a fourth slash begins an absolute path)")
     return f"sqlite:///{_absolute(Path(path))}"
+
+
+def _lake_url(url: str) -> str:
+    if not url.strip() or re.match(r"[a-z][a-z0-9+.-]*:(?!//)", url):
+        raise ValueError("use a folder or a URL with ://, or leave it out for the home folder")
+    try:
+        return str(Place.at(url))
+    except ConfigError as e:
+        raise ValueError(f"{e.detail}. {e.hint}") from None
 
 
 def _absolute(path: Path) -> Path:
@@ -114,6 +127,16 @@ class Settings(BaseSettings):
         default_factory=lambda data: f"sqlite:///{data['home']}/log",
         description="the event log; sqlite is the embedded one",
         json_schema_extra={"default_text": "sqlite:///HOME/log", "allowed": "`sqlite:///FOLDER`"},
+    )
+    lake_url: Annotated[str, AfterValidator(_lake_url)] = Field(
+        default_factory=lambda data: str(data["home"]),
+        description="where what all nodes read and write lies: exported events, features, sweeps, "
+        "models, reports; behind a question mark an object store's region, endpoint_override and "
+        "scheme; its credentials come from the environment or the machine's role",
+        json_schema_extra={
+            "default_text": "HOME",
+            "allowed": "a folder, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`",
+        },
     )
     seed: int = Field(7, ge=0, lt=2**31, description="seed of simulation, sampling and training")
 
@@ -223,6 +246,11 @@ class Settings(BaseSettings):
         return Path(self.log_url.partition(":///")[2])
 
     @property
+    def lake(self) -> Place:
+        """The place that ``lake_url`` names."""
+        return Place.at(self.lake_url)
+
+    @property
     def http_url(self) -> str:
         """Where a client on this machine reaches the HTTP interface."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.http_host, self.http_host)  # noqa: S104
@@ -270,7 +298,8 @@ def _violation(name: str, message: str, given: Mapping[str, tuple[object, str]])
     reason = message.removeprefix("Value error, ")
     if name in given:
         value, origin = given[name]
-        reason = f"{value!r} from {origin}: {reason}"
+        shown = _SECRET.sub("//***@", repr(value))
+        reason = f"{shown} from {origin}: {reason}"
     return Violation(f"/{name}" if name else "settings", reason)
 
 
@@ -283,6 +312,9 @@ def _given(flags: Mapping[str, object], config: Path | None) -> dict[str, tuple[
         _refuse_unknown(values, str(file), str)
         if isinstance(values.get("home"), str):
             values["home"] = file.parent / Path(str(values["home"])).expanduser()
+        lake = values.get("lake_url")
+        if isinstance(lake, str) and lake and "://" not in lake:
+            values["lake_url"] = str(file.parent / Path(lake).expanduser())
         given |= {name: (value, str(file)) for name, value in values.items()}
     _refuse_unknown(_environment_names(), "the environment", _variable)
     env = EnvSettingsSource(Settings)()

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import s3
+
 _USER_ENVIRONMENT = dict(os.environ)
 
 # Ray reads these when it is imported or when its first process starts, so they stand here.
@@ -29,6 +31,9 @@ os.environ.update(
     RAY_DATA_USE_DATASOURCE_V2="0",
 )
 os.environ.pop("RAY_ADDRESS", None)
+
+# Ray's processes inherit them, so they stand here too. Nothing but the tests' own server knows them.
+os.environ.update(s3.CREDENTIALS)
 
 # No deadline: a busy machine is no failure. CI draws the same examples each time, so that a
 # change is judged by itself; `dev` draws new ones.
@@ -76,3 +81,10 @@ def ray_session() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def s3_query(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real S3 server with the bucket ``lake``: what stands behind ``s3://lake/PREFIX?``."""
+    with s3.server(tmp_path_factory.mktemp("s3")) as query:
+        yield query
