@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import sqlite3
 
 from raypipe.errors import Conflict, IntegrityError
@@ -30,6 +31,16 @@ def next_offset(db: sqlite3.Connection, partition: int) -> int:
             hint="Restore the log from a backup.",
         )
     return rows
+
+
+def identity(db: sqlite3.Connection) -> str:
+    """A random name that the log keeps for good; logs made before there was one get it now."""
+    db.execute("create table if not exists identity(id text not null)")
+    found = db.execute("select id from identity").fetchone()
+    if found is None:
+        found = (secrets.token_hex(8),)
+        db.execute("insert into identity values(?)", found)
+    return str(found[0])
 
 
 def current_epoch(db: sqlite3.Connection, partition: int) -> int:

@@ -7,12 +7,12 @@ STEP, so an export that reaches further finds the full steps of an earlier one i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from raypipe.errors import IntegrityError
+from raypipe.lake import Place
 from raypipe.log import files
 from raypipe.log.manifest import Ranges, SealedFile
 from raypipe.log.port import OFFSET, Chunk
@@ -30,23 +30,22 @@ def export(
     reader: SealedReader,
     ranges: Ranges,
     what: tuple[int, str],
-    directory: Path,
+    directory: Place,
     start: int,
     end: int,
-) -> list[Path]:
+) -> list[Place]:
     """See EventLog.export; ``what`` is (partition, kind), ``end`` at most the partition's end."""
     partition, kind = what
-    directory.mkdir(parents=True, exist_ok=True)
-    paths = []
+    found = []
     for piece in _pieces(ranges, kind, start, end):
         if isinstance(piece, SealedFile):
-            paths.append(reader.path(piece))
+            found.append(Place.at(reader.path(piece)))
             continue
         low, high = piece
-        path = directory / f"{partition:05d}-{kind}-{low:012d}-{high:012d}.parquet"
-        if path.exists() or _write(path, kind, read(low, high - low)):
-            paths.append(path)
-    return paths
+        place = directory / f"{partition:05d}-{kind}-{low:012d}-{high:012d}.parquet"
+        if place.exists() or _write(place, kind, read(low, high - low)):
+            found.append(place)
+    return found
 
 
 def _pieces(
@@ -69,24 +68,20 @@ def _pieces(
         start = stop
 
 
-def _write(path: Path, kind: str, chunks: Iterator[Chunk]) -> bool:
-    """Write the kind's rows under a temporary name, then rename; False when there are none."""
+def _write(place: Place, kind: str, chunks: Iterator[Chunk]) -> bool:
+    """Write the kind's rows as one file; False when there are none."""
     found = [c for c in chunks if c.kind == kind]
     if not found:
         return False
     try:
         table = _unify([c.batch for c in found])
     except (pa.ArrowInvalid, pa.ArrowTypeError) as e:
-        raise IntegrityError(f"batches of {kind!r} in {path.name} don't unify: {e}") from e
+        raise IntegrityError(f"batches of {kind!r} in {place.name} don't unify: {e}") from e
     offsets = pa.array(np.concatenate([c.offsets for c in found]))
     table = table.add_column(0, pa.field(OFFSET, pa.int64(), nullable=False), offsets)
-    temporary = files.temporary(path)
-    with files.writing(path.name):
-        with files.parquet_writer(temporary, table.schema) as writer:
+    with files.writing(place.name), place.writing() as sink:
+        with files.parquet_writer(sink, table.schema) as writer:
             writer.write_table(table, row_group_size=files.GROUP_ROWS)
-        files.sync(temporary)
-        temporary.replace(path)
-        files.sync_directory(path.parent)
     return True
 
 

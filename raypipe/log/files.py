@@ -35,9 +35,9 @@ def writing(what: str) -> Iterator[None]:
         ) from e
 
 
-def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(sink: Path | pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer with the log's settings; page checksums let a reader notice damage."""
-    return pq.ParquetWriter(path, schema, compression="zstd", write_page_checksum=True)
+    return pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True)
 
 
 def temporary(path: Path) -> Path:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raypipe.errors import Conflict, IntegrityError, Unavailable, UsageError
+from raypipe.lake import Place
 
 Offsets = npt.NDArray[np.int64]
 
@@ -148,9 +148,14 @@ class EventLog(Protocol):
         """Raise the partition's epoch by one, fencing off earlier writers; return it."""
         ...
 
+    @property
+    def id(self) -> str:
+        """Tells this log from any other: files of its rows are kept under it."""
+        ...
+
     def export(
-        self, partition: int, kind: str, directory: Path, start: int, end: int
-    ) -> list[Path]:
+        self, partition: int, kind: str, directory: Place, start: int, end: int
+    ) -> list[Place]:
         """Parquet files with the rows of ``kind`` in [start, end), led by an ``offset`` column.
 
         Files and the rows inside follow offset order. Sealed files that lie inside the range are

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from raypipe.aborts import reach
 from raypipe.errors import ConfigError, IntegrityError, Unavailable, UsageError
+from raypipe.lake import Place
 from raypipe.log import books
 from raypipe.log.database import PLACE_BITS, Database, translated
 from raypipe.log.export import export
@@ -250,9 +251,15 @@ class SqliteLog:
             )
             return books.current_epoch(db, partition)
 
+    @property
+    def id(self) -> str:
+        """See EventLog.id."""
+        with self._db.write() as db:
+            return books.identity(db)
+
     def export(
-        self, partition: int, kind: str, directory: Path, start: int, end: int
-    ) -> list[Path]:
+        self, partition: int, kind: str, directory: Place, start: int, end: int
+    ) -> list[Place]:
         """See EventLog.export."""
         check_kind(kind)
         return export(

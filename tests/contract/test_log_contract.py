@@ -23,6 +23,7 @@ from raypipe.errors import (
     Unavailable,
     UsageError,
 )
+from raypipe.lake import Place
 from raypipe.log import export, files, identity, live, sealing, sqlite
 from raypipe.log.port import DECISION, DuplicateId, EventLog, Fenced
 from raypipe.log.sqlite import SqliteLog
@@ -503,6 +504,10 @@ def test_a_seal_gives_way_to_an_append_that_came_first(log: EventLog) -> None:
 # export
 
 
+def exported_to(log: EventLog, kind: str, directory: Path, start: int, end: int) -> list[Path]:
+    return [Path(p.url) for p in log.export(0, kind, Place.at(directory), start, end)]
+
+
 def exported(paths: list[Path]) -> dict[int, dict[str, Any]]:
     rows: dict[int, dict[str, Any]] = {}
     for path in paths:
@@ -538,7 +543,7 @@ def test_an_export_of_any_range_holds_its_rows_once(
     log, model = seamed
     for start in range(len(model)):
         for end in (start, start + 1, start + 6, len(model) + 5):
-            found = exported(log.export(0, kind, tmp_path / "out", start, end))
+            found = exported(exported_to(log, kind, tmp_path / "out", start, end))
             expected = {
                 o: row for o, (k, row) in enumerate(model) if k == kind and start <= o < end
             }
@@ -551,7 +556,7 @@ def test_an_exported_column_that_some_batches_lack_is_null_there(
     seamed: tuple[EventLog, list[Row]], tmp_path: Path
 ) -> None:
     log, model = seamed
-    (path,) = log.export(0, "sale", tmp_path, len(model) - 2, len(model))
+    (path,) = exported_to(log, "sale", tmp_path, len(model) - 2, len(model))
     assert pq.read_table(path)["windows"].to_pylist() == [None, b"zz"]
 
 
@@ -559,14 +564,25 @@ def test_an_export_is_the_same_anywhere_and_is_not_made_twice(
     seamed: tuple[EventLog, list[Row]], tmp_path: Path
 ) -> None:
     log, model = seamed
-    one = log.export(0, "sale", tmp_path / "one", 0, len(model))
-    two = log.export(0, "sale", tmp_path / "two", 0, len(model))
+    one = exported_to(log, "sale", tmp_path / "one", 0, len(model))
+    two = exported_to(log, "sale", tmp_path / "two", 0, len(model))
     assert [p.name for p in one] == [p.name for p in two]
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     before = [(p, p.stat().st_mtime_ns, p.stat().st_ino) for p in one]
-    assert log.export(0, "sale", tmp_path / "one", 0, len(model)) == one
+    assert exported_to(log, "sale", tmp_path / "one", 0, len(model)) == one
     assert [(p, p.stat().st_mtime_ns, p.stat().st_ino) for p in one] == before
     assert {p.suffix for p in (tmp_path / "one").iterdir()} == {".parquet"}
+
+
+def test_a_log_is_told_from_any_other(log: EventLog, tmp_path: Path) -> None:
+    other = SqliteLog(tmp_path / "another")
+    theirs = other.id
+    assert len({log.id, theirs}) == 2
+    assert theirs.isalnum()
+    other.close()
+    again = SqliteLog(tmp_path / "another")
+    assert again.id == theirs
+    again.close()
 
 
 def test_batches_that_cannot_be_one_table_are_named(log: EventLog, tmp_path: Path) -> None:
@@ -575,7 +591,7 @@ def test_batches_that_cannot_be_one_table_are_named(log: EventLog, tmp_path: Pat
     log.append(0, [(kind, batch.slice(0)), ("sale", sales("b")[1])], producer="p", seq=0)
     log.append(0, [(kind, text.set_column(1, "event_id", pa.array(["c"])))], producer="p", seq=1)
     with pytest.raises(IntegrityError, match="unify"):
-        log.export(0, "sale", tmp_path, 0, 10)
+        exported_to(log, "sale", tmp_path, 0, 10)
     assert list(tmp_path.glob("*.parquet*")) == []
 
 
@@ -752,7 +768,7 @@ def test_sealed_files_are_cut_and_described_as_declared(
     grown = sales(*(f"g{n}" for n in range(5)), schema=GROWN)[1]
     parts = [placed(batch.slice(i, 7), range(i, min(i + 7, 30))) for i in range(0, 30, 7)]
     log.seal(0, {kind: [*parts, placed(grown, range(30, 35))]}, 35, producer="l", seq=0)
-    paths = log.export(0, kind, tmp_path / "out", 0, 35)
+    paths = exported_to(log, kind, tmp_path / "out", 0, 35)
     assert [p.parent for p in paths] == [tmp_path / "sealed"] * 4
     sizes = [
         [
@@ -780,9 +796,9 @@ def test_exports_that_reach_further_reuse_their_full_steps(
     monkeypatch.setattr(export, "STEP", 4)
     log = SqliteLog(tmp_path / "log")
     log.append(0, [sales(*(f"a{n}" for n in range(10)))], producer="p", seq=0)
-    first = log.export(0, "sale", tmp_path / "out", 0, 10)
+    first = exported_to(log, "sale", tmp_path / "out", 0, 10)
     log.append(0, [sales(*(f"b{n}" for n in range(5)))], producer="p", seq=1)
-    second = log.export(0, "sale", tmp_path / "out", 0, 15)
+    second = exported_to(log, "sale", tmp_path / "out", 0, 15)
     assert second[:2] == first[:2]
     assert list(exported(second)) == list(range(15))
     log.close()

@@ -20,8 +20,10 @@ import pytest
 
 from raypipe.clock import SystemClock
 from raypipe.config import Settings
+from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, decode
 from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.worker.core import GROUP
 from raypipe.vector.assemble import Assembler
 from raypipe.windows import snapshot
 from raypipe.windows.engine import WindowEngine
@@ -139,7 +141,6 @@ def check(served: Served, crowd: Crowd) -> None:
     from raypipe.runtime.worker import actor
 
     end = actor.stop()  # with a snapshot of the windows as they are
-    home = served.settings.home
     log = SqliteLog.open(served.settings.log_url)
     engine = WindowEngine(project.views, project.decision)
     assembler = Assembler(project, project.model("flooding"))
@@ -159,10 +160,12 @@ def check(served: Served, crowd: Crowd) -> None:
                 events[row["event_id"]] = row | {"offset": offset}
                 # What the live worker saw is what a worker that never died would have seen.
                 assert engine.observe("opening", row, offset) == row["windows"]
-    stored_end, tables = snapshot.load(
-        home / "snapshots" / actor.worker_name(0), project.definition_hash
-    )
-    assert stored_end == end == log.end(0)
+    committed = log.committed(GROUP, 0)
+    assert committed is not None
+    stored = Place.at(committed[1])
+    assert stored.below(Place.at(served.settings.home)) is not None
+    stored_end, tables = snapshot.load(stored, project.definition_hash)
+    assert committed[0] == stored_end == end == log.end(0)
     log.close()
     live = {t.schema.metadata[b"view"]: t for t in tables}
     replayed = {t.schema.metadata[b"view"]: t for t in engine.snapshot()}

@@ -23,6 +23,7 @@ import pyarrow as pa
 import pytest
 
 from raypipe.errors import IntegrityError, RaypipeError
+from raypipe.lake import Place
 from raypipe.log.port import DECISION, Chunk, LogUnwritable
 from raypipe.log.sqlite import SqliteLog
 
@@ -372,7 +373,7 @@ def test_a_flipped_payload_bit_is_reported_with_its_offset(settled: Path, tmp_pa
     with pytest.raises(IntegrityError, match=f"offset {offset} "):
         log.find(0, "sale", "t", "20-0")
     with pytest.raises(IntegrityError, match=f"offset {offset} "):
-        log.export(0, "sale", tmp_path / "out", 0, 10**6)
+        log.export(0, "sale", Place.at(tmp_path / "out"), 0, 10**6)
     log.close()
 
 
@@ -429,7 +430,7 @@ def test_damaged_sealed_files_are_never_read(
         with pytest.raises(IntegrityError, match=path.name):
             list(log.read(0, live, 10))
         with pytest.raises(IntegrityError, match=path.name):
-            log.export(0, path.name.split("-")[2], tmp_path / "out", 0, 10**6)
+            log.export(0, path.name.split("-")[2], Place.at(tmp_path / "out"), 0, 10**6)
     log.close()
 
 

@@ -228,6 +228,33 @@ def test_a_snapshot_that_was_damaged_is_replaced_by_the_log(tmp_path: Path) -> N
     assert all(a.equals(b) for a, b in zip(intact, repaired, strict=True))
 
 
+def test_a_snapshot_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log)
+    kept = []
+    for i in range(3):
+        core.observe(opening(i), str(i).zfill(32).encode())
+        assert core.save(tmp_path / "snapshot") == i + 1
+        (folder,) = (tmp_path / "snapshot").iterdir()
+        assert log.committed("windows", 0) == (i + 1, str(folder))
+        kept.append(folder.name)
+    assert len(set(kept)) == 3
+
+
+def test_a_lake_that_is_away_is_replaced_by_the_log(tmp_path: Path, s3_query: str) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log)
+    for i in range(20):
+        core.observe(opening(i), str(i).zfill(32).encode())
+    core.commit()
+    port = s3_query.rpartition(":")[2]
+    for state in (f"s3://lake/gone?{s3_query}", f"s3://lake/x?{s3_query.replace(port, '1')}"):
+        log.commit("windows", 0, 20, state)
+        restored = WorkerCore(project, log)._engine.snapshot()
+        for a, b in zip(restored, core._engine.snapshot(), strict=True):
+            assert a.equals(b)
+
+
 def test_bulk_events_of_another_schema_version_replay(tmp_path: Path) -> None:
     log = SqliteLog(tmp_path / "log")
     rows = [opening(i) for i in range(20)]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from raypipe.errors import IntegrityError
+from raypipe.lake import Place
 from raypipe.windows import snapshot
 from raypipe.windows.engine import WindowEngine
 from raypipe.windows.spec import WindowView, count, distinct, since_last, std
@@ -41,13 +42,18 @@ def pay(i: int) -> dict[str, object]:
 
 
 def saved(tmp_path: Path, events: int = 40) -> Path:
-    snapshot.save(tmp_path / "snap", engine(events).snapshot(), events, DEFINITION)
+    snapshot.save(Place.at(tmp_path / "snap"), engine(events).snapshot(), events, DEFINITION)
     return tmp_path / "snap"
+
+
+def load(directory: Path, definition: str = DEFINITION) -> tuple[int, list[pa.Table]]:
+    offset, tables = snapshot.load(Place.at(directory), definition)
+    return offset, list(tables)
 
 
 @pytest.mark.parametrize("events", [0, 1, 40])
 def test_a_state_comes_back_with_its_offset(tmp_path: Path, events: int) -> None:
-    offset, tables = snapshot.load(saved(tmp_path, events), DEFINITION)
+    offset, tables = load(saved(tmp_path, events))
     assert offset == events
     restored, original = WindowEngine(VIEWS, "pay"), engine(events)
     restored.restore(tables)
@@ -70,39 +76,24 @@ def test_equal_states_are_equal_bytes_on_disk(tmp_path: Path) -> None:
     assert all((a / f).read_bytes() == (b / f).read_bytes() for f in files)
 
 
-def test_saving_again_replaces_the_older_one(tmp_path: Path) -> None:
-    directory = saved(tmp_path)
-    (directory / "stray.txt").write_text("x")
-    assert saved(tmp_path, 9) == directory
-    assert snapshot.load(directory, DEFINITION)[0] == 9
-    assert not (directory / "stray.txt").exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["snap"]
-
-
-def test_a_save_after_a_crash_begins_anew(tmp_path: Path) -> None:
-    (tmp_path / "snap.partial" / "card").mkdir(parents=True)
-    (tmp_path / "snap.partial" / "card" / "part-0009.arrow").write_bytes(b"half")
-    _, tables = snapshot.load(saved(tmp_path), DEFINITION)
-    assert len(list(tables)) == len(VIEWS)
-
-
 def test_parts_of_a_partitioned_state_add_up(tmp_path: Path) -> None:
     whole = engine()
+    folder, files = Place.at(tmp_path / "snap"), {}
     for table, view in zip(whole.snapshot(), VIEWS, strict=True):
         for part in range(3):
-            name = tmp_path / "snap" / view.name / f"part-{part:04d}.arrow"
-            mine = np.arange(table.num_rows) % 3 == part
-            snapshot.write_part(name, table.filter(pa.array(mine)))
-    snapshot.seal(tmp_path / "snap", 40, DEFINITION)
+            name = f"{view.name}/part-{part:04d}.arrow"
+            mine = table.filter(pa.array(np.arange(table.num_rows) % 3 == part))
+            files[name] = snapshot.write_part(folder / name, mine)
+    snapshot.seal(folder, 40, DEFINITION, files)
     merged = WindowEngine(VIEWS, "pay")
-    merged.restore(snapshot.load(tmp_path / "snap", DEFINITION)[1])
+    merged.restore(load(tmp_path / "snap")[1])
     for a, b in zip(merged.snapshot(), whole.snapshot(), strict=True):
         assert a.equals(b, check_metadata=True)
 
 
 def test_another_definition_is_refused(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="another declaration") as e:
-        snapshot.load(saved(tmp_path), OTHER)
+        load(saved(tmp_path), OTHER)
     assert "raypipe features" in e.value.hint
 
 
@@ -163,11 +154,11 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_refused_before_anything_is_read(tmp_path: Path, damage: str) -> None:
+def test_damage_is_refused(tmp_path: Path, damage: str) -> None:
     directory = saved(tmp_path)
     DAMAGE[damage](directory)
     with pytest.raises(IntegrityError, match="snapshot"):
-        snapshot.load(directory, DEFINITION)
+        load(directory)
 
 
 @pytest.mark.parametrize("at", range(0, 4_000, 97))
@@ -175,31 +166,34 @@ def test_no_flipped_bit_goes_unseen(tmp_path: Path, at: int) -> None:
     directory = saved(tmp_path)
     _flip(_part(directory), at % _part(directory).stat().st_size)
     with pytest.raises(IntegrityError):
-        snapshot.load(directory, DEFINITION)
+        load(directory)
 
 
 def test_an_unsealed_folder_is_no_snapshot(tmp_path: Path) -> None:
-    snapshot.write_part(tmp_path / "snap" / "card" / "part-0000.arrow", engine().snapshot()[0])
+    part = Place.at(tmp_path / "snap" / "card" / "part-0000.arrow")
+    snapshot.write_part(part, engine().snapshot()[0])
     with pytest.raises(IntegrityError, match="no readable manifest"):
-        snapshot.load(tmp_path / "snap", DEFINITION)
+        load(tmp_path / "snap")
 
 
-def test_a_half_written_part_is_not_sealed(tmp_path: Path) -> None:
-    directory = tmp_path / "snap"
-    snapshot.write_part(directory / "card" / "part-0000.arrow", engine().snapshot()[0])
-    (directory / "card" / "part-0001.partial").write_bytes(b"half")
-    snapshot.seal(directory, 40, DEFINITION)
-    assert list(json.loads((directory / snapshot.MANIFEST).read_text())["files"]) == [
-        "card/part-0000.arrow"
-    ]
-    assert len(list(snapshot.load(directory, DEFINITION)[1])) == 1
+def test_a_part_that_is_not_sealed_does_not_count(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    (directory / "card" / "part-0001.arrow").write_bytes(b"of a task that was given up")
+    assert len(load(directory)[1]) == len(VIEWS)
+
+
+def test_a_part_outside_the_folder_is_refused(tmp_path: Path) -> None:
+    directory = saved(tmp_path)
+    _manifest(directory, lambda m: m | {"files": {"../x.arrow": "0" * 64}})
+    with pytest.raises(IntegrityError, match="manifest"):
+        load(directory)
 
 
 def test_a_part_that_is_written_again_replaces_the_first(tmp_path: Path) -> None:
-    path = tmp_path / "part-0000.arrow"
+    folder = Place.at(tmp_path)
     for events in (40, 3):
-        snapshot.write_part(path, engine(events).snapshot()[0])
+        sha256 = snapshot.write_part(folder / "part-0000.arrow", engine(events).snapshot()[0])
     assert [p.name for p in tmp_path.iterdir()] == ["part-0000.arrow"]
-    snapshot.seal(tmp_path, 3, DEFINITION)
-    (table,) = snapshot.load(tmp_path, DEFINITION)[1]
+    snapshot.seal(folder, 3, DEFINITION, {"part-0000.arrow": sha256})
+    (table,) = load(tmp_path)[1]
     assert table.equals(engine(3).snapshot()[0], check_metadata=True)

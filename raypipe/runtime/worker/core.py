@@ -18,7 +18,8 @@ from typing import Any
 import pyarrow as pa
 
 from raypipe.aborts import reach
-from raypipe.errors import Conflict, EventLost, IntegrityError
+from raypipe.errors import Conflict, EventLost, IntegrityError, Unavailable
+from raypipe.lake import Place
 from raypipe.ledger import record as ledger
 from raypipe.log.port import EventLog
 from raypipe.project import Project
@@ -105,9 +106,9 @@ class WorkerCore:
         if committed is None:
             return 0
         try:
-            offset, tables = snapshot.load(Path(committed[1]), self._project.definition_hash)
+            offset, tables = snapshot.load(Place.at(committed[1]), self._project.definition_hash)
             self._engine.restore(tables)
-        except IntegrityError as e:
+        except (IntegrityError, Unavailable) as e:
             _log.warning("replaying the whole log: %s", e)
             self._engine = WindowEngine(self._project.views, self._project.decision)
             return 0
@@ -246,10 +247,14 @@ class WorkerCore:
         return pa.RecordBatch.from_pylist(rows, self._schemas[kind])
 
     def save(self, directory: Path) -> int:
-        """Write a snapshot of all windows and commit to it; returns its offset."""
+        """Write a snapshot of all windows into a folder of its own in ``directory`` and commit to
+        it, then drop the older ones; returns its offset."""
         self.commit()
-        snapshot.save(directory, self._engine.snapshot(), self._next, self._project.definition_hash)
-        self._log.commit(GROUP, self._partition, self._next, str(directory))
+        folder, name = Place.at(directory), f"{self._next:012d}-{self._epoch:06d}"
+        made_by = self._project.definition_hash
+        snapshot.save(folder / name, self._engine.snapshot(), self._next, made_by)
+        self._log.commit(GROUP, self._partition, self._next, str(folder / name))
+        folder.prune({name})
         return self._next
 
     def stats(self) -> dict[str, float]:
