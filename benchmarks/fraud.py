@@ -176,7 +176,7 @@ def _dataset(table: Path) -> _Data:
             session.stop()
         # A week after the last day every label is known.
         end = DAY_ZERO_MS + (TEST_LAST + 1) * DAY_MS + project.label.horizon_ms
-        data = build(project, settings.home / "features", model="fraud", as_of_ms=end)
+        data = build(project, settings.lake, model="fraud", as_of_ms=end)
     day = (data.event_time - DAY_ZERO_MS) // DAY_MS
     return _Data(data.x, data.y, day, data.keys["card_id"])
 

@@ -294,16 +294,18 @@ def _duckdb(data: _Input) -> dict[str, Any]:
 def _against_plain(n: int, repeats: int) -> tuple[dict[str, list[float]], int]:
     from features.batch import EntityPass, prepare, run_entity, write_block
     from raypipe.config import Settings
+    from raypipe.lake import Place
     from raypipe.runtime import session
 
     with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder:
         table = _write_events(Path(folder) / "events.parquet", n)
         outs = {name: Path(folder) / name for name in ("ray", "plain")}
+        events, ray_out = Place.at(table), Place.at(outs["ray"])
 
         def with_ray() -> None:
             shutil.rmtree(outs["ray"], ignore_errors=True)
             for entity in ENTITIES:
-                run_entity(PROJECT, entity, {"payment": [table]}, outs["ray"], partitions=4)
+                run_entity(PROJECT, entity, {"payment": [events]}, ray_out, partitions=4)
 
         def plain() -> None:
             shutil.rmtree(outs["plain"], ignore_errors=True)
@@ -311,7 +313,7 @@ def _against_plain(n: int, repeats: int) -> tuple[dict[str, list[float]], int]:
                 plan = EntityPass.of(PROJECT, entity, 1)
                 columns = ["offset", "tenant", "event_id", "event_time", f"{entity}_id", "amount"]
                 rows = prepare(pq.read_table(table, columns=columns), plan, "payment")
-                write_block(rows, plan, os.fspath(outs["plain"]))
+                write_block(rows, plan, Place.at(outs["plain"]))
 
         session.start(Settings(home=Path(folder) / "home"))
         try:

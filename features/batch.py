@@ -1,24 +1,22 @@
 """Window values over history: one Ray Data pass per entity, one kernel run per key range.
 
 Rows are shuffled by key bucket, never by time: a block holds all events of its keys, sorts them
-by log offset and runs the same kernel as the live path. A block writes its own files under names
-that depend on its buckets alone, so a retried task overwrites what it wrote.
+by log offset and runs the same kernel as the live path. A block writes its own files, on whatever
+node it runs, under names that depend on its buckets alone: a retried task overwrites what it wrote.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from raypipe.lake import Place
 from raypipe.project import Project
 from raypipe.windows import kernel
 from raypipe.windows.engine import amounts, key_hashes, value_hashes
@@ -33,6 +31,10 @@ if TYPE_CHECKING:
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 KNOWLEDGE = pa.timestamp("us")
 """Log offsets as timestamps (microseconds), the order in which Feast breaks ties."""
+
+_PARQUET = {"compression": "lz4", "use_dictionary": False}
+_WRITTEN = pa.schema([("file", pa.string()), ("sha256", pa.string()), ("rows", pa.int64())])
+"""Of a written file: its path in the build, and the decision events it stands for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +116,10 @@ def run_views(
     return out
 
 
-def write_block(table: pa.Table, entity: EntityPass, out: str) -> pa.Table:
-    """Kernel over one key range; writes its files and returns one row about them."""
+def write_block(table: pa.Table, entity: EntityPass, out: Place) -> pa.Table:
+    """Kernel over one key range; writes its files and returns a row about each (_WRITTEN)."""
     if not table.num_rows:
-        return pa.table({"part": pa.array([], pa.int32()), "rows": pa.array([], pa.int64())})
+        return _WRITTEN.empty_table()
     table = table.take(np.argsort(table.column("offset").to_numpy(), kind="stable"))
     table = table.combine_chunks()
     results = run_views(table, entity)
@@ -128,31 +130,31 @@ def write_block(table: pa.Table, entity: EntityPass, out: str) -> pa.Table:
         "event_id": table.column("event_id").take(asked),
         "event_timestamp": _timestamps(table.column("time").to_numpy()[asked]),
     }
-    part = int(table.column("part").to_numpy().min())
-    name = f"part-{part:04d}"
+    name = f"part-{int(table.column('part').to_numpy().min()):04d}"
+    files: dict[str, str] = {}
     for view in entity.views:
         values, state = results[view.name]
         for i, column in enumerate(view.column_names):
             at_event[column] = pa.array(values.before[asked, i])
         at_event[f"newest_{view.name}"] = pa.array(values.newest[asked])
-        _write_state(Path(out), view, name, table, kinds == entity.kinds.index(view.event), values)
-        write_part(Path(out) / "snapshot" / view.name / f"{name}.arrow", state.snapshot())
-    _write_parquet(Path(out) / "at_event" / entity.entity / f"{name}.parquet", pa.table(at_event))
-    return pa.table({"part": pa.array([part], pa.int32()), "rows": pa.array([len(asked)])})
+        rows = _state_rows(view, table, kinds == entity.kinds.index(view.event), values)
+        file = f"state/{view.name}/{name}.parquet"
+        files[file] = (out / file).write_parquet(rows, **_PARQUET)
+        file = f"snapshot/{view.name}/{name}.arrow"
+        files[file] = write_part(out / file, state.snapshot())
+    file = f"at_event/{entity.entity}/{name}.parquet"
+    files[file] = (out / file).write_parquet(pa.table(at_event), **_PARQUET)
+    decided = [len(asked) if f == file else 0 for f in files]
+    return pa.table([list(files), list(files.values()), decided], schema=_WRITTEN)
 
 
 def _timestamps(milliseconds: npt.NDArray[np.int64]) -> pa.Array:
     return pa.array(milliseconds * 1_000, pa.int64()).cast(TIMESTAMP)
 
 
-def _write_state(
-    out: Path,
-    view: WindowView,
-    name: str,
-    table: pa.Table,
-    counted: npt.NDArray[np.bool_],
-    values: Values,
-) -> None:
+def _state_rows(
+    view: WindowView, table: pa.Table, counted: npt.NDArray[np.bool_], values: Values
+) -> pa.Table:
     at = np.flatnonzero(counted & (table.column("key").to_numpy() != 0))
     columns = {
         view.key: table.column("key_text").take(at),
@@ -160,41 +162,38 @@ def _write_state(
         "created": pa.array(table.column("offset").to_numpy()[at]).cast(KNOWLEDGE),
     }
     columns |= {c: pa.array(values.after[at, i]) for i, c in enumerate(view.column_names)}
-    _write_parquet(out / "state" / view.name / f"{name}.parquet", pa.table(columns))
-
-
-def _write_parquet(path: Path, table: pa.Table) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_suffix(".partial")
-    pq.write_table(table, partial_path, compression="lz4", use_dictionary=False)
-    partial_path.replace(path)
+    return pa.table(columns)
 
 
 def run_entity(
     project: Project,
     entity: str,
-    events: Mapping[str, Sequence[Path]],
-    out: Path,
+    events: Mapping[str, Sequence[Place]],
+    out: Place,
     *,
     partitions: int,
-) -> int:
-    """Compute and write all views of one entity; returns the number of decision events.
+) -> tuple[int, dict[str, str]]:
+    """Compute and write all views of one entity.
 
     Args:
         events: Parquet files of the log by event type, each with a leading ``offset`` column.
         out: receives ``at_event/<entity>``, ``state/<view>`` and ``snapshot/<view>``.
         partitions: key ranges; each must fit in the memory of one task.
+
+    Returns:
+        the number of decision events, and the sha256 of each written file by its path in ``out``.
     """
     import ray.data
 
     plan = EntityPass.of(project, entity, partitions)
     parts: list[ray.data.Dataset] = []
     for kind in plan.kinds:
-        if not events.get(kind):
+        files = events.get(kind)
+        if not files:
             continue
         columns = _columns_of(project, plan, kind)
         parts.append(
-            ray.data.read_parquet([os.fspath(p) for p in events[kind]])
+            ray.data.read_parquet([f.key for f in files], filesystem=files[0].filesystem)
             .select_columns(columns)
             .map_batches(
                 partial(prepare, entity=plan, kind=kind),
@@ -207,14 +206,14 @@ def run_entity(
     done = (
         dataset.repartition(partitions, keys=["part"])
         .map_batches(
-            partial(write_block, entity=plan, out=os.fspath(out)),
+            partial(write_block, entity=plan, out=out),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
         )
         .take_all()
     )
-    return sum(row["rows"] for row in done)
+    return sum(row["rows"] for row in done), {row["file"]: row["sha256"] for row in done}
 
 
 def _columns_of(project: Project, plan: EntityPass, kind: str) -> list[str]:

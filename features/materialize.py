@@ -19,10 +19,11 @@ import pyarrow as pa
 from features.store.definitions import DEFINITION_TAG
 from features.store.names import state_view
 from features.store.online_write import is_online, write_rows
-from features.store.repo import open_store
+from features.store.repo import open_store, spill_folder
 from features.store.state import connect, newer_rows
 from features.store.written import SCHEMA, Written
 from raypipe.errors import StageError
+from raypipe.lake import Place
 from raypipe.project import Project
 from raypipe.windows.spec import WindowView
 
@@ -72,6 +73,7 @@ class Report:
 def materialize(
     home: Path,
     project: Project,
+    build: Place,
     end: int,
     *,
     store: feast.FeatureStore | None = None,
@@ -83,6 +85,7 @@ def materialize(
     where it was. Rows older than a view's longest span are left out: nothing of them counts.
 
     Args:
+        build: folder of a build of the features.
         end: milliseconds UTC, inclusive.
         store: the home's open store; opened when None.
         progress: called with a view and its rows so far, after each batch.
@@ -93,13 +96,14 @@ def materialize(
     """
     store = store or open_store(home)
     with Written(home) as written:
-        views = tuple(_view(store, home, v, end, written, progress) for v in project.views)
+        views = tuple(_view(store, home, build, v, end, written, progress) for v in project.views)
     return Report(end, views)
 
 
 def _view(
     store: feast.FeatureStore,
     home: Path,
+    build: Place,
     view: WindowView,
     end: int,
     written: Written,
@@ -112,7 +116,7 @@ def _view(
         written.forget(view.name)  # someone emptied the online store
     known = written.rows(view.name, view.definition_hash)
     rows = 0
-    with connect(home, view) as con:
+    with connect(build, view, spill_folder(home)) as con:
         for batch in newer_rows(con, view, known, end, BATCH_ROWS):
             table = pa.Table.from_batches([batch])
             write_rows(store, feature_view, view.column_names, table)

@@ -54,7 +54,7 @@ def build(
     options = load_options(options_file)
     model = model or load_project(settings.project).models[0].name
     # Resolved here, so that all replicas, also later ones, serve the same version.
-    version = registry.locate(settings.home / "models", model, version).name
+    version = registry.locate(settings.lake / "models", model, version).name
     with _unwarned():
         deployment = cast(
             "Deployment",

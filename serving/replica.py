@@ -43,7 +43,7 @@ class Replica:
         event = self._project.decision_event
         self._validator = RowValidator(event, settings.currency)
         self._worker = WorkerClient(connector(settings.tls_dir))
-        models = settings.home / "models"
+        models = settings.lake / "models"
         replica = serve.get_replica_context().replica_id.unique_id
         self._app = HttpApp(
             keys=Credentials(self._worker),
@@ -74,7 +74,7 @@ class Replica:
                 f"user_config has {sorted(user_config)}", hint="It needs model and version."
             )
         judge = load_judge(
-            self._settings.home / "models",
+            self._settings.lake / "models",
             self._project,
             user_config["model"],
             user_config["version"],

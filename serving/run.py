@@ -30,7 +30,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     from training import registry
 
     model = load_project(settings.project).models[0].name
-    version = registry.locate(settings.home / "models", model).name
+    version = registry.locate(settings.lake / "models", model).name
     if settings.ray_address is None:
         _require_port(settings)
     session.start(settings)

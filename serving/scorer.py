@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from raypipe.errors import IntegrityError, NotFound
+from raypipe.lake import Place
 from raypipe.ledger.record import Reason
 from raypipe.policy.policy import Policy
 from raypipe.project import Project
@@ -58,7 +58,7 @@ class BoosterScorer:
 
 
 def load_judge(
-    models: Path, project: Project, name: str, version: str | None, on_error: str
+    models: Place, project: Project, name: str, version: str | None, on_error: str
 ) -> Judge:
     """A verified model version, by default the current one, with its features and its policy.
 
@@ -89,7 +89,7 @@ def load_judge(
 
 
 @lru_cache(maxsize=64)
-def feature_names(models: Path, reference: str) -> tuple[str, ...] | None:
+def feature_names(models: Place, reference: str) -> tuple[str, ...] | None:
     """The features of ``name@version`` in order, None when that version is not here any more."""
     name, _, version = reference.partition("@")
     try:

@@ -1,7 +1,8 @@
 """The whole main job in a straight line: simulate, load, features, train, serve, replay.
 
-Each stage's result stays under home, and a stage whose result is there is not done again, so a
-second ``up`` goes on where the first one ended: also with the world, whose next payments are new.
+Each stage's result stays under home or in the lake, and a stage whose result is there is not done
+again, so a second ``up`` goes on where the first one ended: also with the world, whose next
+payments are new.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.clock import DAY_MS, HOUR_MS, SystemClock
-from raypipe.errors import RaypipeError
+from raypipe.errors import IntegrityError, NotFound, RaypipeError
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
@@ -30,10 +31,8 @@ if TYPE_CHECKING:
 STATE = "up.json"
 PARTITION = 0
 TX_PER_CUSTOMER_DAY = 1.2
-MADE_HERE = (
-    *("world", "log", "export", "features", "features.partial", "feast", "snapshots"),
-    *("models", "tune", "reports", "staging"),
-)
+MADE_HERE = ("world", "log", "feast", "snapshots", "staging")
+MADE_IN_THE_LAKE = ("export", "features", "models", "tune", "reports")
 """What ``--fresh`` drops; keys and tenants stay."""
 
 
@@ -86,6 +85,8 @@ class _Line:
         if self._plan.fresh:
             for name in MADE_HERE:
                 shutil.rmtree(self._settings.home / name, ignore_errors=True)
+            for name in MADE_IN_THE_LAKE:
+                (self._settings.lake / name).remove_tree()
             for name in (STATE, "quarantine.db"):
                 (self._settings.home / name).unlink(missing_ok=True)
         stages: tuple[tuple[str, Callable[[], list[str]]], ...] = (
@@ -161,14 +162,16 @@ class _Line:
         }
 
     def _features(self) -> list[str]:
-        from features.pipeline import MANIFEST, build
+        from features.builds import Build
+        from features.pipeline import build
 
-        path = self._settings.home / "features" / MANIFEST
-        if path.exists():
-            manifest = json.loads(path.read_text())
-            if manifest["definition_hash"] == self._project.definition_hash:
-                self._progress.note("the features fit the declarations: kept")
-                return []
+        try:
+            made_by = Build.current(self._settings.lake).manifest.definition_hash
+        except (NotFound, IntegrityError):
+            made_by = ""
+        if made_by == self._project.definition_hash:
+            self._progress.note("the features fit the declarations: kept")
+            return []
         build(self._settings, self._progress)
         return []
 
@@ -177,7 +180,7 @@ class _Line:
         from training.artefact import read_manifest
         from training.fraud import train
 
-        model, models = self._project.models[0].name, self._settings.home / "models"
+        model, models = self._project.models[0].name, self._settings.lake / "models"
         version = registry.current(models, model)
         if version is not None:
             manifest = read_manifest(models / model / version)
@@ -193,7 +196,7 @@ class _Line:
             "recall": review["recall"],
             "precision": review["precision"],
             "false_positive_rate": review["fpr"],
-            "report": str(Path(report.directory) / "report.html"),
+            "report": f"{report.directory}/report.html",
         }
         return []
 

@@ -32,7 +32,7 @@ os.environ.update(
 )
 os.environ.pop("RAY_ADDRESS", None)
 
-# Ray's processes inherit them, so they stand here too. Nothing but the tests' own server knows them.
+# Ray's processes inherit them, so they stand here too. Only the tests' own server knows them.
 os.environ.update(s3.CREDENTIALS)
 
 # No deadline: a busy machine is no failure. CI draws the same examples each time, so that a

@@ -1,26 +1,25 @@
-"""One model version on disk: ``model.ubj`` and ``manifest.json``. No pickle is ever loaded.
+"""One model version in the lake: ``model.ubj`` and ``manifest.json``. No pickle is ever loaded.
 
-The manifest carries the model's sha256 and its own; a load that finds any byte changed, or
-features other than the project's, is refused.
+The manifest is written last, and with it the version exists. It carries the model's sha256 and its
+own; a load that finds any byte changed, or features other than the project's, is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from raypipe.aborts import reach
 from raypipe.errors import Conflict, IntegrityError, NotFound
 from raypipe.events.schema import canonical_json
+from raypipe.lake import Place
 from raypipe.project import Project
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class LoadedModel:
 
     booster: xgboost.Booster
     manifest: Manifest
-    path: Path
+    place: Place
 
     @property
     def reference(self) -> str:
@@ -98,7 +97,7 @@ def libraries() -> dict[str, str]:
 
 
 def write(
-    models: Path,
+    models: Place,
     model: bytes,
     *,
     project: Project,
@@ -109,8 +108,8 @@ def write(
     parameters: Mapping[str, Any],
     metrics: Mapping[str, Any],
     thresholds: Mapping[str, float],
-) -> Path:
-    """Write ``models/<name>/<version>`` as a whole or not at all; the directory.
+) -> Place:
+    """Write ``models/<name>/<version>`` as a whole or not at all; the folder.
 
     Raises:
         Conflict: this very version exists.
@@ -133,39 +132,33 @@ def write(
     )
     manifest = msgspec.structs.replace(manifest, manifest_sha256=manifest.digest())
     target = models / name / manifest.version
-    if target.exists():
-        raise Conflict(f"model version {target} exists", hint="A version never changes.")
-    staging = target.with_name(f".{manifest.version}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    _write_durably(staging / MODEL, model)
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-    _write_durably(staging / MANIFEST, text)
-    sync_directory(staging)
-    staging.rename(target)
-    sync_directory(target.parent)
+    if (target / MANIFEST).exists():
+        raise Conflict(f"model version {target.url} exists", hint="A version never changes.")
+    (target / MODEL).write(model)
+    reach("training.before_manifest")
+    (target / MANIFEST).write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     return target
 
 
-def read_manifest(path: Path) -> Manifest:
-    """The manifest of a version directory, checked against its own sha256."""
-    file = path / MANIFEST
+def read_manifest(version: Place) -> Manifest:
+    """The manifest of a version's folder, checked against its own sha256."""
+    file = version / MANIFEST
     try:
-        manifest = msgspec.json.decode(file.read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode(file.read(), type=Manifest)
     except FileNotFoundError as e:
-        raise NotFound(f"no model at {path}", hint="`raypipe train` makes one.") from e
+        raise NotFound(f"no model at {version.url}", hint="`raypipe train` makes one.") from e
     except msgspec.DecodeError as e:
-        raise IntegrityError(f"{file} is not a model manifest: {e}", hint=_OTHER) from e
+        raise IntegrityError(f"{file.url} is not a model manifest: {e}", hint=_OTHER) from e
     if manifest.digest() != manifest.manifest_sha256:
         raise IntegrityError(
-            f"{file} was changed after it was written",
+            f"{file.url} was changed after it was written",
             hint="Restore it from a backup or train a new version.",
         )
     return manifest
 
 
-def load(path: Path, project: Project) -> LoadedModel:
-    """Load a version directory after checking every byte and every feature.
+def load(version: Place, project: Project) -> LoadedModel:
+    """Load a version's folder after checking every byte and every feature.
 
     Raises:
         NotFound: there is none.
@@ -173,15 +166,16 @@ def load(path: Path, project: Project) -> LoadedModel:
     """
     import xgboost
 
-    manifest = read_manifest(path)
+    manifest = read_manifest(version)
+    file = version / MODEL
     try:
-        model = (path / MODEL).read_bytes()
+        model = file.read()
     except FileNotFoundError as e:
-        raise IntegrityError(f"{path} has a manifest but no {MODEL}", hint=_OTHER) from e
+        raise IntegrityError(f"{version.url} has a manifest but no {MODEL}", hint=_OTHER) from e
     found = hashlib.sha256(model).hexdigest()
     if found != manifest.sha256:
         raise IntegrityError(
-            f"{path / MODEL} has sha256 {found[:12]}, its manifest says {manifest.sha256[:12]}",
+            f"{file.url} has sha256 {found[:12]}, its manifest says {manifest.sha256[:12]}",
             hint="Restore it from a backup or train a new version.",
         )
     if manifest.definition_hash != project.definition_hash:
@@ -203,11 +197,11 @@ def load(path: Path, project: Project) -> LoadedModel:
     inside = tuple(booster.feature_names or ())
     if inside != manifest.features:
         raise IntegrityError(
-            f"{path / MODEL} was trained on other features than its manifest lists: "
+            f"{file.url} was trained on other features than its manifest lists: "
             + _difference(inside, manifest.features),
             hint="Restore it from a backup or train a new version.",
         )
-    return LoadedModel(booster, manifest, path)
+    return LoadedModel(booster, manifest, version)
 
 
 def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
@@ -215,19 +209,3 @@ def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:
         return f"{len(found)} features, expected {len(expected)}"
     place = next(i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b)
     return f"number {place} is {found[place]!r}, expected {expected[place]!r}"
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    with path.open("wb") as f:
-        f.write(data)
-        f.flush()
-        os.fsync(f.fileno())
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

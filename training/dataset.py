@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,29 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.builds import Build
 from raypipe.clock import DAY_MS
 from raypipe.errors import DeclarationError, IntegrityError, NotFound, StageError
 from raypipe.events.schema import Kind, Tag
+from raypipe.lake import Place
 from raypipe.project import Project
 from raypipe.vector.assemble import Assembler, raw_columns
-from training.inputs import FeatureFiles, OffsetTable, read_events, require_equal_offsets
+from training.inputs import (
+    OffsetTable,
+    open_build,
+    read_events,
+    read_features,
+    require_equal_offsets,
+)
 from training.labels import labels
 from training.leakage import check_no_leak
 
 _BLOCK = 131_072
 """Rows assembled at a time: bounds the float64 copies of the window columns."""
+
+_ABOUT = "dataset.json"
+_HEAD = 4_096
+"""Bytes of a ``.npy`` file that surely hold its header."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +111,9 @@ class Dataset:
         column = values.astype(np.float32).reshape(-1, 1)
         return replace(self, names=(*self.names, name), x=np.hstack([self.x, column]))
 
-    def save(self, directory: Path) -> str:
-        """Write ``.npy`` files and ``dataset.json``, replacing the directory; the fingerprint."""
+    def save(self, folder: Place) -> str:
+        """Write ``.npy`` files and, last, ``dataset.json`` into a new folder; the fingerprint."""
         fingerprint = self.fingerprint()
-        staging = directory.with_name(f".{directory.name}.tmp")
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
         arrays: dict[str, npt.NDArray[Any]] = {
             "x": self.x,
             "y": self.y,
@@ -114,30 +122,27 @@ class Dataset:
             **{f"key.{k}": codes for k, codes in self.keys.items()},
         }
         for name, array in arrays.items():
-            np.save(staging / f"{name}.npy", array, allow_pickle=False)
+            with (folder / f"{name}.npy").writing() as sink:
+                np.lib.format.write_array(sink, np.asarray(array), allow_pickle=False)
         about = {
             "names": self.names,
             "keys": list(self.keys),
             "origin": asdict(self.origin),
             "fingerprint": fingerprint,
         }
-        (staging / "dataset.json").write_text(json.dumps(about, indent=2))
-        shutil.rmtree(directory, ignore_errors=True)
-        staging.rename(directory)
+        (folder / _ABOUT).write(json.dumps(about, indent=2).encode())
         return fingerprint
 
     @classmethod
-    def load(cls, directory: Path, *, verify: bool = True) -> Dataset:
-        """Memory-map a saved dataset; ``verify`` reads it all and compares the fingerprint."""
+    def load(cls, folder: Place, *, verify: bool = True) -> Dataset:
+        """A saved dataset, memory-mapped where it is local; ``verify`` compares the fingerprint."""
         try:
-            about = json.loads((directory / "dataset.json").read_bytes())
+            about = json.loads((folder / _ABOUT).read())
         except FileNotFoundError as e:
-            raise NotFound(f"no dataset at {directory}") from e
+            raise NotFound(f"no dataset at {folder.url}") from e
 
         def array(name: str) -> npt.NDArray[Any]:
-            path = directory / f"{name}.npy"
-            loaded: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-            return loaded
+            return _array((folder / f"{name}.npy").buffer())
 
         dataset = cls(
             names=tuple(about["names"]),
@@ -150,16 +155,23 @@ class Dataset:
         )
         if verify and dataset.fingerprint() != about["fingerprint"]:
             raise IntegrityError(
-                f"the dataset at {directory} is not what was written",
+                f"the dataset at {folder.url} is not what was written",
                 hint="Train again without --resume.",
             )
         return dataset
 
 
+def _array(data: pa.Buffer) -> npt.NDArray[Any]:
+    """The array of a ``.npy`` file, over its bytes."""
+    head = io.BytesIO(data.slice(0, min(_HEAD, data.size)).to_pybytes())
+    np.lib.format.read_magic(head)
+    shape, fortran, kind = np.lib.format.read_array_header_1_0(head)
+    return np.ndarray(shape, kind, data, head.tell(), order="F" if fortran else "C")
+
+
 def build(
     project: Project,
-    features: Path,
-    events: Mapping[str, Sequence[Path]] | None = None,
+    lake: Place,
     *,
     model: str,
     as_of_ms: int | None = None,
@@ -170,9 +182,7 @@ def build(
 
     Args:
         project: declares events, windows, derived features, label and model.
-        features: the batch features' directory (at_event tables and manifest).
-        events: per event type the Parquet files of the log, by default those that the features
-            were made of.
+        lake: has the features, and the events that they were made of.
         model: name of the declared model.
         as_of_ms: label events after it are unknown; decided events younger than the label's
             horizon before it are left out. By default the newest event's time.
@@ -181,10 +191,10 @@ def build(
         IntegrityError: files are not those of the manifest, or not about the same events.
         LeakageError: a view's values used their own event or a later one.
     """
-    files = FeatureFiles.open(features, project)
+    made = open_build(lake, project)
     decision, label = project.decision_event, project.label
-    paths = events or {kind: [Path(p) for p in listed] for kind, listed in files.events.items()}
-    read = partial(_read_kind, project, paths, end_offset=files.end_offset)
+    read = partial(_read_kind, project, made)
+    tenant = made.manifest.tenant
     used = {v.key for v in project.views}
     keys = [
         f.name
@@ -195,10 +205,10 @@ def build(
     truths = read(label.event, ["event_time", label.reference]).arrow()
     if not len(decided):
         raise StageError(f"no {project.decision!r} events to learn from", hint="Load some first.")
-    tables = _read_views(project, files, decided)
+    tables = _read_views(project, made, decided)
     log = decided.arrow()
-    mine = pc.equal(log.column("tenant"), files.tenant).to_numpy()
-    known = truths.filter(pc.equal(truths.column("tenant"), files.tenant))
+    mine = pc.equal(log.column("tenant"), tenant).to_numpy()
+    known = truths.filter(pc.equal(truths.column("tenant"), tenant))
     event_time = log.column("event_time").to_numpy()
     if as_of_ms is None:
         as_of_ms = max(
@@ -228,32 +238,24 @@ def build(
         offsets=decided.offsets[rows],
         event_time=event_time[rows],
         origin=Origin(
-            project.name, model, project.definition_hash, files.tenant, as_of_ms, label.horizon_ms
+            project.name, model, project.definition_hash, tenant, as_of_ms, label.horizon_ms
         ),
         keys={k: _codes(log.column(k))[rows] for k in keys},
     )
 
 
-def _read_kind(
-    project: Project,
-    paths: Mapping[str, Sequence[Path]],
-    kind: str,
-    columns: Sequence[str],
-    *,
-    end_offset: int,
-) -> OffsetTable:
-    return read_events(paths.get(kind, ()), project.event(kind), columns, end_offset=end_offset)
+def _read_kind(project: Project, made: Build, kind: str, columns: Sequence[str]) -> OffsetTable:
+    end = made.manifest.end_offset
+    return read_events(made.events(kind), project.event(kind), columns, end_offset=end)
 
 
-def _read_views(
-    project: Project, files: FeatureFiles, decided: OffsetTable
-) -> dict[str, OffsetTable]:
+def _read_views(project: Project, made: Build, decided: OffsetTable) -> dict[str, OffsetTable]:
     """The table that holds each window column, zipped with the log and proven free of leaks."""
     holder: dict[str, OffsetTable] = {}
     for entity in dict.fromkeys(v.entity for v in project.views):
         views = [v for v in project.views if v.entity == entity]
         names = [n for v in views for n in v.column_names]
-        table = files.read(entity, [*names, *(f"newest_{v.name}" for v in views)])
+        table = read_features(made, entity, [*names, *(f"newest_{v.name}" for v in views)])
         require_equal_offsets(decided, table, entity)
         check_no_leak(
             decided.offsets,

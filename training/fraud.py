@@ -43,7 +43,7 @@ def train(
         block_fpr=min(Options.block_fpr, settings.max_false_positive_rate),
     )
     session.start(settings)
-    return run(project, settings.home, options, progress, resume=resume)
+    return run(project, settings.lake, options, progress, resume=resume)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="its name; default: the project's first")
     parser.add_argument("--config", type=Path, help="settings file; default ./raypipe.toml")
     parser.add_argument("--home", type=Path, help="folder of everything that raypipe keeps")
+    parser.add_argument("--lake-url", help="where what all nodes read and write lies")
     parser.add_argument("--project", help="module:attribute of the declared project")
     parser.add_argument("--trials", type=int, help="models tried in the sweep")
     parser.add_argument("--seed", type=int)

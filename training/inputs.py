@@ -1,4 +1,4 @@
-"""Reads what training starts from: the batch features' tables and the log's exported events.
+"""Reads what training starts from: a build of the features and the log's exported events.
 
 All tables are brought into log order and zipped by offset; nothing is joined.
 """
@@ -6,10 +6,7 @@ All tables are brought into log order and zipped by offset; nothing is joined.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,64 +15,36 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raypipe.errors import IntegrityError, LeakageError, NotFound
+from features.builds import REBUILD, Build
+from raypipe.errors import IntegrityError, LeakageError
 from raypipe.events.schema import EventType
+from raypipe.lake import Place
 from raypipe.project import Project
 from raypipe.windows.spec import WindowView
 
-_REBUILD = "Run `raypipe features` again."
+
+def open_build(lake: Place, project: Project) -> Build:
+    """The current features; raises when there are none or they are of other declarations."""
+    build = Build.current(lake)
+    made_by = build.manifest.definition_hash
+    if made_by != project.definition_hash:
+        raise IntegrityError(
+            f"the features at {build.place.url} were made by other declarations "
+            f"({made_by[:12]}) than project {project.name!r} has now "
+            f"({project.definition_hash[:12]})",
+            hint=REBUILD,
+        )
+    return build
 
 
-@dataclass(frozen=True)
-class FeatureFiles:
-    """The batch features on disk, as their manifest lists them."""
-
-    root: Path
-    tenant: str
-    end_offset: int
-    events: dict[str, list[str]]
-    """Parquet files of the log that the features were made of, by event type."""
-    sha256: dict[str, str]
-
-    @classmethod
-    def open(cls, root: Path, project: Project) -> FeatureFiles:
-        """Read the manifest; raises when there is none or it is of other declarations."""
-        path = root / "manifest.json"
-        try:
-            manifest = json.loads(path.read_bytes())
-            made_by = manifest["definition_hash"]
-            files = cls(
-                root,
-                manifest["tenant"],
-                manifest["end_offset"],
-                manifest["events"],
-                manifest["files"],
-            )
-        except FileNotFoundError as e:
-            raise NotFound(f"no features at {root}", hint="Run `raypipe features` first.") from e
-        except (ValueError, KeyError) as e:
-            raise IntegrityError(f"{path} is not a manifest: {e!r}", hint=_REBUILD) from e
-        if made_by != project.definition_hash:
-            raise IntegrityError(
-                f"the features at {root} were made by other declarations "
-                f"({made_by[:12]}) than project {project.name!r} has now "
-                f"({project.definition_hash[:12]})",
-                hint=_REBUILD,
-            )
-        return files
-
-    def read(self, entity: str, columns: Sequence[str]) -> OffsetTable:
-        """The at_event table of an entity in offset order, every file checked by its hash."""
-        prefix = f"at_event/{entity}/"
-        names = sorted(n for n in self.sha256 if n.startswith(prefix))
-        if not names:
-            raise IntegrityError(f"the manifest lists no {prefix} files", hint=_REBUILD)
-        tables = []
-        for name in names:
-            path = self.root / name
-            _check_hash(path, self.sha256[name])
-            tables.append(_read(path, ["offset", *columns]))
-        return OffsetTable(pa.concat_tables(tables), f"features of {entity}")
+def read_features(build: Build, entity: str, columns: Sequence[str]) -> OffsetTable:
+    """The at_event table of an entity in offset order, every file checked by its hash."""
+    prefix = f"at_event/{entity}/"
+    files = {n: h for n, h in build.manifest.files.items() if n.startswith(prefix)}
+    if not files:
+        raise IntegrityError(f"the manifest lists no {prefix} files", hint=REBUILD)
+    tables = [_read_checked(build.place / n, files[n], ["offset", *columns]) for n in sorted(files)]
+    return OffsetTable(pa.concat_tables(tables), f"features of {entity}")
 
 
 class OffsetTable:
@@ -90,7 +59,7 @@ class OffsetTable:
         doubled = np.flatnonzero(np.diff(self.offsets) == 0)
         if len(doubled):
             raise IntegrityError(
-                f"{what}: offset {self.offsets[doubled[0]]} occurs more than once", hint=_REBUILD
+                f"{what}: offset {self.offsets[doubled[0]]} occurs more than once", hint=REBUILD
             )
 
     def __len__(self) -> int:
@@ -118,7 +87,7 @@ class OffsetTable:
 
 
 def read_events(
-    paths: Sequence[Path], event: EventType, columns: Sequence[str], *, end_offset: int
+    files: Sequence[Place], event: EventType, columns: Sequence[str], *, end_offset: int
 ) -> OffsetTable:
     """Events of one type before ``end_offset``, of all tenants, in log order.
 
@@ -127,7 +96,7 @@ def read_events(
     fields = [event.field(c) for c in dict.fromkeys(["tenant", *columns])]
     schema = pa.schema([("offset", pa.int64()), *((f.name, f.arrow_type) for f in fields)])
     optional = frozenset(f.name for f in fields if not f.required)
-    tables = [_read(p, schema.names, optional) for p in paths]
+    tables = [_read(f, schema.names, optional) for f in files]
     table = pa.concat_tables([schema.empty_table(), *tables], promote_options="default")
     return OffsetTable(table.filter(pc.less(table.column("offset"), end_offset)), event.name)
 
@@ -142,31 +111,40 @@ def require_equal_offsets(events: OffsetTable, features: OffsetTable, entity: st
     raise IntegrityError(
         f"features of {entity!r} and the log don't have the same events: {len(missing)} without "
         f"features, {len(extra)} without event, the first at offset {example}",
-        hint=_REBUILD,
+        hint=REBUILD,
     )
 
 
-def _read(path: Path, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> pa.Table:
+def _read(place: Place, columns: Sequence[str], optional: frozenset[str] = frozenset()) -> pa.Table:
     try:
-        with pq.ParquetFile(path) as file:
+        with place.open() as file:
+            return _columns(file, place, columns, optional)
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{place.url} is missing", hint=REBUILD) from e
+
+
+def _read_checked(place: Place, sha256: str, columns: Sequence[str]) -> pa.Table:
+    try:
+        data = place.buffer()
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{place.url} is missing", hint=REBUILD) from e
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise IntegrityError(
+            f"{place.url} has sha256 {found[:12]}, its manifest says {sha256[:12]}", hint=REBUILD
+        )
+    return _columns(pa.BufferReader(data), place, columns, frozenset())
+
+
+def _columns(
+    source: pa.NativeFile, place: Place, columns: Sequence[str], optional: frozenset[str]
+) -> pa.Table:
+    try:
+        with pq.ParquetFile(source, pre_buffer=True) as file:
             present = set(file.schema_arrow.names)
             lacking = [n for n in columns if n not in present | optional]
             if lacking:
-                raise IntegrityError(f"{path} lacks the columns {lacking}", hint=_REBUILD)
+                raise IntegrityError(f"{place.url} lacks the columns {lacking}", hint=REBUILD)
             return file.read(columns=[n for n in columns if n in present])
-    except FileNotFoundError as e:
-        raise IntegrityError(f"{path} is missing", hint=_REBUILD) from e
     except pa.ArrowInvalid as e:
-        raise IntegrityError(f"{path} is not readable Parquet: {e}", hint=_REBUILD) from e
-
-
-def _check_hash(path: Path, expected: str) -> None:
-    try:
-        with path.open("rb") as f:
-            found = hashlib.file_digest(f, "sha256").hexdigest()
-    except FileNotFoundError as e:
-        raise IntegrityError(f"{path} is missing", hint=_REBUILD) from e
-    if found != expected:
-        raise IntegrityError(
-            f"{path} has sha256 {found[:12]}, its manifest says {expected[:12]}", hint=_REBUILD
-        )
+        raise IntegrityError(f"{place.url} is not readable Parquet: {e}", hint=REBUILD) from e

@@ -1,19 +1,18 @@
 """One training run: dataset, split, sweep, and what an interrupted one needs to go on.
 
-``home/tune/<model>`` holds the dataset, what was asked for (``work.json``) and the sweep's state.
-``work.json`` is there from the moment the sweep can be resumed until its model is published.
+``tune/<model>`` in the lake holds the dataset, what was asked for (``work.json``) and the sweep's
+state. ``work.json`` is there from the moment the sweep can be resumed until its model is published.
 """
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import msgspec
 
 from raypipe.clock import Clock, SystemClock
 from raypipe.errors import IntegrityError, UsageError
+from raypipe.lake import Place
 from raypipe.project import Project
 from raypipe.runtime.progress import Progress
 from training.dataset import Dataset, build
@@ -37,7 +36,7 @@ class Work:
 
 def run(
     project: Project,
-    home: Path,
+    lake: Place,
     options: Options,
     progress: Progress,
     *,
@@ -48,7 +47,7 @@ def run(
 
     Args:
         project: must declare ``options.model``.
-        home: features are read from it; models, reports and the sweep are written there.
+        lake: features are read from it; models, reports and the sweep are written there.
         options: what to do. With ``resume``, what an interrupted run was told is kept.
         progress: stages, and a line per finished trial.
         resume: finish an interrupted run; its dataset is used again, so later events don't count.
@@ -58,29 +57,30 @@ def run(
         UsageError: an interrupted run was told otherwise, or was about other declarations.
         StageError: too little history, or no trial succeeded.
     """
-    folder = home / "tune" / options.model
+    folder = lake / "tune" / options.model
     work = _interrupted(folder, project, options, progress) if resume else None
     resumed = work is not None
     if work is None:
-        work = _prepare(project, home, folder, options, progress)
+        work = _prepare(project, lake, folder, options, progress)
     result = _sweep(folder, work, progress, resumed)
     with progress.stage("evaluate", unit="events") as stage:
         dataset = Dataset.load(folder / "dataset", verify=False)
         now_ms = (clock or SystemClock()).now_ms()
-        report = publish(project, home, work.options, work.split, dataset, result, now_ms)
+        report = publish(project, lake, work.options, work.split, dataset, result, now_ms)
         stage.advance(report.test["rows"])
         stage.say(f"average precision {report.test['average_precision']:.3f} on test")
-    (folder / _WORK).unlink()
-    for checkpoint in (folder / "sweep").glob("*/checkpoint_*"):
-        shutil.rmtree(checkpoint)
+    (folder / _WORK).remove()
+    saved = {f.parent for f in (folder / "sweep").files()}
+    for checkpoint in (f for f in saved if f.name.startswith("checkpoint_")):
+        checkpoint.remove_tree()
     return report
 
 
 def _prepare(
-    project: Project, home: Path, folder: Path, options: Options, progress: Progress
+    project: Project, lake: Place, folder: Place, options: Options, progress: Progress
 ) -> Work:
     with progress.stage("dataset", unit="events") as stage:
-        dataset = build(project, home / "features", model=options.model, as_of_ms=options.as_of_ms)
+        dataset = build(project, lake, model=options.model, as_of_ms=options.as_of_ms)
         stage.advance(len(dataset))
         split = time_split(
             dataset.event_time,
@@ -90,13 +90,12 @@ def _prepare(
             validation_share=options.validation_share,
             test_share=options.test_share,
         )
-        shutil.rmtree(folder, ignore_errors=True)
+        (folder / _WORK).remove()
+        folder.remove_tree()
         fingerprint = dataset.save(folder / "dataset")
         work = Work(options, split, fingerprint, project.definition_hash)
         text = msgspec.json.format(msgspec.json.encode(work), indent=2)
-        staging = folder / f".{_WORK}.tmp"
-        staging.write_bytes(text)
-        staging.replace(folder / _WORK)
+        (folder / _WORK).write(text)
         stage.say(f"{len(dataset.names)} features, {dataset.positives:,} positive")
     if split.warning:
         progress.note(split.warning)
@@ -104,17 +103,17 @@ def _prepare(
 
 
 def _interrupted(
-    folder: Path, project: Project, options: Options, progress: Progress
+    folder: Place, project: Project, options: Options, progress: Progress
 ) -> Work | None:
     """What an earlier run was about, None when there was none."""
     try:
-        work = msgspec.json.decode((folder / _WORK).read_bytes(), type=Work)
+        work = msgspec.json.decode((folder / _WORK).read(), type=Work)
     except FileNotFoundError:
         progress.note("no interrupted run to resume: starting a new one")
         return None
     except msgspec.DecodeError as e:
         raise IntegrityError(
-            f"{folder / _WORK} is not what was written: {e}", hint="Train without --resume."
+            f"{(folder / _WORK).url} is not what was written: {e}", hint="Train without --resume."
         ) from e
     if work.definition_hash != project.definition_hash:
         raise UsageError(
@@ -130,12 +129,13 @@ def _interrupted(
     dataset = Dataset.load(folder / "dataset", verify=False)
     if dataset.fingerprint() != work.fingerprint:
         raise IntegrityError(
-            f"{folder / 'dataset'} is not the interrupted run's", hint="Train without --resume."
+            f"{(folder / 'dataset').url} is not the interrupted run's",
+            hint="Train without --resume.",
         )
     return work
 
 
-def _sweep(folder: Path, work: Work, progress: Progress, resumed: bool) -> SweepResult:
+def _sweep(folder: Place, work: Work, progress: Progress, resumed: bool) -> SweepResult:
     from training.tune import sweep
 
     plan = work.options.sweep

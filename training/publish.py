@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from raypipe.lake import Place
 from raypipe.project import Project
 from training import artefact, registry
 from training.dataset import Dataset
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 def publish(
     project: Project,
-    home: Path,
+    lake: Place,
     options: Options,
     split: Split,
     dataset: Dataset,
@@ -78,8 +78,8 @@ def publish(
         **asdict(dataset.origin),
     }
     parts = tuple(_describe(p, dataset, rows[p.name]) for p in split.parts)
-    path = artefact.write(
-        home / "models",
+    version = artefact.write(
+        lake / "models",
         result.model,
         project=project,
         name=options.model,
@@ -90,14 +90,15 @@ def publish(
         metrics={**figures, "operating_points": points},
         thresholds={n: p["threshold"] for n, p in points.items()},
     )
-    registry.promote(home / "models", options.model, path.name)
+    registry.promote(lake / "models", options.model, version.name)
+    folder = lake / "reports" / f"{options.model}-{version.name}"
     report = TrainReport(
         model=options.model,
-        version=path.name,
+        version=version.name,
         sha256=hashlib.sha256(result.model).hexdigest(),
         project=project.name,
         created_ms=created_ms,
-        artefact=str(path),
+        artefact=version.url,
         data=data,
         split=parts,
         gap_ms=split.gap_ms,
@@ -112,9 +113,9 @@ def publish(
         sweep=tuple(t.describe() for t in result.trials),
         libraries=artefact.libraries(),
         warnings=(split.warning,) if split.warning else (),
-        directory=str(home / "reports" / f"{options.model}-{path.name}"),
+        directory=folder.url,
     )
-    write(report)
+    write(report, folder)
     return report
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from raypipe.lake import Place
 from training.charts import FPR, UNIT, Chart, Mark, chart
 
 _TEMPLATE = "report.html.j2"
@@ -47,15 +48,11 @@ class TrainReport:
         return asdict(self)
 
 
-def write(report: TrainReport) -> Path:
-    """Write both files into ``report.directory``; the path of the page."""
-    directory = Path(report.directory)
-    directory.mkdir(parents=True, exist_ok=True)
+def write(report: TrainReport, folder: Place) -> None:
+    """Write both files into the folder."""
     text = json.dumps(report.describe(), indent=2, allow_nan=False)
-    (directory / "report.json").write_text(text)
-    page = directory / "report.html"
-    page.write_text(render(report))
-    return page
+    (folder / "report.json").write(text.encode())
+    (folder / "report.html").write(render(report).encode())
 
 
 def render(report: TrainReport) -> str:

@@ -1,11 +1,11 @@
 """A resumable sweep over XGBoost on Ray Tune.
 
-Every trial reads the dataset by its path (all nodes must see it), reports the validation's area
+Every trial reads the dataset from the lake, on whatever node it runs, reports the validation's area
 under the precision-recall curve every few rounds, and may be stopped early by ASHA. Optuna
 proposes what to try next. The experiment has a fixed place, so a killed sweep goes on from its
 last snapshot: finished trials are kept, unfinished ones go on from their checkpoint. No checkpoint
 is removed while it runs: a snapshot that was made before the removal would name it.
-Ray Tune's snapshots are pickles: a home folder is as trusted as the code beside it.
+Ray Tune's snapshots are pickles: a lake is as trusted as the code that works on it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
-from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
@@ -34,6 +32,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from raypipe.aborts import reach
 from raypipe.errors import StageError
+from raypipe.lake import Place
 from training.dataset import Dataset
 from training.plan import FIRST_POINT, FIXED, METRIC, SweepPlan, SweepResult, Trial
 from training.split import Part, Split
@@ -69,11 +68,11 @@ def search_space() -> dict[str, Any]:
 
 
 def sweep(
-    dataset: Path,
+    dataset: Place,
     split: Split,
     plan: SweepPlan,
     *,
-    storage: Path,
+    storage: Place,
     resume: bool = False,
     note: Say = _log.info,
     trial_ended: Say = _log.info,
@@ -81,10 +80,10 @@ def sweep(
     """Run a sweep, or finish an interrupted one, in the current Ray session.
 
     Args:
-        dataset: directory of a saved Dataset.
+        dataset: folder of a saved Dataset.
         split: trials learn on train and report on validation; test is never read.
         plan: how much to try.
-        storage: directory of the experiment; without ``resume`` an earlier one there is removed.
+        storage: folder of the experiment; without ``resume`` an earlier one there is removed.
         resume: go on with the experiment at ``storage`` if there is one.
         note: gets what the user should know, a line each.
         trial_ended: gets one line per finished trial.
@@ -92,15 +91,15 @@ def sweep(
     Raises:
         StageError: no trial ended well; names the first trial's error.
     """
-    experiment = storage.absolute() / _NAME
+    experiment = storage / _NAME
     announcer = _Announcer(trial_ended)
     token = _announcer.set(announcer)
     try:
         with _quiet(), _environment(_TUNE):
-            trainable = _trainable(str(dataset.absolute()), split, plan)
+            trainable = _trainable(dataset, split, plan)
             tuner = _restored(experiment, trainable, plan, note) if resume else None
             if tuner is None:
-                shutil.rmtree(experiment, ignore_errors=True)
+                experiment.remove_tree()
                 tuner = _fresh(experiment, trainable, plan)
             grid = tuner.fit()
         announcer.flush()
@@ -109,7 +108,7 @@ def sweep(
         _announcer.reset(token)
 
 
-def _fresh(experiment: Path, trainable: Any, plan: SweepPlan) -> tune.Tuner:
+def _fresh(experiment: Place, trainable: Any, plan: SweepPlan) -> tune.Tuner:
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     concurrency = plan.concurrency or max(1, int(resources.get("CPU", 1)))
     return tune.Tuner(
@@ -135,23 +134,25 @@ def _fresh(experiment: Path, trainable: Any, plan: SweepPlan) -> tune.Tuner:
         ),
         run_config=tune.RunConfig(
             name=experiment.name,
-            storage_path=str(experiment.parent),
+            storage_path=experiment.parent.key,
+            storage_filesystem=experiment.filesystem,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     )
 
 
-def _restored(experiment: Path, trainable: Any, plan: SweepPlan, note: Say) -> tune.Tuner | None:
+def _restored(experiment: Place, trainable: Any, plan: SweepPlan, note: Say) -> tune.Tuner | None:
     """The interrupted experiment, or None when nothing can be resumed."""
     statuses = _statuses(experiment)
-    if not statuses or not tune.Tuner.can_restore(str(experiment)):
+    where = {"path": experiment.key, "storage_filesystem": experiment.filesystem}
+    if not statuses or not tune.Tuner.can_restore(**where):
         note("the sweep has no intact snapshot to resume from: starting it anew")
         return None
     ended = statuses.count("TERMINATED")
     note(f"resuming the sweep: {ended} of {plan.trials} trials are finished")
     return tune.Tuner.restore(
-        str(experiment),
+        **where,
         trainable=trainable,
         param_space=search_space(),
         resume_unfinished=True,
@@ -159,16 +160,17 @@ def _restored(experiment: Path, trainable: Any, plan: SweepPlan, note: Say) -> t
     )
 
 
-def _statuses(experiment: Path) -> list[str]:
+def _statuses(experiment: Place) -> list[str]:
     """Status of each trial in the newest snapshot; none when there is none or it is torn."""
-    snapshots = sorted(experiment.glob("experiment_state-*.json"))
-    searchers = [*experiment.glob("search_gen_state-*"), *experiment.glob("searcher-state-*")]
+    names = experiment.names()
+    snapshots = [n for n in names if n.startswith("experiment_state-") and n.endswith(".json")]
+    searchers = [n for n in names if n.startswith(("search_gen_state-", "searcher-state-"))]
     if not snapshots or len(searchers) != 2 * len(snapshots):
         return []
     try:
         for searcher in searchers:
-            cloudpickle.loads(searcher.read_bytes())
-        trials = json.loads(snapshots[-1].read_bytes())["trial_data"]
+            cloudpickle.loads((experiment / searcher).read())
+        trials = json.loads((experiment / snapshots[-1]).read())["trial_data"]
         return [json.loads(state)["status"] for state, _ in trials]
     except (ValueError, KeyError, EOFError, UnpicklingError):
         return []
@@ -178,14 +180,14 @@ def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _trainable(dataset: str, split: Split, plan: SweepPlan) -> Any:
+def _trainable(dataset: Place, split: Split, plan: SweepPlan) -> Any:
     def trial(config: dict[str, Any]) -> None:
         _train(config, dataset, split, plan)
 
     return tune.with_resources(trial, {"cpu": FIXED["nthread"]})
 
 
-def _train(config: Mapping[str, Any], dataset: str, split: Split, plan: SweepPlan) -> None:
+def _train(config: Mapping[str, Any], dataset: Place, split: Split, plan: SweepPlan) -> None:
     """One trial, from its checkpoint on if it has one."""
     booster, done = None, 0
     checkpoint = tune.get_checkpoint()
@@ -248,10 +250,10 @@ class _Report(TuneReportCheckpointCallback):
 
 @lru_cache(maxsize=1)
 def _matrices(
-    dataset: str, train: Part, validation: Part
+    dataset: Place, train: Part, validation: Part
 ) -> tuple[xgboost.DMatrix, xgboost.DMatrix]:
     """Binned once per process: trials that follow each other in it share them."""
-    data = Dataset.load(Path(dataset), verify=False)
+    data = Dataset.load(dataset, verify=False)
     made: list[xgboost.DMatrix] = []
     for part in (train, validation):
         rows = part.rows(data.event_time)
@@ -323,7 +325,7 @@ def _result(grid: tune.ResultGrid, plan: SweepPlan) -> SweepResult:
         metric, rounds = _best(model)
         full = model is not None and model.num_boosted_rounds() >= plan.max_rounds
         trial = Trial(
-            id=Path(result.path).name,
+            id=result.path.rpartition("/")[2],
             state="failed" if model is None else "finished" if full else "stopped",
             metric=None if model is None else metric,
             rounds=rounds,

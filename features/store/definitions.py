@@ -14,9 +14,9 @@ import ast
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from features.store.duck import glob
 from features.store.names import (
     CREATED,
     EVENT_ENTITY,
@@ -26,13 +26,13 @@ from features.store.names import (
     at_event_view,
     newest_column,
     online_service,
-    parquet_glob,
     state_folder,
     state_view,
     version_service,
 )
 from features.store.wording import column_text, view_text
 from raypipe.errors import DeclarationError
+from raypipe.lake import Place
 from raypipe.project import Model, Project
 from raypipe.windows.spec import WindowView
 
@@ -54,19 +54,19 @@ class Definitions:
 
 
 def define(
-    project: Project, home: Path, versions: Mapping[str, Iterable[int]] | None = None
+    project: Project, build: Place, versions: Mapping[str, Iterable[int]] | None = None
 ) -> Definitions:
     """The Feast objects of a project.
 
     Args:
-        home: absolute path of the home folder, whose feature files become the sources.
+        build: folder of a build of the features, whose files become the sources.
         versions: model name -> versions whose inputs are the declared ones; each gets a service.
 
     Raises:
         DeclarationError: an entity has the name that belongs to the entity of events.
     """
     entities = _entities(project)
-    sources = _sources(project, home)
+    sources = _sources(project, build)
     at_event = {v.name: _at_event(v, project, entities, sources) for v in project.views}
     state = {v.name: _state(v, project, entities, sources) for v in project.views}
     services: list[feast.FeatureService] = []
@@ -143,14 +143,14 @@ def _entities(project: Project) -> dict[str, feast.Entity]:
     return out
 
 
-def _sources(project: Project, home: Path) -> dict[tuple[str, str], feast.FileSource]:
+def _sources(project: Project, build: Place) -> dict[tuple[str, str], feast.FileSource]:
     from feast import FileSource
 
     out: dict[tuple[str, str], feast.FileSource] = {}
     for entity in key_columns(project):
         out["at_event", entity] = FileSource(
             name=f"at_event_{entity}",
-            path=parquet_glob(at_event_folder(home, entity)),
+            path=glob(at_event_folder(build, entity)),
             timestamp_field=TIMESTAMP,
             description=f"one row per {project.decision} event: values before it",
             owner=project.entity(entity).owner,
@@ -158,7 +158,7 @@ def _sources(project: Project, home: Path) -> dict[tuple[str, str], feast.FileSo
     for view in project.views:
         out["state", view.name] = FileSource(
             name=f"state_{view.name}",
-            path=parquet_glob(state_folder(home, view.name)),
+            path=glob(state_folder(build, view.name)),
             timestamp_field=TIMESTAMP,
             created_timestamp_column=CREATED,
             description=f"one row per {view.event} event: values after it; {CREATED} is its offset",

@@ -14,16 +14,19 @@ from typing import Any
 
 @cache
 def _objects() -> dict[str, Any]:
+    from features.builds import Build
     from features.store.registry import desired
     from features.store.repo import open_store
     from raypipe.errors import ConfigError
+    from raypipe.lake import Place
     from raypipe.project import load_project
 
     home = os.environ.get("RAYPIPE_HOME")
     if not home:
         raise ConfigError("RAYPIPE_HOME is not set", hint="Set it to the home folder's full path.")
     project = load_project(os.environ.get("RAYPIPE_PROJECT", "features.payments:project"))
-    contents = desired(open_store(Path(home)), project)
+    build = Build.current(Place.at(os.environ.get("RAYPIPE_LAKE_URL") or home))
+    contents = desired(open_store(Path(home)), project, build.place)
     return {
         f"{kind}_{o.name}": o
         for kind in ("projects", "data_sources", "entities", "feature_views", "feature_services")

@@ -1,8 +1,8 @@
-"""What things are called in Feast and where the feature files of a home lie."""
+"""What things are called in Feast and where the files of a build of the features lie."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from raypipe.lake import Place
 
 EVENT_ENTITY = "event"
 """The Feast entity of `*_at_event` views; its join key is EVENT_KEY."""
@@ -38,21 +38,11 @@ def newest_column(view: str) -> str:
     return f"newest_{view}"
 
 
-def at_event_folder(home: Path, entity: str) -> Path:
+def at_event_folder(build: Place, entity: str) -> Place:
     """Folder of an entity's values before each decision event."""
-    return home / "features" / "at_event" / entity
+    return build / "at_event" / entity
 
 
-def state_folder(home: Path, view: str) -> Path:
+def state_folder(build: Place, view: str) -> Place:
     """Folder of a view's values after each counted event."""
-    return home / "features" / "state" / view
-
-
-def parquet_glob(folder: Path) -> str:
-    """All parts of a folder; Feast reads a glob where it fails on a folder."""
-    return str(folder / "part-*.parquet")
-
-
-def parquet_files(folder: Path) -> list[str]:
-    """The parts that exist now, sorted."""
-    return sorted(str(p) for p in folder.glob("part-*.parquet"))
+    return build / "state" / view

@@ -10,6 +10,7 @@ from features.store.definitions import DEFINITION_TAG, Definitions, define
 from features.store.names import state_view, version_service
 from features.store.repo import home_of
 from features.store.written import Written
+from raypipe.lake import Place
 from raypipe.project import Project
 
 if TYPE_CHECKING:
@@ -53,27 +54,28 @@ class Entry:
 
 
 def plan(
-    store: feast.FeatureStore, project: Project, versions: Versions | None = None
+    store: feast.FeatureStore, project: Project, build: Place, versions: Versions | None = None
 ) -> list[Change]:
     """What :func:`apply` would change; changes nothing."""
-    return [change for change, _ in _differences(store, desired(store, project, versions))]
+    return [change for change, _ in _differences(store, desired(store, project, build, versions))]
 
 
 def apply(
-    store: feast.FeatureStore, project: Project, versions: Versions | None = None
+    store: feast.FeatureStore, project: Project, build: Place, versions: Versions | None = None
 ) -> list[Change]:
     """Make the registry say what the project declares; a second call changes nothing.
 
     Online rows of a view whose values are defined otherwise now are dropped with it.
 
     Args:
+        build: folder of the build of the features that the views read from now on.
         versions: model name -> versions that this declaration's inputs belong to. A version that
             is registered and not named here keeps its inputs; a model without any gets version 1.
 
     Returns:
         what was changed.
     """
-    wanted = desired(store, project, versions)
+    wanted = desired(store, project, build, versions)
     found = _differences(store, wanted)
     void = [d.current_feast_object for _, d in found if _values_changed(d)]
     gone = [d.current_feast_object for c, d in found if c.action == "delete"]
@@ -119,7 +121,7 @@ def registered(store: feast.FeatureStore) -> list[Entry]:
 
 
 def desired(
-    store: feast.FeatureStore, project: Project, versions: Versions | None = None
+    store: feast.FeatureStore, project: Project, build: Place, versions: Versions | None = None
 ) -> RepoContents:
     """The whole registry as it should be, in Feast's own form."""
     from feast import Project as FeastProject
@@ -131,7 +133,7 @@ def desired(
     for model in project.models:
         has_one = any(_is_version(s, model.name) for s in existing)
         named.setdefault(model.name, () if has_one else (1,))
-    found: Definitions = define(project, home_of(store), named)
+    found: Definitions = define(project, build, named)
     declared = {s.name for s in found.services}
     known = {v.name: v for v in store.list_batch_feature_views()}
     for view in found.views:

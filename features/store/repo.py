@@ -57,6 +57,11 @@ def open_store(home: Path) -> FeatureStore:
     return FeatureStore(repo_path=str(config.repo_path), config=config)
 
 
+def spill_folder(home: Path) -> Path:
+    """Where DuckDB puts what its memory can't hold."""
+    return home / "feast" / "spill"
+
+
 def home_of(store: FeatureStore) -> Path:
     """The home that a store was opened for."""
     return Path(store.repo_path)

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from features.store.names import CREATED, TIMESTAMP, newest_column, parquet_files, state_folder
+from features.store.duck import scan
+from features.store.names import CREATED, TIMESTAMP, newest_column, state_folder
 from raypipe.errors import StageError, UsageError
+from raypipe.lake import Place
 from raypipe.windows.spec import WindowView
 
 if TYPE_CHECKING:
@@ -26,20 +28,24 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def connect(home: Path, view: WindowView) -> duckdb.DuckDBPyConnection:
+def connect(build: Place, view: WindowView, spill: Path) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the view's state files as table `state`; without files, no rows.
 
     Columns: `key` (text), `time` (int64 microseconds), `"offset"` (int64), the view's columns.
+
+    Args:
+        build: folder of a build of the features.
+        spill: local folder for what memory can't hold.
 
     Raises:
         StageError: the files don't have the declared columns.
     """
     import duckdb
 
-    con = duckdb.connect(config={"temp_directory": str(home / "feast" / "spill")})
+    con = duckdb.connect(config={"temp_directory": str(spill)})
     con.execute("SET enable_progress_bar = false")
-    files = parquet_files(state_folder(home, view.name))
-    found = con.read_parquet(files) if files else con.from_arrow(_empty(view))
+    files = state_folder(build, view.name).files()
+    found = scan(con, files) if files else con.from_arrow(_empty(view))
     values = "".join(f", {quoted(c)}::DOUBLE AS {quoted(c)}" for c in view.column_names)
     try:
         found.project(
@@ -94,14 +100,16 @@ def newer_rows(
     ).to_arrow_reader(batch)
 
 
-def as_of(home: Path, view: WindowView, rows: pa.Table) -> pa.Table:
+def as_of(build: Place, view: WindowView, rows: pa.Table, spill: Path) -> pa.Table:
     """Each row with the view's newest state at or before its time, if within the horizon.
 
     The join sees event time only: whoever trains on it must compare ``newest_<view>`` with the
     offset of the row's own event.
 
     Args:
+        build: folder of a build of the features.
         rows: has the view's key column and `event_timestamp` (timestamp[us, UTC]).
+        spill: local folder for what memory can't hold.
 
     Returns:
         the rows in their order, plus the view's columns (float64, NaN where nothing is known) and
@@ -130,7 +138,7 @@ def as_of(home: Path, view: WindowView, rows: pa.Table) -> pa.Table:
         f", CASE WHEN {alive} THEN known.{quoted(c)} ELSE 'nan'::DOUBLE END AS {quoted(c)}"
         for c in view.column_names
     )
-    con = connect(home, view)
+    con = connect(build, view, spill)
     con.register("asked", asked)
     joined: pa.Table = con.sql(
         f"""

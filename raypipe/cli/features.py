@@ -30,7 +30,7 @@ def features(
 
     with running.claim(settings.home, "features"), _stage.session():
         manifest = _stage.call("features.pipeline:build", settings, _options.progress(quiet))
-    shown = {name: manifest[name] for name in ("rows", "end_offset", "definition_hash")}
+    shown = {name: manifest[name] for name in ("rows", "end_offset", "definition_hash", "folder")}
     _output.write(manifest if json else shown, as_json=json)
     return 0
 

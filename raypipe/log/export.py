@@ -79,9 +79,12 @@ def _write(place: Place, kind: str, chunks: Iterator[Chunk]) -> bool:
         raise IntegrityError(f"batches of {kind!r} in {place.name} don't unify: {e}") from e
     offsets = pa.array(np.concatenate([c.offsets for c in found]))
     table = table.add_column(0, pa.field(OFFSET, pa.int64(), nullable=False), offsets)
-    with files.writing(place.name), place.writing() as sink:
-        with files.parquet_writer(sink, table.schema) as writer:
-            writer.write_table(table, row_group_size=files.GROUP_ROWS)
+    with (
+        files.writing(place.name),
+        place.writing() as sink,
+        files.parquet_writer(sink, table.schema) as writer,
+    ):
+        writer.write_table(table, row_group_size=files.GROUP_ROWS)
     return True
 
 

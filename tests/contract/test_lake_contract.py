@@ -82,16 +82,19 @@ def test_what_is_written_in_pieces_is_one_file(lake: Place) -> None:
     assert place.read() == BIG
 
 
+def _fail_while_writing(place: Place, error: type[BaseException]) -> None:
+    with place.writing() as sink:
+        sink.write(BIG)
+        raise error
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_a_write_that_fails_leaves_the_file_before(
-    lake: Place, error: type[BaseException]
-) -> None:
+def test_a_write_that_fails_leaves_the_file_before(lake: Place, error: type[BaseException]) -> None:
     old, new = lake / "old", lake / "new"
     old.write(b"before")
     for place in (old, new):
-        with pytest.raises(error), place.writing() as sink:
-            sink.write(BIG)
-            raise error
+        with pytest.raises(error):
+            _fail_while_writing(place, error)
     assert old.read() == b"before"
     assert not new.exists()
     assert lake.names() == ["old"]

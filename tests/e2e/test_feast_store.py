@@ -20,16 +20,17 @@ import pyarrow.parquet as pq
 import pytest
 
 import features.materialize
-from features.materialize import materialize
+from features.builds import Build, Manifest, folder
 from features.online import OnlineRow, read
 from features.payments import project as payments
-from features.store.historical import historical
-from features.store.registry import apply, plan, registered
-from features.store.repo import open_store
-from features.store.state import as_of
+from features.store import historical as offline
+from features.store import registry, state
+from features.store.registry import Change, registered
+from features.store.repo import home_of, open_store
 from raypipe.clock import DAY_MS, HOUR_MS
 from raypipe.errors import NotFound, StageError
 from raypipe.events.schema import EventType, Field, Kind, Tag
+from raypipe.lake import Place
 from raypipe.project import Entity, Label, Model, Project
 from raypipe.vector.expressions import Derived
 from raypipe.windows.spec import WindowView, count, mean, since_last, spans, total
@@ -84,6 +85,8 @@ PROJECT = Project(
     ),
 )
 
+BUILD = "b1"
+
 Row = tuple[str, int, int]
 """key, milliseconds, offset"""
 
@@ -109,6 +112,32 @@ def store(tmp_path: Path) -> feast.FeatureStore:
     return open_store(tmp_path)
 
 
+def built(home: Path) -> Place:
+    return folder(Place.at(home), BUILD)
+
+
+def apply(store: feast.FeatureStore, project: Project, *versions: Any) -> list[Change]:
+    return registry.apply(store, project, built(home_of(store)), *versions)
+
+
+def plan(store: feast.FeatureStore, project: Project) -> list[Change]:
+    return registry.plan(store, project, built(home_of(store)))
+
+
+def materialize(
+    home: Path, project: Project, end: int, **other: Any
+) -> features.materialize.Report:
+    return features.materialize.materialize(home, project, built(home), end, **other)
+
+
+def historical(store: feast.FeatureStore, ids: list[str], service: str) -> pa.Table:
+    return offline.historical(store, Place.at(home_of(store)), ids, service)
+
+
+def as_of(home: Path, view: WindowView, rows: pa.Table) -> pa.Table:
+    return state.as_of(built(home), view, rows, home / "spill")
+
+
 def values_of(view: WindowView, offset: int) -> dict[str, float]:
     """Every fifth value is missing; the others name their row and column."""
     return {
@@ -125,9 +154,9 @@ def write_state(home: Path, view: WindowView, rows: list[Row], part: int = 0) ->
     }
     for name in view.column_names:
         table[name] = pa.array([values_of(view, r[2])[name] for r in rows], pa.float64())
-    folder = home / "features" / "state" / view.name
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(table), folder / f"part-{part:04d}.parquet")
+    out = Path(built(home).url) / "state" / view.name
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), out / f"part-{part:04d}.parquet")
 
 
 def write_at_event(home: Path, entity: str, ids: list[str], part: int = 0) -> None:
@@ -142,9 +171,24 @@ def write_at_event(home: Path, entity: str, ids: list[str], part: int = 0) -> No
         for name in view.column_names:
             table[name] = pa.array([values_of(view, o)[name] for o in offsets], pa.float64())
         table[f"newest_{view.name}"] = pa.array([o - 1 for o in offsets], pa.int64())
-    folder = home / "features" / "at_event" / entity
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(table), folder / f"part-{part:04d}.parquet")
+    out = Path(built(home).url) / "at_event" / entity
+    out.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), out / f"part-{part:04d}.parquet")
+
+
+def publish_empty(home: Path, build: str = BUILD) -> None:
+    manifest = Manifest(
+        build=build,
+        definition_hash="",
+        tenant="",
+        end_offset=0,
+        rows=0,
+        last_event_ms=0,
+        views={},
+        events={},
+        files={},
+    )
+    Build(Place.at(home), manifest).publish()
 
 
 def registry_rows(home: Path) -> dict[str, list[tuple[Any, ...]]]:
@@ -256,6 +300,21 @@ def test_plan_names_what_differs_and_apply_does_just_that(store: feast.FeatureSt
     assert store.get_feature_view("plot_state").description.startswith("another text")
 
 
+def test_another_build_moves_the_sources_and_nothing_else(
+    store: feast.FeatureStore, tmp_path: Path
+) -> None:
+    apply(store, PROJECT)
+    write_state(tmp_path, HUB, [("a", NOW, 1)])
+    materialize(tmp_path, PROJECT, NOW, store=store)
+    changes = registry.apply(store, PROJECT, folder(Place.at(tmp_path), "b2"))
+    assert {c.kind for c in changes} == {"data source", "feature view", "feature service"}
+    assert {c.action for c in changes} == {"update"}
+    source = store.get_feature_view("hub_state").batch_source
+    assert source.path == str(tmp_path / "features" / "b2" / "state" / "hub" / "part-*.parquet")
+    assert online(store, HUB, "a") == [("a", NOW, 1)]
+    assert len(store.get_feature_view("hub_state").materialization_intervals) == 1
+
+
 def test_a_registered_model_version_keeps_its_inputs(store: feast.FeatureStore) -> None:
     apply(store, PROJECT)
     second = replace(PROJECT, models=(Model("frost", ("plot_count_1d",)),))
@@ -298,6 +357,7 @@ def test_feasts_own_command_line_sees_the_same_registry(
     store: feast.FeatureStore, tmp_path: Path
 ) -> None:
     apply(store, payments)
+    publish_empty(tmp_path)
     environment = {**os.environ, "RAYPIPE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("RAYPIPE_PROJECT", None)
     command = [sys.executable, "-W", "ignore", "-m", "feast.cli.cli", "-c", "features", "plan"]

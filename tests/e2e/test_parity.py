@@ -13,6 +13,7 @@ import pytest
 
 from features.batch import run_entity
 from features.payments import project
+from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import GROUP, WorkerCore
 from raypipe.simulate.config import WorldConfig
@@ -58,10 +59,13 @@ def feed(core: WorkerCore, arrivals: list[tuple[str, dict]]) -> np.ndarray:
 
 def compute(log: SqliteLog, out: Path, end: int) -> None:
     kinds = [e.name for e in project.events]
-    files = {k: log.export(0, k, out / "export", 0, end) for k in kinds}
+    place = Place.at(out)
+    events = {k: log.export(0, k, place / "export", 0, end) for k in kinds}
+    written: dict[str, str] = {}
     for entity in project.entities:
-        run_entity(project, entity.name, files, out, partitions=4)
-    snapshot.seal(out / "snapshot", end, project.definition_hash)
+        written |= run_entity(project, entity.name, events, place, partitions=4)[1]
+    parts = {n.removeprefix("snapshot/"): h for n, h in written.items() if n[:9] == "snapshot/"}
+    snapshot.seal(place / "snapshot", end, project.definition_hash, parts)
 
 
 def at_event(out: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -15,6 +15,7 @@ import pytest
 import raypipe
 from raypipe.clock import DAY_MS, HOUR_MS, MINUTE_MS, SystemClock
 from raypipe.events.quarantine import Quarantine
+from raypipe.lake import Place
 from raypipe.ledger.record import decode
 from raypipe.log.sqlite import SqliteLog
 from tests.domains import greenhouse as declared
@@ -143,7 +144,7 @@ def test_feast_knows_its_views_and_services(greenhouse_line: Line) -> None:
 def test_the_sweep_left_a_model_that_tells_floods(greenhouse_line: Line) -> None:
     report = greenhouse_line.report
     home = greenhouse_line.settings.home
-    model = artefact.load(registry.locate(home / "models", "flooding"), declared.project)
+    model = artefact.load(registry.locate(Place.at(home) / "models", "flooding"), declared.project)
     assert model.reference == f"flooding@{report['version']}"
     assert len(report["sweep"]) == 2
     assert report["test"]["average_precision"] > 10 * report["test"]["base_rate"]

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from raypipe.lake import Place
 from raypipe.runtime.progress import Quiet
 from tests.unit.training_kit import PROJECT, dataset, world
 from training import artefact, registry
@@ -26,24 +27,24 @@ PLAN = SweepPlan(trials=6, max_rounds=400, grace_rounds=100, report_every=20, co
 
 SCRIPT = """
 import sys
-from pathlib import Path
 import ray
+from raypipe.lake import Place
 from tests.e2e.test_sweep import PLAN, prepared
 from training.tune import sweep
 ray.init(
     address="local", num_cpus=2, object_store_memory=100_000_000, include_dashboard=False,
     log_to_driver=False, configure_logging=False, _temp_dir=sys.argv[2],
 )
-folder = Path(sys.argv[1])
+folder = Place.at(sys.argv[1])
 tell = lambda line: print(line, flush=True)
 sweep(folder / "dataset", prepared(folder), PLAN, storage=folder, trial_ended=tell)
 print("not killed")
 """
 
 
-def prepared(folder: Path) -> Split:
+def prepared(folder: Place) -> Split:
     data = dataset(5_000)
-    if not (folder / "dataset").exists():
+    if not (folder / "dataset").names():
         data.save(folder / "dataset")
     return time_split(data.event_time, data.y, horizon_ms=data.origin.horizon_ms)
 
@@ -63,7 +64,7 @@ def results(folder: Path, trial: str) -> list[dict[str, Any]]:
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) -> None:
-    split = prepared(tmp_path)
+    split = prepared(Place.at(tmp_path))
     # Short on purpose: Unix socket paths inside it must stay under 108 bytes.
     ray_files = tempfile.mkdtemp(prefix="rp-")
     killed = subprocess.run(
@@ -91,10 +92,10 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) 
     notes: list[str] = []
     ended: list[str] = []
     result = sweep(
-        tmp_path / "dataset",
+        Place.at(tmp_path / "dataset"),
         split,
         PLAN,
-        storage=tmp_path,
+        storage=Place.at(tmp_path),
         resume=True,
         note=notes.append,
         trial_ended=ended.append,
@@ -118,10 +119,10 @@ def test_a_torn_snapshot_is_not_resumed(tmp_path: Path) -> None:
     from training.tune import _restored
 
     notes: list[str] = []
-    assert _restored(tmp_path, None, PLAN, notes.append) is None
+    assert _restored(Place.at(tmp_path), None, PLAN, notes.append) is None
     for name in ("experiment_state-1.json", "search_gen_state-1.json", "searcher-state-1.pkl"):
         (tmp_path / name).write_bytes(b'{"trial_da')
-        assert _restored(tmp_path, None, PLAN, notes.append) is None
+        assert _restored(Place.at(tmp_path), None, PLAN, notes.append) is None
     assert notes == ["the sweep has no intact snapshot to resume from: starting it anew"] * 4
 
 
@@ -130,8 +131,8 @@ def test_a_torn_snapshot_is_not_resumed(tmp_path: Path) -> None:
 def test_a_run_ends_in_a_current_model_and_a_report(tmp_path: Path, ray_session: None) -> None:
     world(5_000).write(tmp_path)
     options = Options(trials=3, max_rounds=60, concurrency=2)
-    made = run(PROJECT, tmp_path, options, Quiet())
-    model = artefact.load(registry.locate(tmp_path / "models", "fraud"), PROJECT)
+    made = run(PROJECT, Place.at(tmp_path), options, Quiet())
+    model = artefact.load(registry.locate(Place.at(tmp_path) / "models", "fraud"), PROJECT)
     assert model.reference == f"fraud@{made.version}"
     assert len(made.sweep) == 3
     assert made.sweep[0]["metric"] == max(t["metric"] for t in made.sweep)

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from features.payments import project
+from raypipe.lake import Place
 from raypipe.ledger.record import decode
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import GROUP
@@ -166,7 +167,7 @@ def test_the_summary_says_what_lies_in_home(up: Up) -> None:
     assert replay["p50_ms"] <= replay["p95_ms"] <= replay["p99_ms"]
 
     version = summary["model"]["version"]
-    model = artefact.load(registry.locate(home / "models", "fraud"), project)
+    model = artefact.load(registry.locate(Place.at(home) / "models", "fraud"), project)
     assert model.reference == summary["serving"]["model"] == f"fraud@{version}"
     report = Path(summary["model"]["report"])
     assert report.is_relative_to(home)

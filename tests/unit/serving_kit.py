@@ -19,6 +19,7 @@ from raypipe.clock import HOUR_MS, ManualClock
 from raypipe.errors import Conflict
 from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind, Tag
+from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, encode
 from raypipe.project import Entity, Label, Model, Project
 from raypipe.tenancy.keys import Credential, KeyStore, Presented
@@ -111,7 +112,7 @@ def train(
         num_boost_round=12,
     )
     path = artefact.write(
-        home / "models",
+        Place.at(home) / "models",
         bytes(booster.save_raw("ubj")),
         project=PROJECT,
         name="fault",
@@ -122,7 +123,7 @@ def train(
         metrics={},
         thresholds=thresholds or {"review": 0.3, "block": 0.99},
     )
-    registry.promote(home / "models", "fault", path.name)
+    registry.promote(Place.at(home) / "models", "fault", path.name)
     return path.name
 
 
@@ -204,11 +205,11 @@ class Service:
             worker=self.worker,
             metrics=Metrics("r1"),
             documents=DOCUMENTS,
-            feature_names=lambda reference: feature_names(home / "models", reference),
+            feature_names=lambda reference: feature_names(Place.at(home) / "models", reference),
             replica="r1",
             **{"body_limit": BODY_LIMIT} | options,
         )
-        self.judge = load_judge(home / "models", PROJECT, "fault", None, "review")
+        self.judge = load_judge(Place.at(home) / "models", PROJECT, "fault", None, "review")
         self.use(self.judge)
 
     def use(self, judge: Any, deadline_s: float = 5.0) -> None:

@@ -8,6 +8,7 @@ import pytest
 import xgboost
 
 from raypipe.errors import DeclarationError, IntegrityError, NotFound
+from raypipe.lake import Place
 from raypipe.policy.policy import Action
 from serving.scorer import BoosterScorer, feature_names, load_judge
 from tests.unit.serving_kit import FEATURES, PROJECT, train
@@ -69,13 +70,13 @@ def test_a_row_of_another_shape_is_refused_not_stretched(
 
 
 def test_the_judge_is_the_current_version_with_its_manifests_thresholds(home: Path) -> None:
-    judge = load_judge(home / "models", PROJECT, "fault", None, "block")
+    judge = load_judge(Place.at(home) / "models", PROJECT, "fault", None, "block")
     assert judge.model == "fault@" + (home / "models" / "fault" / "current").read_text().strip()
     assert (judge.policy.review_threshold, judge.policy.block_threshold) == (0.3, 0.99)
     assert judge.policy.on_error is Action.BLOCK
     assert judge.definition_hash == PROJECT.definition_hash
-    assert feature_names(home / "models", judge.model) == FEATURES
-    assert feature_names(home / "models", "fault@gone") is None
+    assert feature_names(Place.at(home) / "models", judge.model) == FEATURES
+    assert feature_names(Place.at(home) / "models", "fault@gone") is None
 
 
 def test_a_model_that_is_absent_changed_or_has_no_threshold_is_not_loaded(
@@ -83,24 +84,24 @@ def test_a_model_that_is_absent_changed_or_has_no_threshold_is_not_loaded(
 ) -> None:
     models = tmp_path / "models"
     with pytest.raises(NotFound):
-        load_judge(models, PROJECT, "fault", None, "review")
+        load_judge(Place.at(models), PROJECT, "fault", None, "review")
     version = train(tmp_path, {"flag": 0.5})
     with pytest.raises(DeclarationError, match="threshold"):
-        load_judge(models, PROJECT, "fault", version, "review")
+        load_judge(Place.at(models), PROJECT, "fault", version, "review")
     model = models / "fault" / version / "model.ubj"
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
     model.write_bytes(data)
     with pytest.raises(IntegrityError, match="sha256"):
-        load_judge(models, PROJECT, "fault", version, "review")
+        load_judge(Place.at(models), PROJECT, "fault", version, "review")
     manifest = models / "fault" / version / "manifest.json"
     text = json.loads(manifest.read_text())
     manifest.write_text(json.dumps(text | {"version": "x"}))
     with pytest.raises(IntegrityError):
-        load_judge(models, PROJECT, "fault", version, "review")
+        load_judge(Place.at(models), PROJECT, "fault", version, "review")
 
 
 def test_a_model_that_gives_no_probabilities_is_not_loaded(tmp_path: Path) -> None:
     train(tmp_path, objective="reg:squarederror", scale=100.0)
     with pytest.raises(IntegrityError, match="probabilities"):
-        load_judge(tmp_path / "models", PROJECT, "fault", None, "review")
+        load_judge(Place.at(tmp_path) / "models", PROJECT, "fault", None, "review")

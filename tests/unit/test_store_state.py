@@ -13,6 +13,7 @@ import pytest
 from features.store.state import as_of, connect, newer_rows
 from features.store.written import SCHEMA
 from raypipe.errors import StageError, UsageError
+from raypipe.lake import Place
 from raypipe.windows.spec import WindowView, count, mean, since_last, spans
 
 VIEW = WindowView(
@@ -33,7 +34,7 @@ def values_of(offset: int) -> list[float]:
 
 
 def write(home: Path, *parts: list[Row], columns: tuple[str, ...] = COLUMNS) -> None:
-    folder = home / "features" / "state" / VIEW.name
+    folder = home / "state" / VIEW.name
     folder.mkdir(parents=True)
     for n, rows in enumerate(parts):
         table = {
@@ -64,8 +65,12 @@ def expected(rows: list[Row], key: str | None, time: int) -> tuple[int, list[flo
     return newest[2], values_of(newest[2])
 
 
+def joined(build: Path, asked: pa.Table) -> pa.Table:
+    return as_of(Place.at(build), VIEW, asked, build / "spill")
+
+
 def check(home: Path, rows: list[Row], asked: pa.Table) -> None:
-    got = as_of(home, VIEW, asked)
+    got = joined(home, asked)
     assert got.column_names == [*asked.column_names, *COLUMNS, "newest_plot"]
     assert got.select(asked.column_names).equals(asked)
     for i, key in enumerate(asked.column("plot_id").to_pylist()):
@@ -80,7 +85,7 @@ def newest(
 ) -> list[tuple[str, int, int]]:
     columns = zip(*written, strict=True) if written else ([], [], [])
     table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], SCHEMA)
-    con = connect(home, VIEW)
+    con = connect(Place.at(home), VIEW, home / "spill")
     got = newer_rows(con, VIEW, table, end, batch).read_all()
     con.close()
     assert got.column_names == ["key", "time", "offset", *COLUMNS]
@@ -111,7 +116,7 @@ def test_as_of_horizon_is_inclusive_to_the_millisecond(tmp_path: Path) -> None:
     write(tmp_path, rows)
     asked = ask(["a"] * 4, [NOW - 1, NOW, NOW + HOUR, NOW + HOUR + 1])
     check(tmp_path, rows, asked)
-    assert as_of(tmp_path, VIEW, asked).column("newest_plot").to_pylist() == [-1, 3, 3, -1]
+    assert joined(tmp_path, asked).column("newest_plot").to_pylist() == [-1, 3, 3, -1]
 
 
 def test_without_files_or_rows_nothing_is_known(tmp_path: Path) -> None:
@@ -128,17 +133,17 @@ def test_as_of_refuses_rows_that_it_would_read_wrongly(tmp_path: Path) -> None:
     asked = ask(["a"], [NOW])
     naive = asked.column("event_timestamp").cast(pa.timestamp("us"))
     with pytest.raises(UsageError, match="event_timestamp"):
-        as_of(tmp_path, VIEW, asked.set_column(1, "event_timestamp", naive))
+        joined(tmp_path, asked.set_column(1, "event_timestamp", naive))
     with pytest.raises(UsageError, match="plot_id"):
-        as_of(tmp_path, VIEW, asked.drop_columns(["plot_id"]))
+        joined(tmp_path, asked.drop_columns(["plot_id"]))
     with pytest.raises(UsageError, match=COLUMNS[0]):
-        as_of(tmp_path, VIEW, asked.append_column(COLUMNS[0], asked.column("tag")))
+        joined(tmp_path, asked.append_column(COLUMNS[0], asked.column("tag")))
 
 
 def test_files_of_another_declaration_are_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path, [("a", NOW, 0)], columns=COLUMNS[:1])
     with pytest.raises(StageError, match="view 'plot'"):
-        as_of(tmp_path, VIEW, ask(["a"], [NOW]))
+        joined(tmp_path, ask(["a"], [NOW]))
 
 
 def test_newest_row_of_a_key_is_by_time_then_offset(tmp_path: Path) -> None:
@@ -161,7 +166,7 @@ def test_newest_row_is_left_out_when_it_is_written_or_too_old_to_count(tmp_path:
 
 def test_newest_rows_come_by_key_in_batches(tmp_path: Path) -> None:
     write(tmp_path, [(f"k{i:03d}", NOW, i) for i in range(250)])
-    con = connect(tmp_path, VIEW)
+    con = connect(Place.at(tmp_path), VIEW, tmp_path / "spill")
     batches = list(newer_rows(con, VIEW, SCHEMA.empty_table(), NOW, 100))
     con.close()
     keys = [k for b in batches for k in b.column("key").to_pylist()]

@@ -13,7 +13,8 @@ import pytest
 import xgboost
 
 from raypipe.errors import Conflict, IntegrityError, NotFound
-from raypipe.project import Model
+from raypipe.lake import Place
+from raypipe.project import Model, Project
 from tests.unit.training_kit import PROJECT
 from training import artefact, registry
 
@@ -39,12 +40,17 @@ def save(models: Path, model: bytes | None = None, now_ms: int = NOW_MS, **other
         "thresholds": {"review": 0.25, "block": 0.75},
     }
     model = bytes(booster().save_raw("ubj")) if model is None else model
-    return artefact.write(models, model, created_ms=now_ms, **{**about, **other})
+    place = artefact.write(Place.at(models), model, created_ms=now_ms, **{**about, **other})
+    return Path(place.url)
+
+
+def load(path: Path, project: Project = PROJECT) -> artefact.LoadedModel:
+    return artefact.load(Place.at(path), project)
 
 
 def reseal(path: Path, **changes: Any) -> None:
     """Change a manifest the way a careful forger would."""
-    manifest = msgspec.structs.replace(artefact.read_manifest(path), **changes)
+    manifest = msgspec.structs.replace(artefact.read_manifest(Place.at(path)), **changes)
     manifest = msgspec.structs.replace(manifest, manifest_sha256=manifest.digest())
     (path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
 
@@ -52,7 +58,7 @@ def reseal(path: Path, **changes: Any) -> None:
 def test_a_loaded_model_is_the_written_one(tmp_path: Path) -> None:
     original = booster()
     path = save(tmp_path, bytes(original.save_raw("ubj")))
-    loaded = artefact.load(path, PROJECT)
+    loaded = load(path)
     x = np.random.default_rng(1).normal(size=(50, len(FEATURES))).astype(np.float32)
     assert loaded.booster.inplace_predict(x).tobytes() == original.inplace_predict(x).tobytes()
     manifest = loaded.manifest
@@ -78,7 +84,7 @@ def test_one_flipped_bit_of_the_model_is_refused(tmp_path: Path, place: float) -
     data[int(place * len(data))] ^= 1
     (path / "model.ubj").write_bytes(data)
     with pytest.raises(IntegrityError, match=r"model\.ubj has sha256") as e:
-        artefact.load(path, PROJECT)
+        load(path)
     assert e.value.hint
 
 
@@ -90,9 +96,9 @@ def test_one_flipped_bit_anywhere_in_the_manifest_is_refused(tmp_path: Path) -> 
         data[place] ^= 1
         (path / "manifest.json").write_bytes(data)
         with pytest.raises(IntegrityError):
-            artefact.read_manifest(path)
+            artefact.read_manifest(Place.at(path))
     (path / "manifest.json").write_bytes(original)
-    artefact.load(path, PROJECT)
+    load(path)
 
 
 def test_a_changed_feature_order_is_refused(tmp_path: Path) -> None:
@@ -100,17 +106,17 @@ def test_a_changed_feature_order_is_refused(tmp_path: Path) -> None:
     a, b, *rest = FEATURES
     reseal(path, features=(b, a, *rest))
     with pytest.raises(IntegrityError, match=f"number 0 is '{b}', expected '{a}'"):
-        artefact.load(path, PROJECT)
+        load(path)
 
 
 def test_a_model_of_other_features_than_its_manifest_is_refused(tmp_path: Path) -> None:
     a, b, *rest = FEATURES
     path = save(tmp_path, bytes(booster((b, a, *rest)).save_raw("ubj")))
     with pytest.raises(IntegrityError, match="than its manifest lists"):
-        artefact.load(path, PROJECT)
+        load(path)
     path = save(tmp_path, bytes(booster(FEATURES[:-1]).save_raw("ubj")))
     with pytest.raises(IntegrityError, match=f"{len(FEATURES) - 1} features, expected"):
-        artefact.load(path, PROJECT)
+        load(path)
 
 
 def test_a_project_that_declares_other_features_is_refused(tmp_path: Path) -> None:
@@ -118,14 +124,14 @@ def test_a_project_that_declares_other_features_is_refused(tmp_path: Path) -> No
     other = dataclasses.replace(PROJECT, models=(Model("fraud", FEATURES[::-1]),))
     assert other.definition_hash == PROJECT.definition_hash
     with pytest.raises(IntegrityError, match="wants other features than declared"):
-        artefact.load(path, other)
+        load(path, other)
 
 
 def test_a_model_of_other_declarations_is_refused(tmp_path: Path) -> None:
     path = save(tmp_path)
     other = dataclasses.replace(PROJECT, derived=PROJECT.derived[::-1])
     with pytest.raises(IntegrityError, match="other declarations") as e:
-        artefact.load(path, other)
+        load(path, other)
     assert "Train a new version" in e.value.hint
 
 
@@ -134,7 +140,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, file: str) -> None:
     path = save(tmp_path)
     (path / file).unlink()
     with pytest.raises((IntegrityError, NotFound)):
-        artefact.load(path, PROJECT)
+        load(path)
 
 
 def test_a_version_never_changes(tmp_path: Path) -> None:
@@ -148,32 +154,32 @@ def test_versions_are_listed_in_time_order_without_half_written_ones(tmp_path: P
     (tmp_path / "fraud" / ".20990101T000000Z-00000000.tmp").mkdir()
     (tmp_path / "fraud" / "20990101T000000Z-00000000").mkdir()
     ordered = [paths[1].name, paths[2].name, paths[0].name]
-    assert registry.versions(tmp_path, "fraud") == ordered
-    assert [m.version for m in registry.manifests(tmp_path, "fraud")] == ordered
-    assert registry.versions(tmp_path, "other") == []
+    assert registry.versions(Place.at(tmp_path), "fraud") == ordered
+    assert [m.version for m in registry.manifests(Place.at(tmp_path), "fraud")] == ordered
+    assert registry.versions(Place.at(tmp_path), "other") == []
 
 
 def test_current_is_what_was_promoted_last(tmp_path: Path) -> None:
-    assert registry.current(tmp_path, "fraud") is None
+    assert registry.current(Place.at(tmp_path), "fraud") is None
     with pytest.raises(NotFound, match="no current version"):
-        registry.locate(tmp_path, "fraud")
+        registry.locate(Place.at(tmp_path), "fraud")
     old, new = save(tmp_path), save(tmp_path, now_ms=NOW_MS + 1_000)
-    registry.promote(tmp_path, "fraud", new.name)
-    assert registry.locate(tmp_path, "fraud") == new
-    registry.promote(tmp_path, "fraud", old.name)
-    assert registry.current(tmp_path, "fraud") == old.name
-    assert registry.locate(tmp_path, "fraud") == old
-    assert registry.locate(tmp_path, "fraud", new.name) == new
+    registry.promote(Place.at(tmp_path), "fraud", new.name)
+    assert registry.locate(Place.at(tmp_path), "fraud") == Place.at(new)
+    registry.promote(Place.at(tmp_path), "fraud", old.name)
+    assert registry.current(Place.at(tmp_path), "fraud") == old.name
+    assert registry.locate(Place.at(tmp_path), "fraud") == Place.at(old)
+    assert registry.locate(Place.at(tmp_path), "fraud", new.name) == Place.at(new)
 
 
 def test_only_what_exists_can_be_promoted_or_located(tmp_path: Path) -> None:
     path = save(tmp_path)
     with pytest.raises(NotFound, match="no version 'v9'") as e:
-        registry.promote(tmp_path, "fraud", "v9")
+        registry.promote(Place.at(tmp_path), "fraud", "v9")
     assert path.name in e.value.hint
     with pytest.raises(NotFound, match="no version 'v9'"):
-        registry.locate(tmp_path, "fraud", "v9")
-    registry.promote(tmp_path, "fraud", path.name)
+        registry.locate(Place.at(tmp_path), "fraud", "v9")
+    registry.promote(Place.at(tmp_path), "fraud", path.name)
     (path / "manifest.json").unlink()
     with pytest.raises(IntegrityError, match="is missing"):
-        registry.locate(tmp_path, "fraud")
+        registry.locate(Place.at(tmp_path), "fraud")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +14,7 @@ import pytest
 
 from raypipe.clock import DAY_MS
 from raypipe.errors import DeclarationError, IntegrityError, LeakageError, NotFound, StageError
+from raypipe.lake import Place
 from tests.unit.training_kit import (
     HORIZON_MS,
     PROJECT,
@@ -28,7 +31,15 @@ from training.leakage import check_no_leak
 
 
 def build_from(w: World, home: Path, as_of_ms: int | None = None) -> Dataset:
-    return build(PROJECT, w.write(home), model="fraud", as_of_ms=as_of_ms)
+    w.write(home)
+    return build(PROJECT, Place.at(home), model="fraud", as_of_ms=as_of_ms)
+
+
+def change(features: Path, how: Callable[[dict[str, Any]], object]) -> None:
+    path = features.parent / "manifest.json"
+    manifest = json.loads(path.read_text())
+    how(manifest)
+    path.write_text(json.dumps(manifest))
 
 
 def late(w: World) -> int:
@@ -125,12 +136,8 @@ def test_other_tenants_and_events_after_the_features_do_not_count(tmp_path: Path
     newer = tmp_path / "export" / "newer.parquet"
     table = pq.read_table(tmp_path / "export" / "purchase-0.parquet").slice(0, 1)
     pq.write_table(table.set_column(0, "offset", pa.array([w.end])), newer)
-    export = tmp_path / "export"
-    events = {
-        "purchase": [*sorted(export.glob("purchase-*.parquet")), newer],
-        "dispute": sorted(export.glob("dispute-*.parquet")),
-    }
-    data = build(PROJECT, features, events, model="fraud", as_of_ms=late(w))
+    change(features, lambda m: m["events"]["purchase"].append("export/newer.parquet"))
+    data = build(PROJECT, Place.at(tmp_path), model="fraud", as_of_ms=late(w))
     assert data.offsets.tolist() == w.offsets[1::2].tolist()
     assert data.y.tolist() == [1] + [0] * 29
 
@@ -138,17 +145,17 @@ def test_other_tenants_and_events_after_the_features_do_not_count(tmp_path: Path
 def test_a_log_without_label_events_gives_only_negatives(tmp_path: Path) -> None:
     w = world(60)
     features = w.write(tmp_path)
-    events = {"purchase": sorted((tmp_path / "export").glob("purchase-*.parquet"))}
-    data = build(PROJECT, features, events, model="fraud", as_of_ms=late(w))
+    change(features, lambda m: m["events"].pop("dispute"))
+    data = build(PROJECT, Place.at(tmp_path), model="fraud", as_of_ms=late(w))
     assert data.positives == 0
 
 
 def test_an_optional_column_that_older_files_lack_is_missing_there(tmp_path: Path) -> None:
     w = world(60)
-    features = w.write(tmp_path)
+    w.write(tmp_path)
     old = tmp_path / "export" / "purchase-0.parquet"
     pq.write_table(pq.read_table(old).drop_columns(["channel"]), old)
-    data = build(PROJECT, features, model="fraud", as_of_ms=late(w))
+    data = build(PROJECT, Place.at(tmp_path), model="fraud", as_of_ms=late(w))
     column = data.x[:, data.names.index("channel")]
     assert np.isnan(column[:30]).all()
     assert not np.isnan(column[30:]).all()
@@ -162,7 +169,7 @@ def test_tables_about_other_events_are_not_zipped(tmp_path: Path, entity: str) -
     pq.write_table(pq.read_table(path).slice(1), path)
     reseal(features)
     with pytest.raises(IntegrityError, match=f"'{entity}'.*1 without features.*offset") as e:
-        build(PROJECT, features, model="fraud", as_of_ms=late(w))
+        build(PROJECT, Place.at(tmp_path), model="fraud", as_of_ms=late(w))
     assert str(w.offsets[1]) in e.value.detail
 
 
@@ -174,7 +181,7 @@ def test_an_offset_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), path)
     reseal(features)
     with pytest.raises(IntegrityError, match=f"offset {w.offsets[10]} occurs more than once"):
-        build(PROJECT, features, model="fraud", as_of_ms=late(w))
+        build(PROJECT, Place.at(tmp_path), model="fraud", as_of_ms=late(w))
 
 
 def test_a_changed_feature_file_is_refused(tmp_path: Path) -> None:
@@ -184,21 +191,19 @@ def test_a_changed_feature_file_is_refused(tmp_path: Path) -> None:
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"part-0002\.parquet has sha256"):
-        build(PROJECT, features, model="fraud")
+        build(PROJECT, Place.at(tmp_path), model="fraud")
 
 
 def test_features_of_other_declarations_are_refused(tmp_path: Path) -> None:
     features = world(60).write(tmp_path)
-    manifest = json.loads((features / "manifest.json").read_text())
-    manifest["definition_hash"] = "f" * 64
-    (features / "manifest.json").write_text(json.dumps(manifest))
+    change(features, lambda m: m.update(definition_hash="f" * 64))
     with pytest.raises(IntegrityError, match="made by other declarations"):
-        build(PROJECT, features, model="fraud")
+        build(PROJECT, Place.at(tmp_path), model="fraud")
 
 
 def test_absent_features_say_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="raypipe features"):
-        build(PROJECT, tmp_path, model="fraud")
+        build(PROJECT, Place.at(tmp_path), model="fraud")
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
@@ -278,9 +283,9 @@ def test_key_codes_tell_keys_apart_without_their_text(tmp_path: Path) -> None:
 
 def test_a_saved_dataset_comes_back_equal(tmp_path: Path) -> None:
     data = dataset(500)
-    fingerprint = data.save(tmp_path / "d")
-    back = Dataset.load(tmp_path / "d")
-    assert isinstance(back.x, np.memmap)
+    fingerprint = data.save(Place.at(tmp_path / "d"))
+    back = Dataset.load(Place.at(tmp_path / "d"))
+    assert not back.x.flags.owndata, "mapped, not read"
     assert back.fingerprint() == fingerprint == data.fingerprint()
     assert (back.names, back.origin) == (data.names, data.origin)
     assert back.x.tobytes() == data.x.tobytes()
@@ -290,13 +295,13 @@ def test_a_saved_dataset_comes_back_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["x.npy", "y.npy", "offsets.npy"])
 def test_a_changed_dataset_file_is_refused(tmp_path: Path, file: str) -> None:
-    dataset(500).save(tmp_path / "d")
+    dataset(500).save(Place.at(tmp_path / "d"))
     path = tmp_path / "d" / file
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
     path.write_bytes(raw)
     with pytest.raises(IntegrityError, match="not what was written"):
-        Dataset.load(tmp_path / "d")
+        Dataset.load(Place.at(tmp_path / "d"))
 
 
 def test_fingerprint_depends_on_values_labels_offsets_and_names() -> None:

@@ -19,6 +19,7 @@ import xgboost
 
 from raypipe.clock import DAY_MS, ManualClock
 from raypipe.errors import IntegrityError, UsageError
+from raypipe.lake import Place
 from raypipe.runtime.progress import Quiet
 from raypipe.vector.expressions import Derived
 from tests.unit.training_kit import HORIZON_MS, PROJECT, world
@@ -32,7 +33,7 @@ NOW_MS = 1_760_000_000_000
 Sweep = Callable[..., SweepResult]
 
 
-def one_model(folder: Path, work: pipeline.Work, *_: Any) -> SweepResult:
+def one_model(folder: Place, work: pipeline.Work, *_: Any) -> SweepResult:
     data = Dataset.load(folder / "dataset")
     rows = work.split.train.rows(data.event_time)
     matrix = xgboost.DMatrix(data.x[rows], data.y[rows], feature_names=list(data.names), nthread=1)
@@ -62,7 +63,7 @@ def home(tmp_path: Path) -> Path:
 
 def train(home: Path, options: Options | None = None, **other: Any) -> TrainReport:
     clock = ManualClock(NOW_MS)
-    return run(PROJECT, home, options or Options(), Quiet(), clock=clock, **other)
+    return run(PROJECT, Place.at(home), options or Options(), Quiet(), clock=clock, **other)
 
 
 @pytest.fixture
@@ -73,11 +74,12 @@ def trained(home: Path, sweep: Callable[[Sweep], None]) -> tuple[Path, TrainRepo
 
 def test_the_new_version_is_current_and_loads(trained: tuple[Path, TrainReport]) -> None:
     home, made = trained
-    loaded = artefact.load(registry.locate(home / "models", "fraud"), PROJECT)
+    loaded = artefact.load(registry.locate(Place.at(home) / "models", "fraud"), PROJECT)
     assert loaded.manifest.version == made.version
     assert loaded.manifest.created_ms == NOW_MS
     assert (
-        loaded.manifest.data_fingerprint == Dataset.load(home / "tune/fraud/dataset").fingerprint()
+        loaded.manifest.data_fingerprint
+        == Dataset.load(Place.at(home) / "tune/fraud/dataset").fingerprint()
     )
     assert loaded.manifest.parameters["rounds"] == 40
     assert loaded.manifest.metrics["test"]["average_precision"] == made.test["average_precision"]
@@ -88,8 +90,8 @@ def test_thresholds_come_from_validation_and_figures_from_test(
     trained: tuple[Path, TrainReport],
 ) -> None:
     home, made = trained
-    data = Dataset.load(home / "tune/fraud/dataset")
-    booster = artefact.load(Path(made.artefact), PROJECT).booster
+    data = Dataset.load(Place.at(home) / "tune/fraud/dataset")
+    booster = artefact.load(Place.at(made.artefact), PROJECT).booster
     score = booster.inplace_predict(data.x)
     parts = {p["name"]: p for p in made.split}
 
@@ -154,11 +156,11 @@ def test_a_resumed_run_keeps_its_data_and_what_it_was_told(
     told = Options(trials=3, review_fpr=0.02)
     with pytest.raises(KeyboardInterrupt):
         train(home, told)
-    fingerprint = Dataset.load(home / "tune/fraud/dataset").fingerprint()
+    fingerprint = Dataset.load(Place.at(home) / "tune/fraud/dataset").fingerprint()
     world(2_000, seed=9).write(home)  # the features have moved on meanwhile
     resumed: list[bool] = []
 
-    def go_on(folder: Path, work: pipeline.Work, progress: Any, again: bool) -> SweepResult:
+    def go_on(folder: Place, work: pipeline.Work, progress: Any, again: bool) -> SweepResult:
         resumed.append(again)
         return one_model(folder, work)
 
@@ -190,7 +192,7 @@ def test_changed_declarations_can_not_be_resumed(
     more = (*PROJECT.derived, Derived("weekday", "day_of_week(event_time)"))
     other = dataclasses.replace(PROJECT, derived=more)
     with pytest.raises(UsageError, match=r"declarations .* changed"):
-        run(other, home, Options(), Quiet(), resume=True)
+        run(other, Place.at(home), Options(), Quiet(), resume=True)
 
 
 def test_a_damaged_dataset_can_not_be_resumed(home: Path, sweep: Callable[[Sweep], None]) -> None:
@@ -211,15 +213,15 @@ def test_with_nothing_to_resume_a_new_run_begins(
     home, first = trained
     resumed: list[bool] = []
 
-    def fresh(folder: Path, work: pipeline.Work, progress: Any, again: bool) -> SweepResult:
+    def fresh(folder: Place, work: pipeline.Work, progress: Any, again: bool) -> SweepResult:
         resumed.append(again)
         return one_model(folder, work)
 
     sweep(fresh)
     clock = ManualClock(NOW_MS + 1_000)
-    second = run(PROJECT, home, Options(), Quiet(), resume=True, clock=clock)
+    second = run(PROJECT, Place.at(home), Options(), Quiet(), resume=True, clock=clock)
     assert resumed == [False]
-    assert registry.versions(home / "models", "fraud") == [first.version, second.version]
+    assert registry.versions(Place.at(home) / "models", "fraud") == [first.version, second.version]
 
 
 # -- the report --------------------------------------------------------------------------------

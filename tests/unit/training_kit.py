@@ -23,6 +23,7 @@ from training.dataset import Dataset, Origin
 HORIZON_MS = 3 * DAY_MS
 START_MS = 1_750_000_000_000
 TENANT = "acme"
+BUILD = "b1"
 SPANS = spans("1h/1m", "1d/30m")
 KEY = frozenset({Tag.KEY})
 
@@ -92,22 +93,24 @@ class World:
         return int(self.offsets.max()) + 1 + len(self.dispute_of)
 
     def write(self, home: Path) -> Path:
-        """Log export, feature tables and manifest; returns the features' directory."""
-        features = home / "features"
+        """Log export, feature tables and manifest; returns the build's directory."""
+        build = home / "features" / BUILD
         events = self._write_events(home / "export")
-        files = self._write_features(features)
+        files = self._write_features(build)
         manifest = {
+            "build": BUILD,
             "definition_hash": PROJECT.definition_hash,
             "tenant": TENANT,
             "end_offset": self.end,
             "rows": len(self),
+            "last_event_ms": int(self.event_time.max()),
             "views": {v.name: v.definition_hash for v in PROJECT.views},
-            "events": {k: [str(p) for p in paths] for k, paths in events.items()},
-            "files": {str(p.relative_to(features)): "" for p in files},
+            "events": {k: [str(p.relative_to(home)) for p in paths] for k, paths in events.items()},
+            "files": {str(p.relative_to(build)): "" for p in files},
         }
-        (features / "manifest.json").write_text(json.dumps(manifest))
-        reseal(features)
-        return features
+        (build.parent / "manifest.json").write_text(json.dumps(manifest))
+        reseal(build)
+        return build
 
     def _write_events(self, directory: Path) -> dict[str, list[Path]]:
         directory.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,7 @@ class World:
                 out[event.name].append(path)
         return out
 
-    def _write_features(self, features: Path) -> list[Path]:
+    def _write_features(self, build: Path) -> list[Path]:
         paths = []
         for entity in PROJECT.entities:
             views = [v for v in PROJECT.views if v.entity == entity.name]
@@ -160,19 +163,19 @@ class World:
             )
             # Files of key ranges: each in offset order, all of them interleaved.
             for part in range(3):
-                path = features / "at_event" / entity.name / f"part-{part:04d}.parquet"
+                path = build / "at_event" / entity.name / f"part-{part:04d}.parquet"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table.take(np.arange(part, len(self), 3)), path)
                 paths.append(path)
         return paths
 
 
-def reseal(features: Path) -> None:
+def reseal(build: Path) -> None:
     """Bring the manifest's hashes in line with files that were changed on purpose."""
-    path = features / "manifest.json"
+    path = build.parent / "manifest.json"
     manifest = json.loads(path.read_text())
     manifest["files"] = {
-        n: hashlib.sha256((features / n).read_bytes()).hexdigest() for n in manifest["files"]
+        n: hashlib.sha256((build / n).read_bytes()).hexdigest() for n in manifest["files"]
     }
     path.write_text(json.dumps(manifest))
 
