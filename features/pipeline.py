@@ -42,15 +42,12 @@ def build(settings: Settings, progress: Progress) -> dict[str, Any]:
     if settings.ray_address is not None:
         session.start(settings)
         placement.require_log_node(settings)
-    before = _published(settings.lake)
     log = SqliteLog.open(settings.log_url)
     try:
         made = compute(project, log, settings, progress)
     finally:
         log.close()
     publish(project, settings, progress, made)
-    # Who opened the build before goes on reading it; older ones and killed ones have no readers.
-    (settings.lake / "features").prune({made.manifest.build, before})
     return made.describe()
 
 
@@ -78,6 +75,7 @@ def compute(project: Project, log: SqliteLog, settings: Settings, progress: Prog
             hint="Bring some in first: `raypipe simulate` and `raypipe load`.",
         )
     session.start(settings)
+    before = _current_name(settings.lake)
     name = new_name(SystemClock().now_ms())
     out = folder(settings.lake, name)
     partitions = settings.features_blocks or 2 * session.cpus()
@@ -103,12 +101,14 @@ def compute(project: Project, log: SqliteLog, settings: Settings, progress: Prog
         events=paths,
         files=dict(sorted(files.items())),
     )
-    made_build = Build(settings.lake, manifest)
+    done = Build(settings.lake, manifest)
     reach("features.before_manifest")
-    made_build.publish()
+    done.publish()
     reach("features.after_manifest")
     log.commit(GROUP, PARTITION, end, str(out / SNAPSHOT))
-    return made_build
+    # Who opened the build before goes on reading it; older ones and killed ones have no readers.
+    out.parent.prune({name, before})
+    return done
 
 
 def publish(project: Project, settings: Settings, progress: Progress, made: Build) -> None:
@@ -125,7 +125,7 @@ def publish(project: Project, settings: Settings, progress: Progress, made: Buil
         stage.say(f"{len(changes)} changes in the registry, {report}")
 
 
-def _published(lake: Place) -> str:
+def _current_name(lake: Place) -> str:
     try:
         return Build.current(lake).manifest.build
     except (NotFound, IntegrityError):

@@ -7,7 +7,7 @@ credentials: DuckDB's httpfs would have to be downloaded and told them again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from raypipe.errors import ConfigError
@@ -37,7 +37,7 @@ def reach(con: duckdb.DuckDBPyConnection, place: Place) -> None:
     protocol = url(place).partition("://")[0]
     if protocol in con.list_filesystems():
         con.unregister_filesystem(protocol)  # it may be of a lake with other options
-    con.register_filesystem(_filesystem(place.filesystem, protocol))
+    con.register_filesystem(_lake(protocol)(place.filesystem))
 
 
 def glob(folder: Place) -> str:
@@ -61,13 +61,14 @@ def parts(pattern: str, lake: Place) -> list[Place]:
     return Place(folder, lake.options).files()
 
 
-@lru_cache
-def _filesystem(filesystem: Any, protocol: str) -> Any:
+@cache
+def _lake(scheme: str) -> Any:
     from fsspec.implementations.arrow import ArrowFSWrapper
 
     class Lake(ArrowFSWrapper):  # type: ignore[misc]
-        """pyarrow's filesystem as fsspec's, under the scheme of the lake's URL."""
+        """pyarrow's filesystem as fsspec's, under the scheme of a URL."""
 
+        protocol = (scheme,)
         cachable = False
 
         @classmethod
@@ -76,5 +77,4 @@ def _filesystem(filesystem: Any, protocol: str) -> Any:
                 return [cls._strip_protocol(p) for p in path]
             return path.partition("://")[2] or path
 
-    Lake.protocol = (protocol,)
-    return Lake(filesystem)
+    return Lake

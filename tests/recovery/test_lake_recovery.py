@@ -1,0 +1,177 @@
+"""Builds and models whose process is killed: what was published before stays, on every lake."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from features.builds import Build
+from raypipe.errors import NotFound
+from raypipe.lake import Place
+from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.worker.core import GROUP, WorkerCore
+from tests.domains.greenhouse import project
+from training import artefact, registry
+from training.inputs import read_features
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.slow
+START_MS = 1_780_000_000_000
+
+
+@pytest.fixture(params=["folder", "s3"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    if request.param == "folder":
+        return Place.at(tmp_path / "lake")
+    query = request.getfixturevalue("s3_query")
+    return Place.at(f"s3://lake/{uuid.uuid4().hex}?{query}")
+
+
+def process(*arguments: str, abort_at: str = "") -> str | None:
+    """What it printed; None when it was killed where it had to be."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.recovery.lake_process", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "RAYPIPE_ABORT_AT": abort_at},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (-9 if abort_at else 0), done.stderr
+    return None if abort_at else done.stdout.strip()
+
+
+def append(log: SqliteLog, seq: int, count: int = 200) -> None:
+    """Openings of some valves, one a minute; every tenth floods at once."""
+    first = seq * count
+    openings = [
+        {
+            "tenant": "default",
+            "event_id": f"o-{i}",
+            "event_time": START_MS + i * 60_000,
+            "received_at": START_MS + i * 60_000,
+            "valve": f"v-{i % 13}",
+            "gardener": None if i % 5 == 0 else f"g-{i % 7}",
+            "litres": i % 900,
+            "mode": "spray",
+        }
+        for i in range(first, first + count)
+    ]
+    floods = [
+        {n: o[n] for n in ("tenant", "event_time", "received_at", "valve", "gardener")}
+        | {"event_id": f"f-{o['event_id']}", "opening_id": o["event_id"]}
+        for o in openings[::10]
+    ]
+    batches = [
+        (kind, pa.RecordBatch.from_pylist(rows, project.event(kind).arrow_schema))
+        for kind, rows in (("opening", openings), ("flood", floods))
+    ]
+    log.append(0, batches, producer="test", seq=seq)
+
+
+def check_whole(build: Build, events: int) -> None:
+    """Every file is there and unchanged, and holds every decision event."""
+    assert build.manifest.rows == events
+    assert {f.below(build.place) for f in build.place.files()} >= build.manifest.files.keys()
+    for name, sha256 in build.manifest.files.items():
+        assert (build.place / name).sha256() == sha256
+    for entity in ("valve", "gardener"):
+        assert len(read_features(build, entity, ["event_id"])) == events
+
+
+def check_worker(log: SqliteLog, tmp_path: Path) -> None:
+    """A worker that starts from the committed state is where one is that replayed everything."""
+    replayed = SqliteLog(tmp_path / "replayed")
+    for chunk in log.read(0, 0, 10**6):
+        replayed.append(0, [(chunk.kind, chunk.batch)], producer="copy", seq=int(chunk.offsets[0]))
+    committed = log.committed(GROUP, 0)
+    assert committed is not None
+    assert Place.at(committed[1]).files(), "the state that the log names is gone"
+    from_state = WorkerCore(project, log)._engine.snapshot()
+    from_start = WorkerCore(project, replayed)._engine.snapshot()
+    for a, b in zip(from_state, from_start, strict=True):
+        assert a.equals(b)
+    replayed.close()
+
+
+@pytest.mark.parametrize("point", ["features.before_manifest", "features.after_manifest"])
+def test_a_killed_build_leaves_whole_features_and_a_state_to_start_from(
+    lake: Place, tmp_path: Path, point: str
+) -> None:
+    features, home = lake / "features", tmp_path / "home"
+    log = SqliteLog(home / "log")
+    append(log, 0)
+    with pytest.raises(NotFound):
+        Build.current(lake)
+    first = process("build", str(home), str(lake))
+    before = Build.current(lake)
+    assert before.manifest.build == first
+    check_whole(before, 200)
+
+    append(log, 1)
+    process("build", str(home), str(lake), abort_at=point)
+    after = Build.current(lake)
+    if point == "features.before_manifest":
+        assert after == before
+    else:
+        assert after.manifest.build != first
+        check_whole(after, 400)
+    check_whole(before, 200)  # who reads it still can
+    check_worker(log, tmp_path)
+
+    third = process("build", str(home), str(lake))
+    check_whole(Build.current(lake), 400)
+    # The one before is kept, what was never published or is older still is gone.
+    assert features.names() == sorted([str(third), after.manifest.build, "manifest.json"])
+    assert log.committed(GROUP, 0) == (log.end(0), str(Build.current(lake).place / "snapshot"))
+    log.close()
+
+
+def test_features_of_one_log_are_the_same_bytes_on_every_lake(
+    s3_query: str, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    log = SqliteLog(home / "log")
+    append(log, 0)
+    log.close()
+    manifests = []
+    for lake in (Place.at(tmp_path / "lake"), Place.at(f"s3://lake/{uuid.uuid4().hex}?{s3_query}")):
+        process("build", str(home), str(lake))
+        manifests.append(Build.current(lake).manifest)
+    assert manifests[0].files == manifests[1].files
+    assert manifests[0].events == manifests[1].events
+
+
+def test_a_log_never_takes_the_exported_events_of_another(lake: Place, tmp_path: Path) -> None:
+    for name, seq in (("one", 0), ("two", 1)):
+        home = tmp_path / name
+        log = SqliteLog(home / "log")
+        append(log, seq)
+        log.close()
+        process("build", str(home), str(lake))
+        build = Build.current(lake)
+        (shard, *_) = build.place.files()
+        assert shard.name.startswith("part-")
+        ids = read_features(build, "valve", ["event_id"]).arrow().column("event_id").to_pylist()
+        assert ids == [f"o-{i}" for i in range(seq * 200, seq * 200 + 200)]
+
+
+def test_a_model_whose_write_was_killed_never_existed(lake: Place) -> None:
+    models = lake / "models"
+    first = process("model", str(lake), "1760000000000")
+    process("model", str(lake), "1760000060000", abort_at="training.before_manifest")
+    assert registry.versions(models, "flooding") == [first]
+    assert len((models / "flooding").names()) == 3, "a half-written version lies beside"
+    assert registry.current(models, "flooding") == first
+    artefact.load(registry.locate(models, "flooding"), project)
+    again = process("model", str(lake), "1760000060000")
+    assert registry.versions(models, "flooding") == [first, again]
+    loaded = artefact.load(registry.locate(models, "flooding"), project)
+    assert loaded.reference == f"flooding@{again}"
