@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,7 +30,7 @@ from raypipe.clock import SystemClock
 
 SUITE = "launch"
 PATIENCE_S = 45.0
-TRIAL = re.compile(r"\btrial \w")
+START_S = 120.0
 
 Note = Callable[[str], None]
 
@@ -138,7 +137,7 @@ def play(cluster: Cluster, sizes: Sizes, note: Note) -> Story:
 
     cluster.up()
     mark("ray up")
-    cluster.await_nodes(1 + cluster.workers)
+    cluster.await_nodes()
     mark("all workers")
     load_history(cluster, sizes)
     mark("history loaded")
@@ -147,10 +146,11 @@ def play(cluster: Cluster, sizes: Sizes, note: Note) -> Story:
     )
     mark("features")
     victim = cluster.nodes[-1]
+    [before] = [n["NodeID"] for n in cluster.living() if n["NodeManagerAddress"] == victim.address]
     mark("sweep submitted")
     story.report = sweep(cluster, sizes, victim, mark)
     mark("sweep")
-    rejoin(cluster, victim)
+    rejoin(cluster, victim, before)
     mark("host back")
     cluster.user(f"serve deploy -a http://127.0.0.1:{DASHBOARD_PORT} deploy/serve.yaml")
     mark("deployed")
@@ -176,31 +176,40 @@ def load_history(cluster: Cluster, sizes: Sizes) -> None:
 def sweep(
     cluster: Cluster, sizes: Sizes, victim: Host, mark: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The sweep as a job; the host ``victim`` is powered off when the first trial has ended."""
+    """The sweep as a job; the host ``victim`` is powered off when the first trial has reported."""
     command = cluster.submit(f"python -m training.fraud --trials {sizes.trials} --json")
-    process = cluster.network.popen(cluster.client, cluster.typed(command))
-    said: list[str] = []
-    for line in _lines(process):
-        said.append(line)
-        if victim.up and TRIAL.search(line):
-            mark("first trial")
-            cluster.network.power_off(victim)
-    check(process.wait() == 0, "the sweep failed:\n" + "\n".join(said[-40:]))
-    check(not victim.up, "no trial was told of:\n" + "\n".join(said[-40:]))
-    report: dict[str, Any] = json.loads(_last_line("\n".join(said)))
+    with tempfile.TemporaryFile() as output:
+        process = cluster.network.popen(cluster.client, cluster.typed(command), output)
+        reports = cluster.lake / "tune" / "fraud" / "sweep"
+        while process.poll() is None and not any(reports.glob("*/result.json")):
+            time.sleep(0.1)
+        running = process.poll() is None
+        mark("first trial")
+        cluster.network.power_off(victim)
+        code = process.wait()
+        output.seek(0)
+        said = output.read().decode(errors="replace")
+    check(code == 0, f"the sweep failed:\n{said[-4000:]}")
+    check(running, f"the sweep ended before a host could be lost:\n{said[-4000:]}")
+    report: dict[str, Any] = json.loads(_last_line(said))
     return report
 
 
-def rejoin(cluster: Cluster, host: Host) -> None:
+def rejoin(cluster: Cluster, host: Host, before: str) -> None:
     """Power a host on again; the autoscaler starts Ray there, as on a host that was replaced."""
     cluster.network.power_on(host)
-    cluster.await_nodes(1 + cluster.workers)
+    cluster.await_return(host, before)
 
 
 def await_decisions(cluster: Cluster) -> None:
     """Ask for decisions, from the client, until every serving node gives one."""
+    key = cluster.head.home / ".raypipe" / "api-key"
+    deadline = time.monotonic() + START_S
+    while not key.exists():  # the worker makes it when it starts
+        check(time.monotonic() < deadline, f"no worker after {START_S:g} s")
+        time.sleep(0.1)
     for node in cluster.nodes:
-        plan = _plan(cluster, [node], f"first-{node.name}", 1, 1.0, patience_s=120.0)
+        plan = _plan(cluster, [node], f"first-{node.name}", 1, 1.0, patience_s=START_S)
         [line] = _called(cluster, plan)
         check(line["answer"] is not None, f"no decision from {node.name}: {line}")
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ PARTS = (
 OBJECT_STORE = 100_000_000
 HTTP_PORT = 8000
 DASHBOARD_PORT = 8265
+POLL_S = 2.0
+"""Each look at the nodes starts a process on the head."""
 SETTINGS = """\
 home = "~/.raypipe"
 lake_url = "{lake}"
@@ -143,14 +146,36 @@ class Cluster:
             subprocess.DEVNULL,
         )
 
-    def await_nodes(self, count: int, timeout_s: float = 150.0) -> None:
-        """Wait until so many nodes are alive, the head included."""
+    def await_nodes(self, timeout_s: float = 150.0) -> None:
+        """Wait until every host that is up is a node, by the node's id that it has now."""
+        wanted = {host.address for host in (self.head, *self.nodes) if host.up}
+        self._until(
+            lambda: {n["NodeManagerAddress"] for n in self.living()} == wanted,
+            f"the nodes {sorted(wanted)}",
+            timeout_s,
+        )
+
+    def await_return(self, host: Host, before: str, timeout_s: float = 150.0) -> None:
+        """Wait until a host is a node again, with another id than ``before``."""
+        self._until(
+            lambda: any(
+                n["NodeManagerAddress"] == host.address and n["NodeID"] != before
+                for n in self.living()
+            ),
+            f"the return of {host.name}",
+            timeout_s,
+        )
+
+    def living(self) -> list[dict[str, Any]]:
+        """What Ray's control plane knows of each node that is alive."""
+        return [node for node in self.ask("ray.nodes()") if node["Alive"]]
+
+    def _until(self, true: Callable[[], bool], what: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
-        found = -1
-        while found != count:
+        while not true():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{found} of {count} nodes after {timeout_s:g} s")
-            found = sum(node["Alive"] for node in self.ask("ray.nodes()"))
+                raise TimeoutError(f"waited {timeout_s:g} s for {what}")
+            time.sleep(POLL_S)
 
     def ask(self, expression: str) -> Any:
         """The value of an expression over ``ray`` on the head, through JSON."""

@@ -29,7 +29,7 @@ def run(settings: Settings) -> list[Check]:
         found = survey(settings)
     except RaypipeError as e:
         return [Check("cluster", "fail", e.detail, e.hint or "Check ray_address.")]
-    checks = [_nodes(found)]
+    checks: list[Check] = []
     try:
         placement.worker_options(settings)
         checks.append(Check("log node", "ok", "one node has the label"))
@@ -41,6 +41,7 @@ def run(settings: Settings) -> list[Check]:
 def judge(found: Survey, settings: Settings, now_ms: int) -> list[Check]:
     """What a survey shows, a check a subject."""
     return [
+        _nodes(found),
         _same(
             "code",
             found,
