@@ -18,6 +18,7 @@ import psutil
 
 import raypipe
 from raypipe.errors import RaypipeError
+from raypipe.lake import Place
 from raypipe.runtime import running
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def run(settings: Settings) -> list[Check]:
         _files(),
         _home(settings.home),
         _disk(settings.home),
+        _lake(settings.lake),
         _mode("api key", settings.home / "api-key"),
         _mode("tenants", settings.home / "tenants.db"),
         _running(settings.home),
@@ -194,6 +196,16 @@ def _disk(home: Path) -> Check:
         f"{free / GIB:.1f} GiB free at {home}",
         "Free some space, or choose another --home.",
     )
+
+
+def _lake(lake: Place) -> Check:
+    """Looks only: a bucket that isn't there reads like an empty one, and is told when written."""
+    try:
+        lake.names()
+    except (RaypipeError, OSError) as e:
+        found = e.detail if isinstance(e, RaypipeError) else str(e)
+        return Check("lake", "fail", found, "Check lake_url and this node's credentials.")
+    return Check("lake", "ok", lake.url)
 
 
 def _mode(name: str, file: Path) -> Check:

@@ -59,12 +59,9 @@ def events() -> list[tuple[str, dict[str, object]]]:
         named = {"tenant": "default", "event_id": f"o-{i}", "event_time": at, "received_at": at}
         rows.append(("opening", named | opening | {"mode": mode, "litres": litres}))
         if mode == "spray" and litres > 800:
-            flood = named | {
-                "event_id": f"f-{i}",
-                "event_time": at + HOUR_MS,
-                "opening_id": f"o-{i}",
-            }
-            rows.append(("flood", flood | opening | {"received_at": at + HOUR_MS}))
+            later = {"event_time": at + HOUR_MS, "received_at": at + HOUR_MS}
+            flood = named | later | {"event_id": f"f-{i}", "opening_id": f"o-{i}"}
+            rows.append(("flood", flood | opening))
     return sorted(rows, key=lambda r: int(str(r[1]["received_at"])))
 
 
@@ -80,9 +77,11 @@ def fill(log: SqliteLog) -> None:
         columns = [pa.array(at, pa.int64()), *batch.columns]
         sealed[event.name] = iter([pa.RecordBatch.from_arrays(columns, schema=schema)])
     log.seal(0, sealed, SEALED, producer="history", seq=0)
-    for i, (kind, row) in enumerate(rows[SEALED:]):
-        batch = pa.RecordBatch.from_pylist([row], project.event(kind).arrow_schema)
-        log.append(0, [(kind, batch)], producer="live", seq=i)
+    live = [
+        (kind, pa.RecordBatch.from_pylist([row], project.event(kind).arrow_schema))
+        for kind, row in rows[SEALED:]
+    ]
+    log.append(0, live, producer="live", seq=0)
 
 
 @pytest.fixture(scope="module")

@@ -49,26 +49,33 @@ def prepared(folder: Place) -> Split:
     return time_split(data.event_time, data.y, horizon_ms=data.origin.horizon_ms)
 
 
-def snapshot(folder: Path) -> dict[str, str]:
+def snapshot(folder: Place) -> dict[str, str]:
     """Status of each trial as the killed process had saved it."""
-    newest = max((folder / "sweep").glob("experiment_state-*.json"))
-    trials = [json.loads(state) for state, _ in json.loads(newest.read_text())["trial_data"]]
+    sweep = folder / "sweep"
+    newest = sweep / max(n for n in sweep.names() if n.startswith("experiment_state-"))
+    trials = [json.loads(state) for state, _ in json.loads(newest.read())["trial_data"]]
     return {t["trial_id"]: t["status"] for t in trials}
 
 
-def results(folder: Path, trial: str) -> list[dict[str, Any]]:
-    path = folder / "sweep" / trial / "result.json"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def results(folder: Place, trial: str) -> list[dict[str, Any]]:
+    place = folder / "sweep" / trial / "result.json"
+    return [json.loads(line) for line in place.read().splitlines()] if place.exists() else []
 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) -> None:
-    split = prepared(Place.at(tmp_path))
+@pytest.mark.parametrize("where", ["folder", "s3"])
+def test_a_killed_sweep_goes_on_where_it_was(
+    tmp_path: Path, ray_session: None, where: str, request: pytest.FixtureRequest
+) -> None:
+    lake = Place.at(tmp_path)
+    if where == "s3":
+        lake = Place.at(f"s3://lake/killed-sweep?{request.getfixturevalue('s3_query')}")
+    split = prepared(lake)
     # Short on purpose: Unix socket paths inside it must stay under 108 bytes.
     ray_files = tempfile.mkdtemp(prefix="rp-")
     killed = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path), ray_files],
+        [sys.executable, "-c", SCRIPT, str(lake), ray_files],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAYPIPE_ABORT_AT": "training.trial_ended:4"},
         capture_output=True,
@@ -80,22 +87,22 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) 
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert "not killed" not in killed.stdout
 
-    before = snapshot(tmp_path)
+    before = snapshot(lake)
     finished = [t for t, status in before.items() if status == "TERMINATED"]
     told = killed.stdout.count("trial ")
     assert told == 4
     assert told <= len(finished) < PLAN.trials
-    kept = {t: (tmp_path / "sweep" / t / "result.json").read_bytes() for t in finished}
+    kept = {t: (lake / "sweep" / t / "result.json").read() for t in finished}
 
     from training.tune import sweep
 
     notes: list[str] = []
     ended: list[str] = []
     result = sweep(
-        Place.at(tmp_path / "dataset"),
+        lake / "dataset",
         split,
         PLAN,
-        storage=Place.at(tmp_path),
+        storage=lake,
         resume=True,
         note=notes.append,
         trial_ended=ended.append,
@@ -105,9 +112,9 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path: Path, ray_session: None) 
     assert len(result.trials) == 6
     assert set(before) <= {t.id for t in result.trials}
     for trial, bytes_before in kept.items():
-        assert (tmp_path / "sweep" / trial / "result.json").read_bytes() == bytes_before
+        assert (lake / "sweep" / trial / "result.json").read() == bytes_before
     for trial in result.trials:
-        rows = results(tmp_path, trial.id)
+        rows = results(lake, trial.id)
         assert trial.state == ("finished" if rows[-1]["rounds"] == PLAN.max_rounds else "stopped")
         assert rows[-1]["rounds"] % PLAN.grace_rounds == 0
         assert (trial.metric, trial.rounds) == (rows[-1]["best_aucpr"], rows[-1]["best_rounds"])

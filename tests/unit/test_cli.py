@@ -292,6 +292,14 @@ def test_doctor_finds_a_home_that_cannot_be_made(tmp_path: Path) -> None:
     assert (code, checks["home"]["state"]) == (1, "fail")
 
 
+def test_doctor_finds_a_lake_that_is_away(tmp_path: Path) -> None:
+    assert _checks("--home", str(tmp_path))[1]["lake"]["state"] == "ok"
+    url = "s3://bucket/x?region=r&scheme=http&endpoint_override=127.0.0.1:1"
+    code, checks = _checks("--set", f"lake_url={url}")
+    assert (code, checks["lake"]["state"]) == (1, "fail")
+    assert "s3://bucket/x" in checks["lake"]["found"]
+
+
 def test_doctor_finds_a_project_that_cannot_be_imported() -> None:
     code, checks = _checks("--set", "project=nowhere.at_all:project")
     assert (code, checks["project"]["state"]) == (1, "fail")

@@ -7,6 +7,7 @@ import pytest
 
 from raypipe.config import Settings, load_settings, origins
 from raypipe.errors import ConfigError
+from raypipe.lake import Place
 
 
 @pytest.fixture(autouse=True)
@@ -215,6 +216,48 @@ def test_a_moment_of_a_toml_file() -> None:
 def test_a_moment_without_offset_or_sense_is_refused(given: str) -> None:
     with pytest.raises(ConfigError):
         load_settings({"label_as_of": given})
+
+
+def test_the_lake_is_the_home_folder_unless_it_is_named(tmp_path: Path) -> None:
+    assert load_settings({"home": tmp_path / "h"}).lake == Place.at(tmp_path / "h")
+    folder = load_settings({"lake_url": "shared/lake"})
+    assert folder.lake_url == str(Path.cwd() / "shared" / "lake")
+    assert load_settings({"lake_url": (tmp_path / "a b").as_uri()}).lake.local == tmp_path / "a b"
+    store = load_settings({"lake_url": "s3://bucket/a/b/?region=eu-west-1"})
+    assert store.lake_url == "s3://bucket/a/b?region=eu-west-1"
+    assert store.lake == Place("s3://bucket/a/b", "region=eu-west-1")
+    assert pickle.loads(pickle.dumps(store)).lake == store.lake
+    assert load_settings({"lake_url": "gs://bucket"}).lake.url == "gs://bucket"
+
+
+def test_a_lake_folder_of_a_file_is_relative_to_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "elsewhere" / "raypipe.toml"
+    file.parent.mkdir()
+    file.write_text('lake_url = "lake"\n')
+    assert load_settings(config=file).lake.local == file.parent / "lake"
+    file.write_text('lake_url = "s3://bucket/lake"\n')
+    assert load_settings(config=file).lake_url == "s3://bucket/lake"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("ftp://host/x", "is no lake"),
+        ("s3:bucket/x", "://"),
+        (" ", "://"),
+        ("s3://b/x", "is no bucket"),
+        ("s3://bucket/x?regio=y", "regio"),
+        ("s3://AKIA:hush@bucket/x", "credentials"),
+        ("s3://AKIA:hu/sh@bucket/x", "credentials"),
+    ],
+)
+def test_a_lake_that_can_not_work_is_refused_and_no_secret_is_told(url: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as e:
+        load_settings({"lake_url": url})
+    (violation,) = e.value.violations
+    assert violation.pointer == "/lake_url"
+    assert reason in violation.reason
+    assert "hu" not in str(e.value).replace("http", "")
 
 
 @pytest.mark.parametrize(
