@@ -126,8 +126,13 @@ def hosts(folder: Path) -> Iterator[Cluster]:
         yield cluster
 
 
-def play(cluster: Cluster, sizes: Sizes, note: Note) -> Story:
-    """The whole story on hosts that are powered on."""
+def play(
+    cluster: Cluster,
+    sizes: Sizes,
+    note: Note,
+    visit: Callable[[Cluster], None] = lambda cluster: None,
+) -> Story:
+    """The whole story on hosts that are powered on; ``visit`` comes when everything is up."""
     story = Story()
     began = time.monotonic()
 
@@ -148,14 +153,16 @@ def play(cluster: Cluster, sizes: Sizes, note: Note) -> Story:
     victim = cluster.nodes[-1]
     [before] = [n["NodeID"] for n in cluster.living() if n["NodeManagerAddress"] == victim.address]
     mark("sweep submitted")
-    story.report = sweep(cluster, sizes, victim, mark)
+    story.report = sweep(cluster, sizes, victim, before, mark)
     mark("sweep")
-    rejoin(cluster, victim, before)
+    cluster.await_return(victim, before)
     mark("host back")
     cluster.user(f"serve deploy -a http://127.0.0.1:{DASHBOARD_PORT} deploy/serve.yaml")
     mark("deployed")
     await_decisions(cluster)
     mark("first decision")
+    visit(cluster)
+    mark("decisions begin")
     story.lines = decide(cluster, sizes, victim, mark)
     mark("decisions")
     cluster.call(cluster.head, "raypipe down --address auto")
@@ -174,9 +181,12 @@ def load_history(cluster: Cluster, sizes: Sizes) -> None:
 
 
 def sweep(
-    cluster: Cluster, sizes: Sizes, victim: Host, mark: Callable[[str], None]
+    cluster: Cluster, sizes: Sizes, victim: Host, before: str, mark: Callable[[str], None]
 ) -> dict[str, Any]:
-    """The sweep as a job; the host ``victim`` is powered off when the first trial has reported."""
+    """The sweep as a job. The host ``victim`` is powered off when the first trial has reported, and
+    on again when Ray has counted out its node ``before``; the autoscaler then starts Ray there by
+    itself.
+    """
     command = cluster.submit(f"python -m training.fraud --trials {sizes.trials} --json")
     with tempfile.TemporaryFile() as output:
         process = cluster.network.popen(cluster.client, cluster.typed(command), output)
@@ -186,6 +196,9 @@ def sweep(
         running = process.poll() is None
         mark("first trial")
         cluster.network.power_off(victim)
+        cluster.await_loss(before)
+        mark("host counted out")
+        cluster.network.power_on(victim)
         code = process.wait()
         output.seek(0)
         said = output.read().decode(errors="replace")
@@ -193,12 +206,6 @@ def sweep(
     check(running, f"the sweep ended before a host could be lost:\n{said[-4000:]}")
     report: dict[str, Any] = json.loads(_last_line(said))
     return report
-
-
-def rejoin(cluster: Cluster, host: Host, before: str) -> None:
-    """Power a host on again; the autoscaler starts Ray there, as on a host that was replaced."""
-    cluster.network.power_on(host)
-    cluster.await_return(host, before)
 
 
 def await_decisions(cluster: Cluster) -> None:

@@ -19,6 +19,9 @@ from typing import Any
 import httpx
 
 CONNECT_S = 1.0
+SHUNNED_S = 5.0
+"""A host that couldn't be reached is tried last for so long, as a load balancer does it."""
+
 ATTEMPT_S = 8.0
 PAUSE_S = 0.1
 
@@ -32,27 +35,36 @@ async def call(plan: dict[str, Any]) -> None:
         headers=headers, timeout=timeout, limits=limits, trust_env=False
     ) as client:
         began = time.monotonic()
+        shunned: dict[str, float] = dict.fromkeys(plan["urls"], began)
         async with asyncio.TaskGroup() as tasks:
             for number, body in enumerate(plan["bodies"]):
                 due = began + number / plan["rate"]
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
-                tasks.create_task(_want(client, plan, number, body, due))
+                tasks.create_task(_want(client, plan, number, body, due, shunned))
 
 
 async def _want(
-    client: httpx.AsyncClient, plan: dict[str, Any], number: int, body: dict[str, Any], due: float
+    client: httpx.AsyncClient,
+    plan: dict[str, Any],
+    number: int,
+    body: dict[str, Any],
+    due: float,
+    shunned: dict[str, float],
 ) -> None:
     failures: Counter[str] = Counter()
-    urls = plan["urls"]
+    urls = list(shunned)
     attempt = 0
     answer: dict[str, Any] | None = None
-    while answer is None and time.monotonic() - due < plan["patience_s"]:
-        url = urls[(number + attempt) % len(urls)]
+    while answer is None and (now := time.monotonic()) - due < plan["patience_s"]:
+        turns = urls[(number + attempt) % len(urls) :] + urls
+        url = next((u for u in turns if shunned[u] <= now), turns[0])
         attempt += 1
         try:
             got = await client.post(f"{url}/v1/decisions", json=body)
         except httpx.HTTPError as e:
             failures[type(e).__name__] += 1
+            if isinstance(e, httpx.ConnectError | httpx.ConnectTimeout):
+                shunned[url] = time.monotonic() + SHUNNED_S
         else:
             if got.status_code == 200:
                 answer = got.json()

@@ -166,6 +166,17 @@ class Cluster:
             timeout_s,
         )
 
+    def await_loss(self, node: str, timeout_s: float = 90.0) -> None:
+        """Wait until Ray counts a node out."""
+        self._until(
+            lambda: all(n["NodeID"] != node for n in self.living()), "a node's end", timeout_s
+        )
+
+    def node_id(self, host: Host) -> str:
+        """Ray's id of a host that is a living node."""
+        [found] = [n["NodeID"] for n in self.living() if n["NodeManagerAddress"] == host.address]
+        return str(found)
+
     def living(self) -> list[dict[str, Any]]:
         """What Ray's control plane knows of each node that is alive."""
         return [node for node in self.ask("ray.nodes()") if node["Alive"]]
