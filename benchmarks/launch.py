@@ -165,7 +165,7 @@ def play(
     mark("decisions begin")
     story.lines = decide(cluster, sizes, victim, mark)
     mark("decisions")
-    cluster.call(cluster.head, "raypipe down --address auto")
+    cluster.call(cluster.head, cluster.on_head("raypipe down"))
     story.lost = lost(cluster, story)
     cluster.down()
     mark("ray down")

@@ -194,7 +194,7 @@ class Cluster:
             "import json, ray; ray.init(address='auto', log_to_driver=False, logging_level='ERROR')"
             f"; print(json.dumps({expression}, default=str))"
         )
-        out = self.call(self.head, f'python -c "{script}"')
+        out = self.call(self.head, self.on_head(f'python -c "{script}"'))
         return json.loads(out.splitlines()[-1])
 
     def user(self, script: str, *, timeout_s: float = 180.0) -> str:
@@ -210,6 +210,10 @@ class Cluster:
         """The shell command that submits a job from the checkout and follows it to its end."""
         address = f"http://127.0.0.1:{DASHBOARD_PORT}"
         return f"ray job submit --address {address} --working-dir . -- {command}"
+
+    def on_head(self, script: str) -> str:
+        """A script as `ray exec` runs it on the head, with the cluster's environment."""
+        return f"set -a && . ~/raypipe/deploy/node.env && set +a && {script}"
 
     def call(self, host: Host, script: str, *, timeout_s: float = 180.0) -> str:
         """Run a script on a host; raises CommandFailed."""

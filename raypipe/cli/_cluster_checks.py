@@ -17,7 +17,7 @@ CLOCK_WARN_MS = 250.0
 CLOCK_FAIL_MS = 5_000.0
 EXPIRY_WARN_MS = 30 * DAY_MS
 
-_SYNC = "`ray up` again: it brings every node the same files and starts Ray anew."
+_SYNC = "`ray up` again; end a node that keeps the old files, and the autoscaler starts another."
 
 
 def run(settings: Settings) -> list[Check]:

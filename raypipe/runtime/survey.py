@@ -97,7 +97,7 @@ def survey(settings: Settings) -> Survey:
         for address, reference in asked.items():
             try:
                 reports.append(ray.get(reference, timeout=NODE_S))
-                clocks[address] = _nearest(partial(_time_of, on(time.time_ns, alive[address])))
+                clocks[address] = _nearest(partial(_time_of, on(_now_ns, alive[address])))
             except ray.exceptions.RayError as e:
                 silent[address] = f"{type(e).__name__}: {str(e).splitlines()[0]}"
     return Survey(here, reports, clocks, silent)
@@ -206,7 +206,7 @@ def _certificates(settings: Settings) -> tuple[str, int | None]:
     try:
         tls.server_context(settings.tls_dir)
         key = settings.tls_dir / tls.KEY
-        if stat.S_IMODE(key.stat().st_mode) & 0o077:
+        if stat.S_IMODE(key.stat().st_mode) & 0o007:  # a pod's group may
             return f"!{key}: others can read it", None
         node = x509.load_pem_x509_certificate((settings.tls_dir / tls.CERTIFICATE).read_bytes())
         authority = (settings.tls_dir / tls.CA).read_bytes()
@@ -243,6 +243,10 @@ def _worker(settings: Settings) -> str:
     except RaypipeError as e:
         return e.detail
     return ""
+
+
+def _now_ns() -> int:
+    return time.time_ns()
 
 
 def _time_of(clock: Any) -> int:

@@ -95,8 +95,10 @@ def test_hosts_go_with_the_process_that_made_them(tmp_path: Path, number: signal
 
 def diagnosis(cluster: Cluster) -> tuple[int, dict[str, dict[str, Any]]]:
     """Exit code of `raypipe doctor` on the head, and its checks by name."""
-    done = cluster.network.run(cluster.head, "raypipe doctor --address auto --json")
+    done = cluster.network.run(cluster.head, cluster.on_head("raypipe doctor --json"))
+    assert done.returncode in (0, 1), done.stdout + done.stderr
     found = json.loads(done.stdout)
+    assert "checks" in found, found
     return done.returncode, {check["name"]: check for check in found["checks"]}
 
 
@@ -110,7 +112,7 @@ def doctor_finds_what_is_wrong(cluster: Cluster) -> None:
     faults = {
         "code": "echo '# changed' >> ~/raypipe/raypipe/clock.py",
         "token": "chmod 644 ~/.ray/auth_token",
-        "certificates": "chmod 640 ~/.raypipe/tls/node.key",
+        "certificates": "chmod 644 ~/.raypipe/tls/node.key",
     }
     cures = {
         "code": "sed -i '$d' ~/raypipe/raypipe/clock.py",
