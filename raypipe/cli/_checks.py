@@ -243,6 +243,8 @@ def _port(settings: Settings) -> Check:
     if owner is not None and owner.http_url == settings.http_url:
         return Check("port", "ok", f"{where}, used by the running raypipe {owner.verb}")
     refusal = running.refusal(settings.http_host, settings.http_port)
+    if refusal and settings.ray_address is not None and running.ready(settings.http_url)[0]:
+        return Check("port", "ok", f"{where}, used by the cluster that serves")
     if refusal:
         return Check(
             "port",
