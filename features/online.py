@@ -1,4 +1,4 @@
-"""The newest known state of keys, from the online store, through Feast."""
+"""The newest known state of keys, from the online store."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class OnlineRow:
 
     key: str
     event_time: int | None
-    """Milliseconds, to the second; None when nothing within the view's horizon is known."""
+    """Milliseconds; None when nothing within the view's horizon is known."""
     values: dict[str, float]
     """Every column, NaN where it has no value; empty when event_time is None."""
 
@@ -33,9 +33,7 @@ class OnlineRow:
 def read(
     store: feast.FeatureStore, view: WindowView, keys: Sequence[str], now: int
 ) -> list[OnlineRow]:
-    """One row per key, in the order of the keys.
-
-    Feast serves a row however old it is; here a row older than the view's longest span is none.
+    """One row per key, in the order of the keys; a row older than the view's longest span is none.
 
     Args:
         now: milliseconds UTC, by which a row's age is judged.
@@ -45,28 +43,24 @@ def read(
     """
     from feast.errors import FeatureViewNotFoundException
 
+    from features.store.packed.reader import OnlineReader
+
     name = state_view(view.name)
-    wanted = [f"{name}:{c}" for c in view.column_names]
+    try:
+        reader = OnlineReader(store, [f"{name}:{c}" for c in view.column_names])
+    except FeatureViewNotFoundException as e:
+        raise NotFound(
+            f"view {view.name!r} is not registered", hint="Apply the project first."
+        ) from e
     rows: list[OnlineRow] = []
     for i in range(0, len(keys), _KEYS_PER_CALL):
-        some = keys[i : i + _KEYS_PER_CALL]
-        try:
-            answer = store.get_online_features(wanted, [{view.key: k} for k in some])
-        except FeatureViewNotFoundException as e:
-            raise NotFound(
-                f"view {view.name!r} is not registered", hint="Apply the project first."
-            ) from e
-        found = answer.to_dict(include_event_timestamps=True)
-        times = found[f"{view.column_names[0]}__ts"]
-        for j, key in enumerate(some):
-            event_time = times[j] * 1_000
-            if times[j] and now - event_time <= view.horizon * 1_000:
-                values = {c: _number(found[c][j]) for c in view.column_names}
-                rows.append(OnlineRow(key, event_time, values))
-            else:
+        some = list(keys[i : i + _KEYS_PER_CALL])
+        known = reader.read({view.key: some}, now)
+        for key, (moment,), values in zip(
+            some, known.event_times.tolist(), known.values.tolist(), strict=True
+        ):
+            if moment == -1:
                 rows.append(OnlineRow(key, None, {}))
+            else:
+                rows.append(OnlineRow(key, moment, dict(zip(reader.names, values, strict=True))))
     return rows
-
-
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value

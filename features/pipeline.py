@@ -118,7 +118,7 @@ def publish(project: Project, settings: Settings, progress: Progress, made: Buil
     from features.store.repo import open_store
 
     with progress.stage("feast", unit="keys") as stage:
-        store = open_store(settings.home)
+        store = open_store(settings.home, settings.online_url)
         changes = apply(store, project, made.place)
         end_ms = made.manifest.last_event_ms
         report = materialize(settings.home, project, made.place, end_ms, store=store)

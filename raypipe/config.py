@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,7 +37,9 @@ from raypipe.lake import Place
 CONFIG_FILE = "raypipe.toml"
 ENV_PREFIX = "RAYPIPE_"
 
-RESERVED_ENV = frozenset({"DEBUG", "CONFIG", "API_KEY", "ABORT_AT", "ABORT_ONCE"})
+RESERVED_ENV = frozenset(
+    {"DEBUG", "CONFIG", "API_KEY", "ONLINE_PASSWORD", "ABORT_AT", "ABORT_ONCE"}
+)
 """RAYPIPE_* variables that are no settings."""
 
 # Kubernetes puts such variables into every pod beside a service that is called raypipe.
@@ -77,6 +80,28 @@ def _lake_url(url: str) -> str:
         return str(Place.at(url))
     except ConfigError as e:
         raise ValueError(f"{e.detail}. {e.hint}") from None
+
+
+def _online_url(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as e:
+        raise ValueError(f"no URL: {e}") from None
+    if parts.scheme == "sqlite":
+        path = url.partition(":///")[2]
+        if path and not path.endswith("/"):
+            return f"sqlite:///{_absolute(Path(path))}"
+    elif parts.scheme in ("redis", "rediss") and parts.hostname:
+        if parts.password is not None:
+            raise ValueError("put the password into RAYPIPE_ONLINE_PASSWORD, not into the URL")
+        of_tls = parts.scheme == "rediss" and parts.query.startswith("ssl_ca_certs=/")
+        if re.fullmatch(r"(/\d{0,5})?", parts.path) and (of_tls or not parts.query):
+            return url
+    raise ValueError(
+        "use sqlite:///FILE (a fourth slash begins an absolute path), redis://[USER@]HOST:PORT/DB "
+        "or rediss://[USER@]HOST:PORT/DB[?ssl_ca_certs=/FILE]"
+    )
 
 
 def _absolute(path: Path) -> Path:
@@ -136,6 +161,15 @@ class Settings(BaseSettings):
         json_schema_extra={
             "default_text": "HOME",
             "allowed": "a folder, `file:///FOLDER`, `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`",
+        },
+    )
+    online_url: Annotated[str, AfterValidator(_online_url)] = Field(
+        default_factory=lambda data: f"sqlite:///{data['home']}/feast/online.db",
+        description="the online feature store; sqlite is the embedded one; a password of Redis "
+        "comes from RAYPIPE_ONLINE_PASSWORD alone",
+        json_schema_extra={
+            "default_text": "sqlite:///HOME/feast/online.db",
+            "allowed": "`sqlite:///FILE`, `redis://[USER@]HOST:PORT/DB`, `rediss://...`",
         },
     )
     seed: int = Field(7, ge=0, lt=2**31, description="seed of simulation, sampling and training")

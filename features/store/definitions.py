@@ -30,6 +30,7 @@ from features.store.names import (
     state_view,
     version_service,
 )
+from features.store.packed.order import NEWEST_BY
 from features.store.wording import column_text, view_text
 from raypipe.errors import DeclarationError
 from raypipe.lake import Place
@@ -213,7 +214,7 @@ def _state(
         source=sources["state", view.name],
         online=True,
         description=view_text(view, f"after each {view.event} event"),
-        tags=_tags(view),
+        tags={**_tags(view), NEWEST_BY: CREATED},
         owner=_owner(view, project),
     )
 

@@ -81,7 +81,7 @@ def test_every_column_of_a_view_reads_as_a_sentence_of_its_own() -> None:
 def test_settings_name_absolute_paths_of_the_home(tmp_path: Path) -> None:
     found = settings(tmp_path)
     assert found["registry"]["path"] == f"sqlite:///{tmp_path}/feast/registry.db"
-    assert found["online_store"]["path"] == f"{tmp_path}/feast/online.db"
+    assert found["online_store"]["url"] == f"sqlite:///{tmp_path}/feast/online.db"
     assert "$" not in str(found)
 
 

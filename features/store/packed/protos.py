@@ -61,7 +61,7 @@ _LISTS: dict[str, Any] = {
     "I": Int32List,
     "B": BoolList,
 }
-_value: Any = Value  # with the field by name
+_VALUE: Callable[..., Value] = Value  # the field by its name
 
 
 def kind_of(value_type: ValueType) -> str:
@@ -107,13 +107,13 @@ def to_proto(kind: str, wire: Wire | None) -> Value:
     if wire is None:
         return Value()
     if kind == "P":
-        return Value.FromString(wire)
+        return _parsed(wire)
     if kind == "s":
         return Value(string_val=wire.decode())  # type: ignore[union-attr]
     if kind in ITEMS:
         items = np.frombuffer(wire, ITEMS[kind]).tolist()  # type: ignore[arg-type]
-        return _value(**{_FIELDS[kind]: _LISTS[kind](val=items)})
-    return _value(**{_FIELDS[kind]: wire})
+        return _VALUE(**{_FIELDS[kind]: _LISTS[kind](val=items)})
+    return _VALUE(**{_FIELDS[kind]: wire})
 
 
 def python_reader(kind: str) -> Callable[[Any], Any] | None:
@@ -133,8 +133,13 @@ def _moment(seconds: int) -> datetime | None:
     return datetime.fromtimestamp(seconds, UTC)
 
 
+def _parsed(wire: Any) -> Value:
+    found: Value = Value.FromString(wire)
+    return found
+
+
 _PYTHON: dict[str, Callable[[Any], Any]] = {
     "s": bytes.decode,
     "t": _moment,
-    "P": lambda wire: feast_value_type_to_python_type(Value.FromString(wire)),
+    "P": lambda wire: feast_value_type_to_python_type(_parsed(wire)),
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from feast.value_type import ValueType
 
 from features.store.packed.backend import Backend
+from features.store.packed.codec import Reading
 from features.store.packed.keys import KeyValue, one, several
 from features.store.packed.protos import kind_of
 from features.store.packed.response import Answer, PackedResponse
@@ -30,9 +31,10 @@ Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """The features of one view."""
 
+    view: str
     prefix: bytes
     keys: tuple[str, ...]
     """Request names of its join keys, in the order of the sorted join keys."""
@@ -47,7 +49,7 @@ class Plan:
     context: tuple[Any, ...]
     """Feast's resolution that it was made of; another one makes it void."""
     key_types: dict[str, ValueType]
-    groups: tuple[_Group, ...]
+    groups: tuple[Group, ...]
 
     @classmethod
     def of(
@@ -70,7 +72,8 @@ class Plan:
             before = f"{projection.name_to_use()}__" if full_names else ""
             packed = PackedView.of(view, config)
             groups.append(
-                _Group(
+                Group(
+                    packed.name,
                     packed.keys_of(config.project, join_keys),
                     keys,
                     tuple(f"{before}{name}" for name in wanted),
@@ -87,27 +90,17 @@ class Plan:
         Args:
             now: microseconds since 1970 UTC, for the age of values.
         """
-        columns = self._columns(rows)
+        columns = self.columns(rows)
         if columns is None:
             return None
-        wanted: list[bytes] = []
-        for group in self.groups:
-            if len(group.keys) == 1:
-                wanted += [one(group.prefix, v) for v in columns[group.keys[0]]]
-            else:
-                together = zip(*(columns[k] for k in group.keys), strict=True)
-                wanted += [several(group.prefix, values) for values in together]
-        found = backend.get(wanted)
-        n = len(next(iter(columns.values())))
-        nothing = [None] * n
+        nothing = [None] * len(next(iter(columns.values())))
         keys = [
             Answer(k, kind_of(self.key_types[k]), _wires(values), nothing)
             for k, values in columns.items()
         ]
         features = []
-        for g, group in enumerate(self.groups):
-            read, missing = group.reader.read, (None,) * len(group.names)
-            readings = [read(value, now) for value in found[g * n : (g + 1) * n]]
+        for group, readings in zip(self.groups, self.read(columns, backend, now), strict=True):
+            missing = (None,) * len(group.names)
             times = [None if r is None else r[0] for r in readings]
             values = zip(*(missing if r is None else r[1] for r in readings), strict=True)
             features += [
@@ -118,7 +111,25 @@ class Plan:
             ]
         return PackedResponse(keys, features)
 
-    def _columns(self, rows: Rows) -> dict[str, Sequence[KeyValue]] | None:
+    def read(
+        self, columns: Mapping[str, Sequence[KeyValue]], backend: Backend, now: int
+    ) -> list[list[Reading | None]]:
+        """What is known of each row, by group, in one round trip."""
+        wanted: list[bytes] = []
+        for group in self.groups:
+            if len(group.keys) == 1:
+                wanted += [one(group.prefix, v) for v in columns[group.keys[0]]]
+            else:
+                together = zip(*(columns[k] for k in group.keys), strict=True)
+                wanted += [several(group.prefix, values) for values in together]
+        found = backend.get(wanted)
+        n = len(found) // len(self.groups)
+        return [
+            [group.reader.read(value, now) for value in found[g * n : (g + 1) * n]]
+            for g, group in enumerate(self.groups)
+        ]
+
+    def columns(self, rows: Rows) -> dict[str, Sequence[KeyValue]] | None:
         """Key values by name, if they are just what is needed, in the types that are needed."""
         if isinstance(rows, Mapping):
             columns = dict(rows)

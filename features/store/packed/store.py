@@ -191,7 +191,7 @@ class PackedOnlineStore(OnlineStore):
             or getattr(features, "precompute_online", False)
         )
         if plain:
-            plan = self._plan(config, features, registry, project, full_feature_names)
+            plan = self.compiled(config, features, registry, project, full_feature_names)
             if plan is not None:
                 answer = plan.answer(entity_rows, self.backend(config), _now())
                 if answer is not None:
@@ -210,7 +210,7 @@ class PackedOnlineStore(OnlineStore):
         """See get_online_features; in a thread."""
         return await asyncio.to_thread(self.get_online_features, *args, **kwargs)
 
-    def _plan(
+    def compiled(
         self,
         config: RepoConfig,
         features: list[str] | FeatureService,
@@ -218,6 +218,7 @@ class PackedOnlineStore(OnlineStore):
         project: str,
         full_names: bool,
     ) -> Plan | None:
+        """How to answer these features; None where Feast's own path has to."""
         context = utils._get_cached_request_context(registry, project, features, full_names)
         asked = (features.name,) if isinstance(features, FeatureService) else (None, *features)
         key = (project, full_names, *asked)
