@@ -109,7 +109,8 @@ def reader(layout: Layout, wanted: Sequence[tuple[str, str]]) -> Callable[[bytes
     ranks = {i: rank for rank, i in enumerate(layout.variable)}
     unpack, size = layout.struct.unpack_from, layout.struct.size
     get = _getter([i + _FIRST for i in at])
-    nowhere = (None,)
+    nowhere = (None,) if len(layout.columns) in at else ()
+    full = bytes(layout.null_bytes)
     tails = [(k, ranks[i]) for k, i in enumerate(at) if i in ranks]
 
     def lengths(slots: tuple[Any, ...]) -> list[int]:
@@ -131,8 +132,8 @@ def reader(layout: Layout, wanted: Sequence[tuple[str, str]]) -> Callable[[bytes
                 found = tuple(mutable)
         elif len(value) != size + CHECK_BYTES:
             raise damaged(value)
-        nulls = int.from_bytes(slots[3], "little")
-        if nulls:
+        if slots[3] != full:
+            nulls = int.from_bytes(slots[3], "little")
             found = tuple(None if nulls >> i & 1 else v for i, v in zip(at, found, strict=True))
         return slots[2], found
 

@@ -63,11 +63,11 @@ class OnlineReader:
         self._backend = online.backend(store.config)
         self.keys: tuple[str, ...] = tuple(plan.key_types)
         self.views: tuple[str, ...] = tuple(g.view for g in plan.groups)
-        self.names: tuple[str, ...] = tuple(n for g in plan.groups for n in g.names)
+        self.names: tuple[str, ...] = tuple(n for g in plan.groups for n in g.form.names)
         wrong = [n for g in plan.groups for n, kind in g.reader.wanted if kind not in NUMBERS]
         if wrong:
             raise UsageError(f"features {wrong} are no numbers")
-        self._missing: list[Reading] = [(-1_000, (None,) * len(g.names)) for g in plan.groups]
+        self._missing: list[Reading] = [(-1_000, g.missing) for g in plan.groups]
 
     def read(self, entities: Mapping[str, Sequence[KeyValue]], now_ms: int | None = None) -> Known:
         """What is known of entities now.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -60,9 +62,11 @@ return written
 class RedisBackend:
     """Packed values in one Redis; see Backend. No Redis Cluster: a read is one MGET."""
 
-    def __init__(self, client: redis.Redis, place: str) -> None:
-        self._client: Any = client  # its methods are annotated for async use too
+    def __init__(self, connect: Callable[..., redis.Redis], place: str) -> None:
+        self._connect = connect
+        self._client: Any = connect()  # its methods are annotated for async use too
         self._place = place
+        self._local = threading.local()
 
     @classmethod
     def open(cls, url: str) -> RedisBackend:
@@ -79,25 +83,26 @@ class RedisBackend:
                 f"the URL of the online store at {split.hostname!r} has a password in it",
                 hint=f"Put it into the environment: {PASSWORD_VARIABLE}.",
             )
+        connect = partial(
+            redis.Redis.from_url,
+            url,
+            password=os.environ.get(PASSWORD_VARIABLE) or None,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=ANSWER_TIMEOUT_S,
+            # Every command here can be sent twice.
+            retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        )
         try:
-            client = redis.Redis.from_url(
-                url,
-                password=os.environ.get(PASSWORD_VARIABLE) or None,
-                socket_connect_timeout=CONNECT_TIMEOUT_S,
-                socket_timeout=ANSWER_TIMEOUT_S,
-                # Every command here can be sent twice.
-                retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
-            )
+            return cls(connect, urlunsplit((split.scheme, split.netloc, split.path, "", "")))
         except ValueError as e:
             raise ConfigError(f"{url!r} is no Redis URL: {e}") from e
-        return cls(client, urlunsplit((split.scheme, split.netloc, split.path, "", "")))
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """See Backend.get."""
         if not keys:
             return []
         with self._translated():
-            found: list[bytes | None] = self._client.mget(keys)
+            found: list[bytes | None] = self._reader().mget(keys)
         return found
 
     def put(
@@ -141,8 +146,17 @@ class RedisBackend:
         return gone
 
     def close(self) -> None:
-        """See Backend.close."""
+        """See Backend.close; other threads' connections close with their threads."""
         self._client.close()
+        self._local = threading.local()
+
+    def _reader(self) -> Any:
+        # A connection of the thread's own: the pool's bookkeeping costs as much as the round trip.
+        process, client = getattr(self._local, "reader", (None, None))
+        if process != os.getpid():
+            client = self._connect(single_connection_client=True)
+            self._local.reader = os.getpid(), client
+        return client
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from features.store.packed.backend import Backend
 from features.store.packed.codec import Reading
 from features.store.packed.keys import KeyValue, one, several
 from features.store.packed.protos import kind_of
-from features.store.packed.response import Answer, PackedResponse
+from features.store.packed.response import Answer, Form, PackedResponse
 from features.store.packed.view import PackedView, ViewReader
 
 if TYPE_CHECKING:
@@ -38,8 +38,10 @@ class Group:
     prefix: bytes
     keys: tuple[str, ...]
     """Request names of its join keys, in the order of the sorted join keys."""
-    names: tuple[str, ...]
+    form: Form
     reader: ViewReader
+    missing: tuple[None, ...]
+    """The values of a row that is not known."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,9 @@ class Plan:
                     packed.name,
                     packed.keys_of(config.project, join_keys),
                     keys,
-                    tuple(f"{before}{name}" for name in wanted),
+                    Form(tuple(f"{before}{n}" for n in wanted), packed.kinds(wanted)),
                     ViewReader.of(packed, wanted, backend),
+                    (None,) * len(wanted),
                 )
             )
         if not all(t in _KEY_TYPES for t in key_types.values()):
@@ -93,23 +96,14 @@ class Plan:
         columns = self.columns(rows)
         if columns is None:
             return None
-        nothing = [None] * len(next(iter(columns.values())))
-        keys = [
-            Answer(k, kind_of(self.key_types[k]), _wires(values), nothing)
-            for k, values in columns.items()
-        ]
-        features = []
+        answers = []
         for group, readings in zip(self.groups, self.read(columns, backend, now), strict=True):
-            missing = (None,) * len(group.names)
             times = [None if r is None else r[0] for r in readings]
-            values = zip(*(missing if r is None else r[1] for r in readings), strict=True)
-            features += [
-                Answer(name, kind, column, times)
-                for name, (_, kind), column in zip(
-                    group.names, group.reader.wanted, values, strict=True
-                )
-            ]
-        return PackedResponse(keys, features)
+            known = [group.missing if r is None else r[1] for r in readings]
+            answers.append(Answer(group.form, tuple(zip(*known, strict=True)), times))
+        kinds = tuple(kind_of(self.key_types[k]) for k in columns)
+        keys = Answer(Form(tuple(columns), kinds), list(map(_wires, columns.values())), None)
+        return PackedResponse([keys, *answers])
 
     def read(
         self, columns: Mapping[str, Sequence[KeyValue]], backend: Backend, now: int
@@ -125,7 +119,7 @@ class Plan:
         found = backend.get(wanted)
         n = len(found) // len(self.groups)
         return [
-            [group.reader.read(value, now) for value in found[g * n : (g + 1) * n]]
+            group.reader.read(found[g * n : (g + 1) * n], now)
             for g, group in enumerate(self.groups)
         ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,22 +12,44 @@ from feast.protos.feast.serving.ServingService_pb2 import (
     FieldStatus,
     GetOnlineFeaturesResponse,
 )
-from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from features.store.packed.codec import Wire
 from features.store.packed.protos import python_reader, to_proto
 
 
+@dataclass(frozen=True)
+class Form:
+    """Names and kinds of the columns of one view, or of the keys."""
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+
+    @cached_property
+    def converters(self) -> tuple[Callable[[Any], Any] | None, ...]:
+        """What makes the wire values of each column Python's; None for those that are."""
+        return tuple(map(python_reader, self.kinds))
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether all are Python's already."""
+        return not any(self.converters)
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One column of a response."""
+    """The columns of one view, or the keys."""
 
-    name: str
-    kind: str
-    values: Sequence[Wire | str | None]
-    times: Sequence[int | None]
-    """Event times in microseconds; None where the row is not known."""
+    form: Form
+    columns: Sequence[Sequence[Wire | None]]
+    times: Sequence[int | None] | None
+    """Event times of the rows in microseconds, None where a row is not known; keys have none."""
+
+    def seconds(self) -> list[int]:
+        """Event times in whole seconds, 0 for none."""
+        if self.times is None:
+            return [0] * len(self.columns[0])
+        return [(t or 0) // 1_000_000 for t in self.times]
 
 
 class PackedResponse(OnlineResponse):
@@ -36,55 +58,47 @@ class PackedResponse(OnlineResponse):
     ``to_dict``, ``to_df`` and ``to_arrow`` need no Protobuf; ``proto`` is for Feast's servers.
     """
 
-    def __init__(self, keys: Sequence[Answer], features: Sequence[Answer]) -> None:
-        self._keys = keys
-        self._features = features
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self._answers = answers
 
     def to_dict(self, include_event_timestamps: bool = False) -> dict[str, Any]:
-        """See OnlineResponse.to_dict: times in whole seconds, 0 for none."""
+        """See OnlineResponse.to_dict."""
         found: dict[str, Any] = {}
-        for answer in (*self._keys, *self._features):
-            convert = python_reader(answer.kind)
-            found[answer.name] = (
-                list(answer.values)
-                if convert is None
-                else [None if v is None else convert(v) for v in answer.values]
-            )
-            if include_event_timestamps:
-                seconds = [(t or 0) // 1_000_000 for t in answer.times]
-                found[f"{answer.name}{TIMESTAMP_POSTFIX}"] = seconds
+        for answer in self._answers:
+            form = answer.form
+            if form.plain and not include_event_timestamps:
+                found.update(zip(form.names, map(list, answer.columns), strict=True))
+                continue
+            seconds = answer.seconds()
+            for name, convert, column in zip(
+                form.names, form.converters, answer.columns, strict=True
+            ):
+                found[name] = (
+                    list(column)
+                    if convert is None
+                    else [None if v is None else convert(v) for v in column]
+                )
+                if include_event_timestamps:
+                    found[f"{name}{TIMESTAMP_POSTFIX}"] = list(seconds)
         return found
 
     @cached_property
     def proto(self) -> GetOnlineFeaturesResponse:  # type: ignore[override]
         """The same values as Feast's Protobuf, with a status and an event time each."""
         made = GetOnlineFeaturesResponse()
-        none = Timestamp()
-        for answer in self._keys:
-            n = len(answer.values)
-            made.metadata.feature_names.val.append(answer.name)
-            made.results.append(
-                GetOnlineFeaturesResponse.FeatureVector(
-                    values=[to_proto(answer.kind, v) for v in answer.values],  # type: ignore[arg-type]
-                    statuses=[FieldStatus.PRESENT] * n,
-                    event_timestamps=[none] * n,
+        for answer in self._answers:
+            times: Sequence[int | None] = answer.times or [0] * len(answer.columns[0])
+            stamps = [_timestamp(t or 0) for t in times]
+            statuses = [FieldStatus.NOT_FOUND if t is None else FieldStatus.PRESENT for t in times]
+            made.metadata.feature_names.val.extend(answer.form.names)
+            for kind, column in zip(answer.form.kinds, answer.columns, strict=True):
+                made.results.append(
+                    GetOnlineFeaturesResponse.FeatureVector(
+                        values=[to_proto(kind, v) for v in column],
+                        statuses=statuses,
+                        event_timestamps=stamps,
+                    )
                 )
-            )
-        for answer in self._features:
-            made.metadata.feature_names.val.append(answer.name)
-            made.results.append(
-                GetOnlineFeaturesResponse.FeatureVector(
-                    values=[
-                        Value() if v is None else to_proto(answer.kind, v)  # type: ignore[arg-type]
-                        for v in answer.values
-                    ],
-                    statuses=[
-                        FieldStatus.NOT_FOUND if t is None else FieldStatus.PRESENT
-                        for t in answer.times
-                    ],
-                    event_timestamps=[none if t is None else _timestamp(t) for t in answer.times],
-                )
-            )
         return made
 
 

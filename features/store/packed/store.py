@@ -148,8 +148,8 @@ class PackedOnlineStore(OnlineStore):
         reader = ViewReader.of(view, names, backend)
         kinds, now = [kind for _, kind in reader.wanted], _now()
         out: list[tuple[datetime | None, dict[str, Value] | None]] = []
-        for value in backend.get([entity_key(view, config, k) for k in entity_keys]):
-            found = reader.read(value, now)
+        stored = backend.get([entity_key(view, config, k) for k in entity_keys])
+        for found in reader.read(stored, now):
             if found is None:
                 out.append((None, None))
                 continue

@@ -19,7 +19,7 @@ from features.store.packed.layout import (
     layout,
     read_layout,
 )
-from features.store.packed.order import CREATED, NEWEST_BY
+from features.store.packed.order import CREATED, NEVER, NEWEST_BY
 from features.store.packed.protos import kind_of
 
 if TYPE_CHECKING:
@@ -69,9 +69,9 @@ class PackedView:
         """What its keys of these join keys begin with."""
         return key_prefix(project, self.name, join_keys)
 
-    def wanted(self, names: Sequence[str]) -> tuple[tuple[str, str], ...]:
-        """Name and kind of some features; a name that it doesn't have is read as null."""
-        return tuple((n, kind_of(self.types[n]) if n in self.types else "") for n in names)
+    def kinds(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Kinds of some features; of one that it doesn't have a kind that no column has."""
+        return tuple(kind_of(self.types[n]) if n in self.types else "" for n in names)
 
 
 @dataclass
@@ -87,12 +87,12 @@ class ViewReader:
     @classmethod
     def of(cls, view: PackedView, names: Sequence[str], backend: Backend) -> ViewReader:
         """A reader of some features of a view."""
-        found = cls(view.wanted(names), view.ttl, backend.described)
+        found = cls(tuple(zip(names, view.kinds(names), strict=True)), view.ttl, backend.described)
         found._readers[view.layout.schema] = reader(view.layout, found.wanted)
         return found
 
-    def read(self, value: bytes | None, now: int) -> Reading | None:
-        """Event time and columns; None where nothing is known that still counts.
+    def read(self, values: Sequence[bytes | None], now: int) -> list[Reading | None]:
+        """Event time and columns of each value; None where nothing is known that still counts.
 
         Args:
             now: microseconds since 1970 UTC, by which the age is judged.
@@ -100,12 +100,15 @@ class ViewReader:
         Raises:
             IntegrityError: the bytes, or their schema, are not what was written.
         """
-        if value is None:
-            return None
-        found = (self._readers.get(value[_SCHEMA]) or self._reader(value))(value)
-        if self.ttl and now - found[0] > self.ttl:
-            return None
-        return found
+        oldest = now - self.ttl if self.ttl else NEVER
+        known, out = self._readers, list[Reading | None]()
+        for value in values:
+            if value is None:
+                out.append(None)
+            else:
+                found = (known.get(value[_SCHEMA]) or self._reader(value))(value)
+                out.append(found if found[0] >= oldest else None)
+        return out
 
     def _reader(self, value: bytes) -> Callable[[bytes], Reading]:
         schema = value[_SCHEMA]
