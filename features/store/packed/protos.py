@@ -78,7 +78,7 @@ def column(name: str, kind: str, values: Sequence[Value]) -> Column:
     wires = [to_wire(name, kind, v) for v in values]
     nulls = np.fromiter((w is None for w in wires), bool, len(wires))
     if kind in FIXED:
-        return Column(nulls, np.array([w or 0 for w in wires], FIXED[kind]))
+        return Column(nulls, np.array([0 if w is None else w for w in wires], FIXED[kind]))
     return Column(nulls, [w if isinstance(w, bytes) else b"" for w in wires])
 
 

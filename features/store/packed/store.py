@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from feast import Entity, FeatureService, FeatureView, RepoConfig, utils
 from feast import metrics as feast_metrics
+from feast.feature_view import DUMMY_ENTITY_ID
 from feast.infra.online_stores.online_store import OnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.supported_async_methods import SupportedAsyncMethods
@@ -264,6 +265,9 @@ class PackedOnlineStore(OnlineStore):
 def entity_key(view: PackedView, config: RepoConfig, key: EntityKey) -> bytes:
     """The store's key of Feast's entity key."""
     named = dict(zip(key.join_keys, key.entity_values, strict=True))
+    named.pop(
+        DUMMY_ENTITY_ID, None
+    )  # Feast's stand-in for no entity: read with it, written without
     values: list[KeyValue] = [key_value(name, named[name]) for name in sorted(named)]
     return several(view.keys_of(config.project, list(named)), values)
 

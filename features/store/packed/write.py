@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
+from feast.feature_view import DUMMY_ENTITY_ID
 from feast.type_map import python_values_to_proto_values
 from feast.utils import _validate_vector_field_lengths
 from feast.value_type import ValueType
@@ -56,9 +57,13 @@ def write_table(backend: Backend, config: RepoConfig, table: FeatureView, rows: 
 
 
 def _keys(view: PackedView, config: RepoConfig, table: FeatureView, rows: pa.Table) -> list[bytes]:
-    join_keys = {c.name: c.dtype.to_value_type() for c in table.entity_columns}
+    join_keys = {
+        c.name: c.dtype.to_value_type() for c in table.entity_columns if c.name != DUMMY_ENTITY_ID
+    }
     prefix = view.keys_of(config.project, list(join_keys))
     columns = [_key_values(n, join_keys[n], _column(rows, n)) for n in sorted(join_keys)]
+    if not columns:
+        return [prefix] * rows.num_rows
     if len(columns) == 1:
         return [one(prefix, v) for v in columns[0]]
     return [several(prefix, values) for values in zip(*columns, strict=True)]
