@@ -175,13 +175,14 @@ class RedisBackend:
         except exceptions.TimeoutError as e:
             raise Unavailable(f"the online store {self._place} doesn't answer: {e}") from e
         except exceptions.ResponseError as e:
-            if str(e).startswith("WRONGTYPE"):
+            said = str(e).rpartition(" caused error: ")[2]  # a pipeline repeats the whole script
+            if said.startswith("WRONGTYPE"):
                 raise IntegrityError(
-                    f"the online store {self._place} holds something else under our keys: {e}",
+                    f"the online store {self._place} holds something else under our keys: {said}",
                     hint="Give raypipe a database of its own: redis://HOST:PORT/DB.",
                 ) from e
             raise Unavailable(
-                f"the online store {self._place} refuses: {e}",
+                f"the online store {self._place} refuses: {said}",
                 hint="It may be full (maxmemory), a replica, or without scripts.",
             ) from e
 
