@@ -1,7 +1,7 @@
 """What materialize has put online: the newest row of each key, by (event time, log offset).
 
-Feast's SQLite store keeps whatever was written last, and times to the second. This record is what
-lets a later run write only what is newer, and go on where a run that was ended left off.
+The online store refuses what is older by itself. This record is what saves a later run from sending
+it all again, and lets it go on where a run that was ended left off.
 """
 
 from __future__ import annotations

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import shutil
 import socket
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -294,6 +296,48 @@ def test_the_password_comes_from_the_environment(
         assert named.get([b"k"]) == [value(1)]
         with pytest.raises(ConfigError, match="refuses us"):
             put(named, {b"k": value(2)})
+    finally:
+        server.kill()
+
+
+@needs_redis
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl to make certificates")
+def test_tls_is_checked(tmp_path: Path) -> None:
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run(
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            *subject,
+            *files,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    server = RedisServer(
+        tmp_path,
+        f"tls-port {port}",
+        f"tls-cert-file {tmp_path}/cert.pem",
+        f"tls-key-file {tmp_path}/key.pem",
+        "tls-auth-clients no",
+    )
+    try:
+        url = f"rediss://127.0.0.1:{port}/0"
+        backend = open_backend(f"{url}?ssl_ca_certs={tmp_path}/cert.pem")
+        assert put(backend, {b"k": value(1)}) == 1
+        assert backend.get([b"k"]) == [value(1)]
+        with pytest.raises(Unavailable, match="certificate verify failed"):
+            open_backend(url).get([b"k"])
     finally:
         server.kill()
 

@@ -633,6 +633,17 @@ def test_an_entity_is_erased_from_every_view_and_counted(
         None,
     ]
     assert erase(store, {"shop_id": 1}) == 1 + 3
+    service = FeatureService(
+        name="ahead", features=[store.get_feature_view("v1")], precompute_online=True
+    )
+    store.apply([service])
+    key = EntityKey(join_keys=["card_id"], entity_values=[Value(string_val="aa")])
+    online = store.provider.online_store
+    online.write_precomputed_vector(store.config, "ahead", "shop", key, b"vector")
+    read_ahead = (store.config, "ahead", "shop", [key])
+    assert online.read_precomputed_vectors(*read_ahead) == [b"vector"]
+    assert erase(store, {"card_id": "aa"}) == 2 + 2 + 1
+    assert online.read_precomputed_vectors(*read_ahead) == [None]
     with pytest.raises(UsageError, match="no online view has the join keys"):
         erase(store, {"device_id": "a"})
 

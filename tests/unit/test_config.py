@@ -146,6 +146,16 @@ def test_every_wrong_value_is_told_at_once_with_its_origin(
         {"ray_auth": "none"},
         {"log_url": "kafka://broker"},
         {"log_url": "sqlite://log"},
+        {"online_url": "sqlite://online.db"},
+        {"online_url": "sqlite:///folder/"},
+        {"online_url": "memcached://host"},
+        {"online_url": "redis://"},
+        {"online_url": "redis://host:99999/0"},
+        {"online_url": "redis://host:port/0"},
+        {"online_url": "redis://host/name"},
+        {"online_url": "redis://host:6379/0?ssl_ca_certs=/ca.pem"},
+        {"online_url": "rediss://host:6379/0?ssl_cert_reqs=none"},
+        {"online_url": "redis://user:secret@host:6379/0"},
     ],
     ids=str,
 )
@@ -181,6 +191,27 @@ def test_the_log_lies_under_home_unless_it_is_named(tmp_path: Path) -> None:
     assert log.directory == settings.log_directory
     assert load_settings({"log_url": "sqlite:///elsewhere"}).log_directory == tmp_path / "elsewhere"
     assert load_settings({"log_url": "sqlite:////var/log"}).log_directory == Path("/var/log")
+
+
+def test_the_online_store_lies_under_home_unless_it_is_named(tmp_path: Path) -> None:
+    settings = load_settings({"home": tmp_path / "h"})
+    assert settings.online_url == f"sqlite:///{tmp_path}/h/feast/online.db"
+    elsewhere = load_settings({"online_url": "sqlite:///other/o.db"}).online_url
+    assert elsewhere == f"sqlite:///{tmp_path}/other/o.db"
+    for url in (
+        "redis://127.0.0.1",
+        "redis://user@host:6380/15",
+        "redis://[::1]:6379/0",
+        "rediss://host:6379/0?ssl_ca_certs=/etc/ca.pem",
+    ):
+        assert load_settings({"online_url": url}).online_url == url
+
+
+def test_a_password_in_a_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigError) as e:
+        load_settings({"online_url": "redis://user:secret@host:6379/0"})
+    assert "RAYPIPE_ONLINE_PASSWORD" in str(e.value)
+    assert "secret" not in str(e.value)
 
 
 def test_a_named_file_must_exist_and_be_toml(

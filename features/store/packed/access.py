@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from features.store.packed.keys import KeyValue, part, parts, several
+from features.store.packed.keys import KeyValue, key_prefix, part, parts, several
 from features.store.packed.store import PackedOnlineStore
 from features.store.packed.view import PackedView
 from raypipe.errors import ConfigError, UsageError
@@ -39,8 +39,9 @@ def has(store: feast.FeatureStore, view: feast.FeatureView, key: KeyValue) -> bo
 def erase(store: feast.FeatureStore, entity: Mapping[str, KeyValue]) -> int:
     """Delete every online row of an entity, in all registered views; returns how many there were.
 
-    Views whose join keys are just these are deleted by exact key. In a view that has more of them,
-    each row with these values is looked for, which takes a pass over the view's keys.
+    Views whose join keys are just these are deleted by exact key, and so are precomputed vectors.
+    In a view that has more of them, each row with these values is looked for, which takes a pass
+    over the view's keys.
 
     Args:
         entity: join key -> value.
@@ -65,6 +66,11 @@ def erase(store: feast.FeatureStore, entity: Mapping[str, KeyValue]) -> int:
                 values = parts(key, prefix, len(names))
                 if all(values[i] == v for i, v in wanted.items()):
                     exact.append(key)
+    names = sorted(entity)
+    for service in store.list_feature_services():
+        if service.precompute_online:  # Feast keeps such a vector as a view of this name
+            prefix = key_prefix(store.project, f"__precomputed__{service.name}", names)
+            exact.append(several(prefix, [entity[n] for n in names]))
     if not found:
         raise UsageError(f"no online view has the join keys {sorted(entity)}")
     return backend.delete(exact)
