@@ -463,6 +463,31 @@ def test_created_decides_between_rows_of_one_time(tmp_path: Path, store: Feature
         assert amount(store, "by_time") == then
 
 
+def test_a_row_without_created_is_before_those_of_its_time(
+    tmp_path: Path, store: FeatureStore
+) -> None:
+    by_time = view(tmp_path, "by_time", NUMBERS, created=True)
+    store.apply([CARD, by_time])
+    for value, created, then in [(1.0, None, 1.0), (2.0, T, 2.0), (3.0, None, 2.0)]:
+        row = {
+            "card_id": "a",
+            "amount": value,
+            "count": 1,
+            "event_timestamp": T,
+            "created": created,
+        }
+        packed(store).write_table(store.config, by_time, pa.Table.from_pylist([row]))
+        assert amount(store, "by_time") == then
+
+
+def test_times_may_be_texts(tmp_path: Path, store: FeatureStore) -> None:
+    store.apply([CARD, view(tmp_path, "by_time", NUMBERS)])
+    for value, text in [(1.0, "2026-11-01 12:00:00"), (2.0, "2026-11-01T13:00:01+01:00")]:
+        row = {"card_id": "a", "amount": value, "count": 1, "event_timestamp": text}
+        store.write_to_online_store("by_time", pd.DataFrame([row]))
+        assert amount(store, "by_time") == value
+
+
 def test_the_log_offset_alone_decides_where_the_view_says_so(
     tmp_path: Path, store: FeatureStore
 ) -> None:
@@ -730,10 +755,14 @@ def test_a_table_that_lacks_something_is_refused_whole(tmp_path: Path, store: Fe
         rows = pa.Table.from_pylist([{k: v for k, v in row.items() if k != lacking}])
         with pytest.raises(ValueError, match=lacking):
             packed(store).write_table(store.config, by_card, rows)
-    for empty in ("event_timestamp", "created"):
+    by_offset = view(tmp_path, "by_offset", NUMBERS, created=True, tags={NEWEST_BY: CREATED})
+    for empty, needed in (("event_timestamp", by_card), ("created", by_offset)):
         rows = pa.Table.from_pylist([row, {**row, "card_id": "b", empty: None}])
-        with pytest.raises(ValueError, match=f"have no {empty}"):
-            packed(store).write_table(store.config, by_card, rows)
+        with pytest.raises(ValueError, match=f"1 rows have no {empty}"):
+            packed(store).write_table(store.config, needed, rows)
+    rows = pa.Table.from_pylist([{**row, "event_timestamp": 5}])
+    with pytest.raises(ValueError, match="holds int64, no times"):
+        packed(store).write_table(store.config, by_card, rows)
     assert read(store, ["by_card:amount"], "a", "b")["amount"] == [None, None]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as pt
@@ -57,19 +58,28 @@ def from_arrow(name: str, value_type: ValueType, values: pa.ChunkedArray) -> Col
     return protos.column(name, kind, found)
 
 
-def microseconds(name: str, values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+def microseconds(
+    name: str, values: pa.ChunkedArray, missing: int | None = None
+) -> npt.NDArray[np.int64]:
     """A column of times as microseconds since 1970 UTC; a time without a zone is UTC.
+
+    Args:
+        missing: what stands for a time that is missing; None if each must be there.
 
     Raises:
         ValueError: a time is missing, or it isn't a column of times.
     """
-    if values.null_count:
+    if values.null_count and missing is None:
         raise ValueError(f"{values.null_count} rows have no {name}")
     if pt.is_string(values.type) or pt.is_large_string(values.type):
-        values = pc.cast(values, pa.timestamp("us", tz="UTC"))
+        values = pa.chunked_array([pd.to_datetime(values.to_pandas(), utc=True)])
+    if pt.is_null(values.type):
+        values = values.cast(pa.timestamp("us"))
     if not (pt.is_timestamp(values.type) or pt.is_date(values.type)):
         raise ValueError(f"column {name} holds {values.type}, no times")
     found = values.to_numpy().astype("datetime64[us]").astype(np.int64)
+    if values.null_count and missing is not None:
+        found[values.is_null().to_numpy()] = missing
     return np.ascontiguousarray(found)
 
 

@@ -28,7 +28,7 @@ class PackedOutputNode(LocalOutputNode):
             online.write_table(context.repo_config, view, rows)
         if rows.num_rows and view.offline:
             context.offline_store.offline_write_batch(
-                config=context.repo_config, feature_view=view, table=rows, progress=None
+                config=context.repo_config, feature_view=view, table=rows, progress=lambda _: None
             )
         return output
 

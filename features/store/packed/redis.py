@@ -102,7 +102,7 @@ class RedisBackend:
         if not keys:
             return []
         with self._translated():
-            found: list[bytes | None] = self._reader().mget(keys)
+            found: list[bytes | None] = self._reader().execute_command("MGET", *keys)
         return found
 
     def put(

@@ -38,7 +38,7 @@ WHERE {_ORDER.format("excluded.")} > {_ORDER.format("packed.")}
 class SqliteBackend:
     """Packed values in one file; see Backend.
 
-    Readers never wait. Writers of all processes take turns on a lock file, because SQLite 3.7.0 to
+    Readers don't wait. Writers of all processes take turns on a lock file, because SQLite 3.7.0 to
     3.51.2 can lose a commit when two write at the same instant (sqlite.org/wal.html#walresetbug).
     """
 
@@ -114,7 +114,11 @@ class SqliteBackend:
     def _connection(self) -> sqlite3.Connection:
         session: _Session | None = getattr(self._local, "session", None)
         if session is None or session.process != os.getpid():  # SQLite must not cross a fork
-            session = self._local.session = _Session(self.path, self._timeout)
+            session = _Session(self.path, self._timeout)
+            if not session.has_tables:
+                with self._turn_of_processes():
+                    session.create_tables()
+            self._local.session = session
             self._sessions.add(session)
         return session.connection
 
@@ -178,8 +182,20 @@ class _Session:
         self.connection = sqlite3.connect(
             path, timeout=timeout, isolation_level=None, check_same_thread=False
         )
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-32768"):
+        for pragma in ("synchronous=FULL", "cache_size=-32768"):
             self.connection.execute(f"PRAGMA {pragma}")
+
+    @property
+    def has_tables(self) -> bool:
+        """Whether the file is a store already; a reader of one needs no turn."""
+        found = self.connection.execute(
+            "SELECT count(*) FROM sqlite_master WHERE name IN ('packed', 'packed_schema')"
+        )
+        return bool(found.fetchone()[0] == 2)
+
+    def create_tables(self) -> None:
+        """Make the file a store, unless another process just did."""
+        self.connection.execute("PRAGMA journal_mode=WAL")
         self.connection.executescript(_TABLES)
 
     def __del__(self) -> None:

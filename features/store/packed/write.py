@@ -34,8 +34,9 @@ def write_table(backend: Backend, config: RepoConfig, table: FeatureView, rows: 
         how many rows were newer than what was there.
 
     Raises:
-        UsageError: a key or `created` is missing.
-        ValueError: a column or a time is missing, as Feast says it.
+        UsageError: a key is missing.
+        ValueError: a column or a time is missing, as Feast says it; `created` may be, unless it is
+            what the view is ordered by.
     """
     if not rows.num_rows:
         return 0
@@ -46,7 +47,7 @@ def write_table(backend: Backend, config: RepoConfig, table: FeatureView, rows: 
     created = np.full(rows.num_rows, NEVER)
     if source.created_timestamp_column:
         name = source.created_timestamp_column
-        created = microseconds(name, _column(rows, name))
+        created = microseconds(name, _column(rows, name), None if view.by_created else NEVER)
     elif view.by_created:
         raise UsageError(f"view {view.name!r} is ordered by `created`, its source has none")
     major, minor = (created, times) if view.by_created else (times, created)
