@@ -20,7 +20,7 @@ from features.store.packed.backend import Backend, open_backend
 from features.store.packed.redis import PASSWORD_VARIABLE
 from features.store.packed.sqlite import SqliteBackend
 from raypipe.errors import ConfigError, IntegrityError, Unavailable
-from tests.contract.redis_server import PROGRAM, RedisServer, needs_redis
+from tests.contract.redis_server import RedisServer, needs_redis
 
 SCHEMAS = (b"schema_1", b"schema_2")
 
@@ -31,27 +31,9 @@ def value(major: int, minor: int = 0, schema: bytes = SCHEMAS[0], body: bytes = 
     return (major + sign).to_bytes(8, "big") + (minor + sign).to_bytes(8, "big") + schema + body
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    redis = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield redis
-    redis.kill()
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/online.db"
-    if PROGRAM is None:
-        pytest.skip("no redis-server: apt-get install --no-install-recommends redis-server")
-    server: RedisServer = request.getfixturevalue("server")
-    server.client().flushall()
-    return server.url()
-
-
 @pytest.fixture
-def backend(url: str) -> Iterator[Backend]:
-    opened = open_backend(url)
+def backend(online_url: str) -> Iterator[Backend]:
+    opened = open_backend(online_url)
     yield opened
     opened.close()
 
@@ -123,12 +105,12 @@ def test_any_order_of_writes_leaves_the_newest(
     assert backend.get([b"t:a", b"t:b", b"t:c"]) == expected
 
 
-def test_writers_at_once_leave_the_newest(url: str) -> None:
+def test_writers_at_once_leave_the_newest(online_url: str) -> None:
     keys = [b"k%d" % i for i in range(50)]
     errors: list[BaseException] = []
 
     def write(writer: int) -> None:
-        own = open_backend(url)
+        own = open_backend(online_url)
         try:
             for n in range(40):
                 place = (n * 7 + writer * 13) % 40 * 4 + writer
@@ -144,7 +126,7 @@ def test_writers_at_once_leave_the_newest(url: str) -> None:
     for t in threads:
         t.join()
     assert errors == []
-    assert open_backend(url).get(keys) == [value(159, body=b"159")] * len(keys)
+    assert open_backend(online_url).get(keys) == [value(159, body=b"159")] * len(keys)
 
 
 def test_deleting_counts_what_was_there(backend: Backend) -> None:
@@ -370,7 +352,8 @@ def test_a_full_server_is_told_and_leaves_whole_values(tmp_path: Path) -> None:
 
 
 @needs_redis
-def test_something_else_under_our_keys_is_told(server: RedisServer) -> None:
+def test_something_else_under_our_keys_is_told(redis_server: RedisServer) -> None:
+    server = redis_server
     server.client().flushall()
     server.client().rpush("k", "a list")
     backend = open_backend(server.url())

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,26 +17,13 @@ import yaml
 from feast import FeatureStore
 from feast.types import Float64, Int64
 
-from tests.contract.redis_server import PROGRAM, RedisServer
 from tests.contract.store_kit import CARD, PACKED, frame, now, view
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=["sqlite", "redis"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/online.db"
-        return
-    if PROGRAM is None:
-        pytest.skip("no redis-server: apt-get install --no-install-recommends redis-server")
-    server = RedisServer(tmp_path)
-    yield server.url()
-    server.kill()
-
-
 @pytest.mark.slow
-def test_feasts_http_server_reads_and_pushes(tmp_path: Path, url: str) -> None:
+def test_feasts_http_server_reads_and_pushes(tmp_path: Path, online_url: str) -> None:
     config = {
         "project": "shop",
         "provider": PACKED["provider"],
@@ -47,9 +33,9 @@ def test_feasts_http_server_reads_and_pushes(tmp_path: Path, url: str) -> None:
         "entity_key_serialization_version": 3,
     }
     (tmp_path / "feature_store.yaml").write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "RAYPIPE_ONLINE_URL": url, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "RAYPIPE_ONLINE_URL": online_url, "PYTHONPATH": str(ROOT)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYPIPE_ONLINE_URL", url)
+        patch.setenv("RAYPIPE_ONLINE_URL", online_url)
         store = FeatureStore(repo_path=str(tmp_path))
     columns = {"amount": Float64, "count": Int64}
     store.apply([CARD, view(tmp_path, "by_card", columns, ttl=timedelta(days=1))])
