@@ -379,7 +379,15 @@ def test_composite_keys_don_t_run_into_each_other(tmp_path: Path, store: Feature
     pair = view(tmp_path, "pair", {"place": Int64}, entities=entities)
     pair.entity_columns = [Field(name=e.name, dtype=String) for e in entities]
     store.apply([*entities, pair])
-    keys = [("ab", "c"), ("a", "bc"), ("", "abc"), ("abc", ""), ("c", "ab")]
+    keys = [
+        ("ab", "c"),
+        ("a", "bc"),
+        ("", "abc"),
+        ("abc", ""),
+        ("c", "ab"),
+        ("as", "b"),
+        ("a", "sb"),
+    ]
     rows = [{"first": a, "second": b, "place": i} for i, (a, b) in enumerate(keys)]
     store.write_to_online_store("pair", frame(rows))
     asked = [{"second": b, "first": a} for a, b in keys]

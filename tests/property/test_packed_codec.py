@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,18 @@ def test_no_changed_byte_goes_unseen(
         ):
             with pytest.raises(IntegrityError):
                 read(broken)
+
+
+@given(tables(), st.binary(min_size=1, max_size=9))
+def test_a_length_that_does_not_fit_is_seen_even_under_a_right_checksum(
+    table: tuple[Layout, Any, list[list[Any]]], more: bytes
+) -> None:
+    known, places, rows = table
+    read = reader(known, known.columns)
+    for value in pack(known, places, rows):
+        for body in (value[:-4] + more, value[:-5]):
+            with pytest.raises(IntegrityError):
+                read(body + struct.pack("<I", zlib.crc32(body)))
 
 
 @given(tables(), st.data())
