@@ -1,8 +1,7 @@
 """State files -> online store: the newest row of each key, and only where it is newer.
 
-Feast's own ``materialize`` lets an older row overwrite a newer one, passes over rows that arrive
-late and starts over after a crash. This writes the same rows through the same provider without
-that; how fast is up to the store.
+Feast's own ``materialize`` passes over rows that arrive late and starts over after a crash. This
+writes the same rows into the same store without that.
 """
 
 from __future__ import annotations
