@@ -65,7 +65,7 @@ def judge(found: Survey, settings: Settings, now_ms: int) -> list[Check]:
             "Mount ~/.ray/auth_token (mode 0600) and set RAY_AUTH_MODE=token on every node.",
         ),
         _each(
-            "lake",
+            "shared lake",
             found,
             lambda r: r.lake,
             f"{settings.lake_url}: written and read by every node",

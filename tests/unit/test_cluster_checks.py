@@ -50,8 +50,8 @@ def test_a_sound_cluster_has_nothing_to_cure(tmp_path: Path) -> None:
     assert [(c.name, c.state, c.cure) for c in checks] == [
         (name, "ok", "")
         for name in (
-            *("nodes", "code", "versions", "environment", "token", "lake", "certificates"),
-            *("worker", "clocks"),
+            *("nodes", "code", "versions", "environment", "token", "shared lake"),
+            *("certificates", "worker", "clocks"),
         )
     ]
 
@@ -69,7 +69,7 @@ def test_a_sound_cluster_has_nothing_to_cure(tmp_path: Path) -> None:
             ["RAY_AUTH_MODE is disabled on 10.0.0.3"],
         ),
         ("token", {"token": "RAY_AUTH_MODE is unset"}, ["10.0.0.3: RAY_AUTH_MODE is unset"]),
-        ("lake", {"lake": "the nodes see different folders"}, ["10.0.0.3: the nodes see"]),
+        ("shared lake", {"lake": "the nodes see different folders"}, ["10.0.0.3: the nodes see"]),
         ("certificates", {"tls": "!/tls/node.key: others can read it"}, ["10.0.0.3: /tls/node"]),
         ("certificates", {"tls": "b" * 64}, ["10.0.0.1: authority aaaa", "10.0.0.3: authority b"]),
         ("certificates", {"expires_ms": NOW}, ["has expired"]),
