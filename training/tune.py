@@ -332,7 +332,15 @@ def _result(grid: tune.ResultGrid, plan: SweepPlan) -> SweepResult:
             parameters={k: _plain(v) for k, v in (result.config or {}).items()},
         )
         found.append((trial, model))
-    found.sort(key=lambda f: (f[0].metric is None, -(f[0].metric or 0.0), f[0].id))
+    # Of equal ones the smaller model, and never by chance: the ids are random.
+    found.sort(
+        key=lambda f: (
+            f[0].metric is None,
+            -(f[0].metric or 0.0),
+            f[0].rounds,
+            sorted(f[0].parameters.items()),
+        )
+    )
     best, model = found[0]
     if model is None:
         errors = [str(e).strip().splitlines()[-1] for e in grid.errors]
