@@ -19,8 +19,8 @@ import pyarrow as pa
 from raypipe.lake import Place
 from raypipe.project import Project
 from raypipe.windows import kernel
-from raypipe.windows.engine import amounts, key_hashes, value_hashes
 from raypipe.windows.hashing import BUCKETS, bucket_of
+from raypipe.windows.inputs import Inputs, key_hashes
 from raypipe.windows.snapshot import write_part
 from raypipe.windows.spec import WindowView
 from raypipe.windows.state import Rows, Values, ViewState
@@ -52,7 +52,7 @@ class EntityPass:
     def of(cls, project: Project, entity: str, partitions: int) -> EntityPass:
         """The pass over all views of an entity of a project."""
         views = tuple(v for v in project.views if v.entity == entity)
-        kinds = tuple(dict.fromkeys([project.decision, *(v.event for v in views)]))
+        kinds = tuple(dict.fromkeys([project.decision, *(k for v in views for k in v.events)]))
         return cls(entity, views[0].key, views, kinds, project.decision, partitions)
 
 
@@ -68,21 +68,29 @@ def prepare(table: pa.Table, entity: EntityPass, kind: str) -> pa.Table:
         "key_text": table.column(entity.key),
         "time": table.column("event_time"),
     }
-    hashes = key_hashes(entity.views[0], table)
-    buckets = bucket_of(hashes)
+    keys = key_hashes(entity.views[0], table)
     # Rows without a key enter no state: spread them instead of heaping them on one range.
-    spread = np.where(hashes == 0, np.arange(len(hashes)) % BUCKETS, buckets)
-    columns["key"] = pa.array(hashes)
+    spread = np.where(keys == 0, np.arange(len(keys)) % BUCKETS, bucket_of(keys))
+    columns["key"] = pa.array(keys)
     columns["part"] = pa.array((spread * entity.partitions // BUCKETS).astype(np.int32))
     for view in entity.views:
-        counted = view.event == kind
-        for i, name in enumerate(view.value_columns):
-            values = amounts(view, table)[:, i] if counted else np.zeros(table.num_rows, np.int64)
-            columns[f"a:{view.name}:{name}"] = pa.array(values)
-        for i, (name, _) in enumerate(view.sketches):
-            values = value_hashes(view, table)[:, i] if counted else np.zeros_like(hashes)
-            columns[f"h:{view.name}:{name}"] = pa.array(values)
+        amounts, hashes, flags = _fact_columns(view)
+        if kind in view.events:
+            facts = Inputs(view, kind).of_columns(table)
+            found = [*facts.amounts.T, *facts.hashes.T, facts.flags]
+        else:
+            found = [np.zeros(table.num_rows, np.int64)] * (len(amounts) + len(hashes) + 1)
+        columns |= {n: pa.array(x) for n, x in zip((*amounts, *hashes, flags), found, strict=True)}
     return pa.table(columns)
+
+
+def _fact_columns(view: WindowView) -> tuple[list[str], list[str], str]:
+    """Names under which prepared rows carry a view's amounts, hashes and flags."""
+    return (
+        [f"a:{view.name}:{c}" for c in view.value_columns],
+        [f"h:{view.name}:{s.column}" for s in view.sketches],
+        f"f:{view.name}",
+    )
 
 
 def _ints(table: pa.Table, names: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -101,7 +109,8 @@ def run_views(
     reads = np.where(kinds == entity.kinds.index(entity.decision), kernel.READ, 0)
     out = {}
     for view in entity.views:
-        counted = kinds == entity.kinds.index(view.event)
+        counted = _counted(view, entity, kinds)
+        amounts, hashes, flags = _fact_columns(view)
         update = kernel.UPDATE | (kernel.READ_AFTER if after else 0)
         state = ViewState(view)
         rows = Rows(
@@ -109,11 +118,19 @@ def run_views(
             time,
             offset,
             (reads | np.where(counted, update, 0)).astype(np.uint8),
-            _ints(table, [f"a:{view.name}:{c}" for c in view.value_columns]),
-            _ints(table, [f"h:{view.name}:{c}" for c, _ in view.sketches]),
+            _ints(table, amounts),
+            _ints(table, hashes),
+            np.ascontiguousarray(table.column(flags)),
         )
         out[view.name] = (state.process(rows), state)
     return out
+
+
+def _counted(
+    view: WindowView, entity: EntityPass, kinds: npt.NDArray[np.int8]
+) -> npt.NDArray[np.bool_]:
+    """Which rows a view counts [n]."""
+    return np.isin(kinds, [entity.kinds.index(kind) for kind in view.events])
 
 
 def write_block(table: pa.Table, entity: EntityPass, out: Place) -> pa.Table:
@@ -137,7 +154,7 @@ def write_block(table: pa.Table, entity: EntityPass, out: Place) -> pa.Table:
         for i, column in enumerate(view.column_names):
             at_event[column] = pa.array(values.before[asked, i])
         at_event[f"newest_{view.name}"] = pa.array(values.newest[asked])
-        rows = _state_rows(view, table, kinds == entity.kinds.index(view.event), values)
+        rows = _state_rows(view, table, _counted(view, entity, kinds), values)
         file = f"state/{view.name}/{name}.parquet"
         files[file] = (out / file).write_parquet(rows, **_PARQUET)
         file = f"snapshot/{view.name}/{name}.arrow"
@@ -219,6 +236,6 @@ def run_entity(
 def _columns_of(project: Project, plan: EntityPass, kind: str) -> list[str]:
     wanted = ["offset", "tenant", "event_id", "event_time", plan.key]
     for view in plan.views:
-        if view.event == kind:
-            wanted += [*view.value_columns, *(c for c, _ in view.sketches)]
+        if kind in view.events:
+            wanted += Inputs(view, kind).columns
     return list(dict.fromkeys(wanted))

@@ -9,8 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from raypipe.errors import DeclarationError
-from raypipe.events.schema import AMOUNT_LIMIT, EventType, Kind, canonical_json
+from raypipe.events.schema import EventType, Kind, canonical_json
 from raypipe.vector.expressions import Derived, compile_columns
+from raypipe.windows.checks import check_view
 from raypipe.windows.spec import WindowView
 
 
@@ -69,7 +70,9 @@ class Project:
         _unique("view", [v.name for v in self.views])
         _unique("model", [m.name for m in self.models])
         for view in self.views:
-            self._check_view(view)
+            if view.entity not in {e.name for e in self.entities}:
+                raise DeclarationError(f"view {view.name!r} is of unknown entity {view.entity!r}")
+            check_view(view, [self.event(kind) for kind in view.events], self.decision_event)
         for entity in self.entities:
             keys = {v.key for v in self.views if v.entity == entity.name}
             if len(keys) > 1:
@@ -87,31 +90,6 @@ class Project:
                     else f"model {model.name!r} has no features",
                     hint="`raypipe features --list` shows the declared ones.",
                 )
-
-    def _check_view(self, view: WindowView) -> None:
-        if view.entity not in {e.name for e in self.entities}:
-            raise DeclarationError(f"view {view.name!r} is of unknown entity {view.entity!r}")
-        for event in (self.event(view.event), self.decision_event):
-            if event.field(view.key).kind is not Kind.STRING:
-                raise DeclarationError(f"view {view.name!r}: key {view.key!r} is not a string")
-        source = self.event(view.event)
-        for name in view.value_columns:
-            f = source.field(name)
-            bounded = f.kind is Kind.AMOUNT or (
-                f.kind is Kind.INTEGER
-                and f.minimum is not None
-                and f.maximum is not None
-                and max(-f.minimum, f.maximum) < AMOUNT_LIMIT
-            )
-            if not bounded or not f.required:
-                raise DeclarationError(
-                    f"view {view.name!r} can't aggregate {view.event}.{name}",
-                    hint="It must be a required amount, or an integer with minimum and maximum "
-                    "within 2**40.",
-                )
-        for name, _ in view.sketches:
-            if source.field(name).kind is not Kind.STRING:
-                raise DeclarationError(f"view {view.name!r}: distinct {name!r} is not a string")
 
     def event(self, name: str) -> EventType:
         """The event type of that name."""

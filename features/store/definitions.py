@@ -162,7 +162,8 @@ def _sources(project: Project, build: Place) -> dict[tuple[str, str], feast.File
             path=glob(state_folder(build, view.name)),
             timestamp_field=TIMESTAMP,
             created_timestamp_column=CREATED,
-            description=f"one row per {view.event} event: values after it; {CREATED} is its offset",
+            description=f"one row per {' or '.join(view.events)} event: values after it; "
+            f"{CREATED} is its offset",
             owner=_owner(view, project),
         )
     return out
@@ -213,7 +214,7 @@ def _state(
         schema=[Field(name=key.name, dtype=String, description=key.description), *_fields(view)],
         source=sources["state", view.name],
         online=True,
-        description=view_text(view, f"after each {view.event} event"),
+        description=view_text(view, f"after each {' or '.join(view.events)} event"),
         tags={**_tags(view), NEWEST_BY: CREATED},
         owner=_owner(view, project),
     )
@@ -232,7 +233,7 @@ def _tags(view: WindowView) -> dict[str, str]:
     return {
         **dict(view.tags),
         DEFINITION_TAG: view.definition_hash,
-        "event": view.event,
+        "event": ",".join(view.events),
         "spans": ",".join(s.label for s in view.spans),
         "tenancy": TENANCY,
     }

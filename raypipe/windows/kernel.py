@@ -8,9 +8,17 @@ order, partitioning nor compaction changes a bit.
 One file on purpose: numba's cache notices a change of the file that holds a function, not of those
 that hold what it calls.
 
-Numba compiles this module; the functions take plain arrays. ``state.py`` owns them.
-A tile is one row of int64 words: start (s), count, then for each value column sum (two words),
-sum of squares (two words), minimum, maximum, then the words of each distinct sketch.
+Numba compiles this module; the functions take plain arrays. ``state.py`` owns them, ``layout.py``
+writes the one that describes the others.
+
+The words of a key lie in one block of the arena: at its end the tail (values of the last events),
+before it the entries, the newest first, aligned to the tail so that there is room for newer ones.
+An entry is an event or a tile. Most tiles of most keys hold few events, and few events cost less
+as they came than as sums; so a tile becomes sums with as many events as make that no larger.
+
+header   start of the tile in seconds << 24 | bits of the event << 1 | 1 if a tile
+event    header, its values, further words with bits: conditions that hold, places in sketches
+tile     header, counts, 128-bit sums and sums of squares, minima, maxima, bit maps, registers
 """
 
 from __future__ import annotations
@@ -18,41 +26,90 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-SLOT_WORDS = 7
-KEY, BLOCK, LENGTH, CLASS, CLOCK, NEWEST, HOT = range(SLOT_WORDS)
-"""A slot: key hash (0 is empty), first tile, number of tiles, size class, clock (ms), offset of
-the newest event, place of its kept accumulators (-1: none)."""
+SLOT_WORDS = 5
+KEY, CLOCK, NEWEST, PLACE, SIZE = range(SLOT_WORDS)
+"""A slot: key hash (0 is empty), clock (ms), offset of the newest event, first word of the block
+<< 8 | its size class, number of the kept accumulators (0: none) << 32 | words in entries."""
 
-HOT_TILES = 16
-"""From so many tiles on, a key keeps one accumulator per span between reads."""
+CLASS_BITS, CLASS_MASK = 8, 255
+USED_BITS, USED_MASK = 32, 2**32 - 1
 
-TOP_WORDS = 4
-TOP_TILES, TOP_KEYS, TOP_OLD, TOP_HOT = range(TOP_WORDS)
-"""Counters: used tiles, keys, events too old for any window, kept accumulators."""
+TOP_WORDS = 5
+TOP_USED, TOP_FREE, TOP_KEYS, TOP_OLD, TOP_KEPT = range(TOP_WORDS)
+"""Counters: words of the arena in blocks, those of them in free blocks, keys, events too old for
+any window, kept accumulators (the first are everyone's scratch)."""
 
-TILE_START, TILE_COUNT, TILE_VALUES = 0, 1, 2
-VALUE_WORDS = 6
-SUM_LO, SUM_HI, SQ_LO, SQ_HI, LEAST, MOST = range(VALUE_WORDS)
+START_BITS = 24
+LOW_BITS = 2**START_BITS - 1
+TILE = 1
+HEADER_BITS = START_BITS - 1
+"""Bits of an event that fit its header."""
 
 READ, UPDATE, READ_AFTER = 1, 2, 4
 """What a row asks for: the value before it, to count it, the value after it."""
 
+FULL, DONE, EXPIRED = range(3)
+"""What became of an event: no room in the arena, it is in its tile, every window has left it."""
+
+# The layout: one int64 vector. Numbers first, then rows, which it points to.
+(
+    SPANS, EVENT_WORDS, TILE_WORDS, TAIL_WORDS, FEW, KEEP, FLAGS_WORD, FLAGS_SHIFT, VALUES,
+    COUNTS, CHANNELS, CHANNELS_AT, MAPS_AT, REGISTERS_AT,
+    HOPS, REACHES, CLASSES, COUNT_ROWS, CHANNEL_ROWS, SKETCH_ROWS, SKETCHES, MARKS, MARKED,
+    LASTS, LASTS_END, WANTED, LAYOUT_WORDS,
+) = range(27)  # fmt: skip
+"""FEW events of one start become a tile. A key with KEEP words in entries keeps an accumulator per
+span between reads. VALUES are the values in an event, COUNTS and CHANNELS the counts and the
+channels in a tile, _AT the words of a tile where those of a kind begin."""
+
+CHANNEL_WORDS = 6
+SUM_LO, SUM_HI, SQ_LO, SQ_HI, LEAST, MOST = range(CHANNEL_WORDS)
+"""What a tile holds of one value under one condition."""
+
 STATS = 5
 SUM, MEAN, MIN, MAX, STD = range(STATS)
-"""What is computed of each value column for each span."""
+"""What is computed of each channel for each span. The figures of a span are its counts, STATS for
+each channel, an estimate for each sketch."""
 
-PLAN_WORDS = 3
-PLAN_SPAN, PLAN_MINUS, PLAN_STAT = range(PLAN_WORDS)
-"""An output: its span, the span to subtract (-1: none), and its place among the span's figures:
-0 is the count, then STATS for each value column, then an estimate for each sketch; -1 is the time
-since the last event."""
+CHANNEL_ROW = 3
+CHANNEL_SOURCE, CHANNEL_FLAG, CHANNEL_COUNT = range(CHANNEL_ROW)
+"""A channel: word of its value in an event, its condition's bit (0: none), its count. The rows of
+counts are their conditions' bits alone."""
+
+SKETCH_ROW = 5
+SKETCH_WORD, SKETCH_MARK, SKETCH_FLAG, SKETCH_SIZE, SKETCH_TABLE = range(SKETCH_ROW)
+"""A sketch: its first word in a tile, the row of its mark, its condition's bit, its words or,
+negative, log2 of its registers, where its estimates begin in the tables."""
+
+MARK_ROW = 5
+MARK_WORD, MARK_SHIFT, MARK_MASK, MARK_BITS, MARK_REGISTERS = range(MARK_ROW)
+"""Where an event holds its place in a sketch: word, shift and mask; 0 there is no value. The
+sketch has 2**MARK_BITS bits, or so many registers."""
+
+LAST_ROW = 5
+LAST_WORD, LAST_DEPTH, LAST_WIDTH, LAST_FLAG, LAST_SOURCES = range(LAST_ROW)
+"""Last events: word in the tail, how many, words of each (its time, then values), its condition's
+bit, where the layout lists its values."""
+
+PLAN_ROW = 4
+PLAN_WHAT, PLAN_FIRST, PLAN_SECOND, PLAN_THIRD = range(PLAN_ROW)
+"""An output: the place of its figure among all spans' (each has so many), or one of the next."""
+SINCE, SINCE_LAST, LAST_VALUE, DIFFERENCE = -1, -2, -3, -4
+"""Of the newest event: how long ago. Of an earlier one: how long ago (word of its time in the
+tail), or its value (words of both). Or a figure of a span without a shorter one."""
+
+SCRATCH_ROWS = 3
+OLDEST, HOP, SUMS = range(SCRATCH_ROWS)
+"""Rows of ``edges`` for each span: the oldest second in it, the current hop, where its
+accumulators are."""
 
 # The numpy error model leaves out a check for zero at each division; no divisor here can be zero.
-compiled = njit(cache=True, nogil=True, error_model="numpy")
-inline = njit(cache=True, inline="always", error_model="numpy")
+# Nothing here makes an array, so none needs its references counted: that took half of a read.
+compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
+inline = njit(cache=True, inline="always", error_model="numpy", _nrt=False)
 # A call passes each array as nine words, which costs more than most bodies here: half of the time
 # went into calls before LLVM was told to inline these.
-inner = njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
+inner = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
 
 _TWO_64 = 18446744073709551616.0
 _LOW = np.uint64(0xFFFFFFFF)
@@ -62,6 +119,12 @@ _FITS = np.int64(2**62)
 NO_LEAST = np.int64(2**62)
 NO_MOST = np.int64(-(2**62))
 NEVER = np.int64(-(2**62))
+
+RANK_BITS = 6
+RANKS = 64
+_RANK_MASK = np.int64(RANKS - 1)
+_HIGH_BITS = np.uint64(0x8080808080808080)
+_ALPHA = 0.7213475204444817  # 1 / (2 ln 2)
 
 
 @inline
@@ -162,382 +225,753 @@ def deviation(count, s_lo, s_hi, q_lo, q_hi):  # type: ignore[no-untyped-def]
     return np.sqrt(variance) if variance > 0.0 else 0.0
 
 
-@inner
-def _clear(tiles, i, values):  # type: ignore[no-untyped-def]
-    for w in range(tiles.shape[1]):
-        tiles[i, w] = 0
-    for v in range(values):
-        at = TILE_VALUES + v * VALUE_WORDS
-        tiles[i, at + LEAST] = NO_LEAST
-        tiles[i, at + MOST] = NO_MOST
+# Sketches: bit maps (linear counting) and registers (HyperLogLog), eight to a word.
 
 
 @inline
-def _copy(into, i, tiles, j):  # type: ignore[no-untyped-def]
-    for w in range(tiles.shape[1]):
-        into[i, w] = tiles[j, w]
+def _place(hashed, bits, registers):  # type: ignore[no-untyped-def]
+    """What an event keeps of a value's hash: 1 + the bit, or register << RANK_BITS | rank."""
+    h = _mix(hashed)
+    place = np.int64(h & ((np.uint64(1) << np.uint64(bits)) - np.uint64(1)))
+    if registers == 0:
+        return place + 1
+    rest = h >> np.uint64(bits)
+    rank = np.int64(65) - bits
+    if rest != 0:
+        rank = _ones((rest & (~rest + np.uint64(1))) - np.uint64(1)) + 1
+    return (place << np.int64(RANK_BITS)) | rank
 
 
 @inner
-def _merge(into, i, tiles, j, values):  # type: ignore[no-untyped-def]
-    """Add tile j to accumulator i. Indices, not row views: a view costs more than the sum."""
-    into[i, TILE_COUNT] += tiles[j, TILE_COUNT]
-    for v in range(values):
-        at = TILE_VALUES + v * VALUE_WORDS
-        into[i, at + SUM_LO], into[i, at + SUM_HI] = add(
-            into[i, at + SUM_LO], into[i, at + SUM_HI], tiles[j, at + SUM_LO], tiles[j, at + SUM_HI]
-        )
-        into[i, at + SQ_LO], into[i, at + SQ_HI] = add(
-            into[i, at + SQ_LO], into[i, at + SQ_HI], tiles[j, at + SQ_LO], tiles[j, at + SQ_HI]
-        )
-        into[i, at + LEAST] = min(into[i, at + LEAST], tiles[j, at + LEAST])
-        into[i, at + MOST] = max(into[i, at + MOST], tiles[j, at + MOST])
-    for w in range(TILE_VALUES + values * VALUE_WORDS, tiles.shape[1]):
-        into[i, w] |= tiles[j, w]
+def _raise(into, a, place):  # type: ignore[no-untyped-def]
+    """Raise one register of the sketch at into[a] to a rank."""
+    rank, register = place & _RANK_MASK, place >> np.int64(RANK_BITS)
+    word = a + (register >> 3)
+    shift = np.uint64((register & 7) * 8)
+    now = np.uint64(into[word])
+    known = (now >> shift) & np.uint64(255)
+    if np.uint64(rank) > known:
+        into[word] = np.int64(now + ((np.uint64(rank) - known) << shift))
+
+
+@inline
+def _larger_bytes(x, y):  # type: ignore[no-untyped-def]
+    """The larger byte of each pair in two words whose bytes are all under 128."""
+    a, b = np.uint64(x), np.uint64(y)
+    m = ((a | _HIGH_BITS) - b) & _HIGH_BITS
+    m |= m - (m >> np.uint64(7))
+    return np.int64((a & m) | (b & ~m))
+
+
+@compiled
+def cardinality(sums, a, bits, ranks):  # type: ignore[no-untyped-def]
+    """Estimate of 2**bits registers at sums[a]: the improved raw estimator of Ertl 2017.
+
+    ``ranks`` is scratch. Only operations that IEEE 754 rounds exactly.
+    """
+    most = 65 - bits
+    for k in range(RANKS):
+        ranks[k] = 0
+    for w in range(a, a + (np.int64(1) << bits) // 8):
+        x = np.uint64(sums[w])
+        if x == 0:
+            ranks[0] += 8
+        else:
+            for _ in range(8):
+                ranks[np.int64(x & np.uint64(255))] += 1
+                x >>= np.uint64(8)
+    m = np.float64(np.int64(1) << bits)
+    if ranks[0] == np.int64(1) << bits:
+        return 0.0
+    # tau: what registers at their highest rank hide
+    z = 0.0
+    x = 1.0 - np.float64(ranks[most]) / m
+    if 0.0 < x < 1.0:
+        y, z, before = 1.0, 1.0 - x, -1.0
+        while z != before:
+            x = np.sqrt(x)
+            before = z
+            y *= 0.5
+            z -= (1.0 - x) * (1.0 - x) * y
+        z = z / 3.0
+    z *= m
+    for k in range(most - 1, 0, -1):
+        z = 0.5 * (z + np.float64(ranks[k]))
+    # sigma: what empty registers tell
+    x = np.float64(ranks[0]) / m
+    y, s, before = 1.0, x, -1.0
+    while s != before:
+        x *= x
+        before = s
+        s += x * y
+        y += y
+    z += m * s
+    return _ALPHA * m * m / z
 
 
 @inner
-def _count_event(tiles, i, amounts, hashes, row, sketches, values):  # type: ignore[no-untyped-def]
-    tiles[i, TILE_COUNT] += 1
-    for v in range(values):
-        at = TILE_VALUES + v * VALUE_WORDS
-        a = amounts[row, v]
-        tiles[i, at + SUM_LO], tiles[i, at + SUM_HI] = add(
-            tiles[i, at + SUM_LO], tiles[i, at + SUM_HI], a, a >> np.int64(63)
+def numbers(lay):  # type: ignore[no-untyped-def]
+    """The layout's numbers as a tuple: the compiler knows that no write to an array changes it."""
+    return (
+        lay[0], lay[1], lay[2], lay[3], lay[4], lay[5], lay[6], lay[7], lay[8], lay[9], lay[10],
+        lay[11], lay[12], lay[13], lay[14], lay[15], lay[16], lay[17], lay[18], lay[19], lay[20],
+        lay[21], lay[22], lay[23], lay[24], lay[25],
+    )  # fmt: skip
+
+
+# Accumulators: rows of TILE_WORDS in any array, the header included.
+
+
+@inner
+def _clear(into, a, dims):  # type: ignore[no-untyped-def]
+    for w in range(1, dims[TILE_WORDS]):
+        into[a + w] = 0
+    for v in range(dims[CHANNELS]):
+        at = a + dims[CHANNELS_AT] + v * CHANNEL_WORDS
+        into[at + LEAST] = NO_LEAST
+        into[at + MOST] = NO_MOST
+
+
+@inner
+def _copy(into, a, words, b, size):  # type: ignore[no-untyped-def]
+    for w in range(size):
+        into[a + w] = words[b + w]
+
+
+@inner
+def _merge(into, a, words, b, dims):  # type: ignore[no-untyped-def]
+    """Add the tile at words[b] to the accumulators at into[a]."""
+    for w in range(1, dims[CHANNELS_AT]):
+        into[a + w] += words[b + w]
+    for v in range(dims[CHANNELS]):
+        to = a + dims[CHANNELS_AT] + v * CHANNEL_WORDS
+        at = b + dims[CHANNELS_AT] + v * CHANNEL_WORDS
+        into[to + SUM_LO], into[to + SUM_HI] = add(
+            into[to + SUM_LO], into[to + SUM_HI], words[at + SUM_LO], words[at + SUM_HI]
         )
-        size = np.uint64(a if a >= 0 else -a)
-        q_lo, q_hi = multiply(size, size)
-        tiles[i, at + SQ_LO], tiles[i, at + SQ_HI] = add(
-            tiles[i, at + SQ_LO], tiles[i, at + SQ_HI], np.int64(q_lo), np.int64(q_hi)
+        into[to + SQ_LO], into[to + SQ_HI] = add(
+            into[to + SQ_LO], into[to + SQ_HI], words[at + SQ_LO], words[at + SQ_HI]
         )
-        tiles[i, at + LEAST] = min(tiles[i, at + LEAST], a)
-        tiles[i, at + MOST] = max(tiles[i, at + MOST], a)
-    word = TILE_VALUES + values * VALUE_WORDS
-    for d in range(sketches.shape[0]):
+        into[to + LEAST] = min(into[to + LEAST], words[at + LEAST])
+        into[to + MOST] = max(into[to + MOST], words[at + MOST])
+    for w in range(dims[MAPS_AT], dims[REGISTERS_AT]):
+        into[a + w] |= words[b + w]
+    for w in range(dims[REGISTERS_AT], dims[TILE_WORDS]):
+        into[a + w] = _larger_bytes(into[a + w], words[b + w])
+
+
+@inline
+def _holds(flags, flag):  # type: ignore[no-untyped-def]
+    return flag == 0 or flags & flag != 0
+
+
+@inner
+def _add(into, a, words, b, end, lay, dims):  # type: ignore[no-untyped-def]
+    """Add the events at words[b:end] to the accumulators at into[a]."""
+    size = dims[EVENT_WORDS]
+    flag_word, shift = dims[FLAGS_WORD], dims[FLAGS_SHIFT]
+    into[a + 1] += (end - b) // size
+    for c in range(1, dims[COUNTS]):
+        flag, n = lay[dims[COUNT_ROWS] + c], np.int64(0)
+        for e in range(b, end, size):
+            n += (words[e + flag_word] >> shift) & flag != 0
+        into[a + 1 + c] += n
+    for v in range(dims[CHANNELS]):
+        row = dims[CHANNEL_ROWS] + v * CHANNEL_ROW
+        source, flag = lay[row + CHANNEL_SOURCE], lay[row + CHANNEL_FLAG]
+        to = a + dims[CHANNELS_AT] + v * CHANNEL_WORDS
+        s_lo, s_hi = into[to + SUM_LO], into[to + SUM_HI]
+        q_lo, q_hi = into[to + SQ_LO], into[to + SQ_HI]
+        least, most = into[to + LEAST], into[to + MOST]
+        for e in range(b, end, size):
+            if flag == 0 or (words[e + flag_word] >> shift) & flag != 0:
+                x = words[e + source]
+                s_lo, s_hi = add(s_lo, s_hi, x, x >> np.int64(63))
+                magnitude = np.uint64(x if x >= 0 else -x)
+                if magnitude <= _LOW:
+                    q_lo, q_hi = add(q_lo, q_hi, np.int64(magnitude * magnitude), np.int64(0))
+                else:
+                    lo, hi = multiply(magnitude, magnitude)
+                    q_lo, q_hi = add(q_lo, q_hi, np.int64(lo), np.int64(hi))
+                least, most = min(least, x), max(most, x)
+        into[to + SUM_LO], into[to + SUM_HI] = s_lo, s_hi
+        into[to + SQ_LO], into[to + SQ_HI] = q_lo, q_hi
+        into[to + LEAST], into[to + MOST] = least, most
+    for d in range(dims[SKETCHES]):
+        row = dims[SKETCH_ROWS] + d * SKETCH_ROW
+        m, flag = lay[row + SKETCH_MARK], lay[row + SKETCH_FLAG]
+        word, right, mask = lay[m + MARK_WORD], lay[m + MARK_SHIFT], lay[m + MARK_MASK]
+        to, mapped = a + lay[row], lay[row + SKETCH_SIZE] > 0
+        for e in range(b, end, size):
+            place = (words[e + word] >> right) & mask
+            if place != 0 and (flag == 0 or (words[e + flag_word] >> shift) & flag != 0):
+                if mapped:
+                    bit = place - 1
+                    into[to + (bit >> 6)] |= np.int64(1) << (bit & np.int64(63))
+                else:
+                    _raise(into, to, place)
+
+
+@inner
+def _take(event, amounts, hashes, flags, row, lay, dims):  # type: ignore[no-untyped-def]
+    """Write a row as an event without a start; everything else of it is final."""
+    for w in range(dims[EVENT_WORDS]):
+        event[w] = 0
+    for v in range(dims[VALUES]):
+        event[1 + v] = amounts[row, v]
+    event[dims[FLAGS_WORD]] |= flags[row] << dims[FLAGS_SHIFT]
+    for d in range(dims[MARKED]):
         if hashes[row, d] != 0:
-            bit = np.int64(_mix(hashes[row, d])) & (sketches[d] * 64 - 1)
-            tiles[i, word + (bit >> 6)] |= np.int64(1) << (bit & np.int64(63))
-        word += sketches[d]
+            m = dims[MARKS] + d * MARK_ROW
+            place = _place(hashes[row, d], lay[m + MARK_BITS], lay[m + MARK_REGISTERS])
+            event[lay[m + MARK_WORD]] |= place << lay[m + MARK_SHIFT]
 
 
-@inline
-def _set_edges(now, reaches, hops, edges):  # type: ignore[no-untyped-def]
-    """Oldest second in each window at a time (s), in row 0; row 1 remembers the current hops.
+# Spans: the oldest second in each.
+
+
+@inner
+def _set_edges(now, edges, lay, dims):  # type: ignore[no-untyped-def]
+    """Find the oldest second in each window at a time (s).
 
     Rows come in about the order of time, so most hops are those of the row before.
     """
-    for w in range(hops.shape[0]):
-        if now < edges[1, w] or now >= edges[1, w] + hops[w]:
-            edges[1, w] = (now // hops[w]) * hops[w]
-            edges[0, w] = edges[1, w] - (reaches[w] - 1) * hops[w]
+    for w in range(dims[SPANS]):
+        hop = lay[dims[HOPS] + w]
+        if now < edges[HOP, w] or now >= edges[HOP, w] + hop:
+            edges[HOP, w] = (now // hop) * hop
+            edges[OLDEST, w] = edges[HOP, w] - (lay[dims[REACHES] + w] - 1) * hop
 
 
-@inline
-def _zone(second, edges, hops):  # type: ignore[no-untyped-def]
+@inner
+def _zone(second, edges, lay, dims):  # type: ignore[no-untyped-def]
     """Hop of the finest window that still holds a second; 0 when every window has left it."""
-    for w in range(hops.shape[0]):
-        if second >= edges[0, w]:
-            return hops[w]
-    return np.int64(0)
+    w = 0
+    while w < dims[SPANS] and second < edges[OLDEST, w]:
+        w += 1
+    return lay[dims[HOPS] + w] if w < dims[SPANS] else np.int64(0)
+
+
+# Entries of a key.
 
 
 @compiled
-def _compact(arena, first, length, edges, hops, values):  # type: ignore[no-untyped-def]
-    """Merge a key's tiles in place as far as the edges allow; returns how many remain."""
-    kept = 0
-    for i in range(length):
-        start = arena[first + i, TILE_START]
-        hop = _zone(start, edges, hops)
+def _compact(arena, first, end, edges, tile, lay):  # type: ignore[no-untyped-def]
+    """Merge entries in place as far as the edges allow; returns the new first word.
+
+    From the newest to the oldest, so the result never reaches beyond what has been read.
+    """
+    dims = numbers(lay)
+    i = kept = run = first
+    start, events = NEVER, 0  # of the run of equal starts; a tile counts as no events
+    while i < end:
+        header = arena[i]
+        hop = _zone(header >> START_BITS, edges, lay, dims)
         if hop == 0:
-            continue
-        start = (start // hop) * hop
-        if kept > 0 and arena[first + kept - 1, TILE_START] == start:
-            _merge(arena, first + kept - 1, arena, first + i, values)
+            break
+        began = ((header >> START_BITS) // hop) * hop
+        whole = header & TILE != 0
+        size = dims[TILE_WORDS] if whole else dims[EVENT_WORDS]
+        if kept == first or began != start:
+            run, start, events = kept, began, 0 if whole else 1
+            _copy(arena, kept, arena, i, size)
+            arena[kept] = (began << START_BITS) | (header & LOW_BITS)
+            kept += size
+        elif events == 0:
+            if whole:
+                _merge(arena, run, arena, i, dims)
+            else:
+                _add(arena, run, arena, i, i + size, lay, dims)
+        elif not whole and events + 1 < dims[FEW]:
+            events += 1
+            _copy(arena, kept, arena, i, size)
+            arena[kept] = (began << START_BITS) | (header & LOW_BITS)
+            kept += size
         else:
-            if kept != i:
-                _copy(arena, first + kept, arena, first + i)
-            arena[first + kept, TILE_START] = start
-            kept += 1
-    return kept
+            _clear(tile, 0, dims)
+            if whole:
+                _merge(tile, 0, arena, i, dims)
+            else:
+                _add(tile, 0, arena, i, i + size, lay, dims)
+            _add(tile, 0, arena, run, kept, lay, dims)
+            tile[0] = (began << START_BITS) | TILE
+            _copy(arena, run, tile, 0, dims[TILE_WORDS])
+            kept, events = run + dims[TILE_WORDS], 0
+        i += size
+    shift = end - kept
+    if shift > 0:
+        for w in range(kept - 1, first - 1, -1):
+            arena[w + shift] = arena[w]
+    return first + shift
 
 
 @inner
-def _figures(spans, w, values, sketches, tables, figures):  # type: ignore[no-untyped-def]
-    """Every statistic of one span's accumulator."""
-    n = spans[w, TILE_COUNT]
-    figures[w, 0] = np.float64(n)
-    for v in range(values):
-        at, to = TILE_VALUES + v * VALUE_WORDS, 1 + v * STATS
-        s_lo, s_hi = spans[w, at + SUM_LO], spans[w, at + SUM_HI]
-        figures[w, to + SUM] = to_float(s_lo, s_hi)
-        if n > 0:
-            figures[w, to + MEAN] = figures[w, to + SUM] / np.float64(n)
-            figures[w, to + MIN] = np.float64(spans[w, at + LEAST])
-            figures[w, to + MAX] = np.float64(spans[w, at + MOST])
-            figures[w, to + STD] = deviation(
-                n, s_lo, s_hi, spans[w, at + SQ_LO], spans[w, at + SQ_HI]
-            )
+def _sum_back(words, i, end, oldest, into, a, lay, dims):  # type: ignore[no-untyped-def]
+    """Add entries from words[i] on while they are young enough; returns the first that is not."""
+    while i < end and words[i] >> START_BITS >= oldest:
+        if words[i] & TILE != 0:
+            _merge(into, a, words, i, dims)
+            i += dims[TILE_WORDS]
         else:
-            figures[w, to + MEAN : to + STATS] = np.nan
-    word, table = TILE_VALUES + values * VALUE_WORDS, 0
-    for d in range(sketches.shape[0]):
-        ones = np.int64(0)
-        for k in range(sketches[d]):
-            ones += _ones(spans[w, word + k])
-        figures[w, 1 + values * STATS + d] = tables[table + ones]
-        word += sketches[d]
-        table += sketches[d] * 64 + 1
+            begin = i
+            while i < end and words[i] >> START_BITS >= oldest and words[i] & TILE == 0:
+                i += dims[EVENT_WORDS]
+            _add(into, a, words, begin, i, lay, dims)
+    return i
 
 
 @inner
-def _difference(spans, w, minus, stat):  # type: ignore[no-untyped-def]
-    """Count, sum or mean of a span without a shorter one."""
-    n = spans[w, TILE_COUNT] - spans[minus, TILE_COUNT]
-    if stat == 0:
-        return np.float64(n)
-    at = TILE_VALUES + (stat - 1) // STATS * VALUE_WORDS
-    less_lo, less_hi = negate(spans[minus, at + SUM_LO], spans[minus, at + SUM_HI])
-    lo, hi = add(spans[w, at + SUM_LO], spans[w, at + SUM_HI], less_lo, less_hi)
-    if (stat - 1) % STATS == SUM:
-        return to_float(lo, hi)
-    return to_float(lo, hi) / np.float64(n) if n > 0 else np.nan
+def _read(arena, first, end, edges, sums, lay, dims):  # type: ignore[no-untyped-def]
+    """Sum a key's entries up, from the newest back: windows nest.
+
+    A span that adds nothing to a finer one shares its accumulators.
+    """
+    i, a, size = first, np.int64(0), dims[TILE_WORDS]
+    _clear(sums, a, dims)
+    for w in range(dims[SPANS]):
+        if i < end and arena[i] >> START_BITS >= edges[OLDEST, w]:
+            if w > 0:
+                _copy(sums, a + size, sums, a, size)
+                a += size
+            i = _sum_back(arena, i, end, edges[OLDEST, w], sums, a, lay, dims)
+        edges[SUMS, w] = a
 
 
 @inner
-def _emit(spans, values, sketches, plan, tables, figures, since, out, row):  # type: ignore[no-untyped-def]
-    for w in range(spans.shape[0]):
-        if w > 0 and spans[w, TILE_COUNT] == spans[w - 1, TILE_COUNT]:
-            # Windows nest: as many events are the same events.
-            for k in range(figures.shape[1]):
-                figures[w, k] = figures[w - 1, k]
-        else:
-            _figures(spans, w, values, sketches, tables, figures)
-    for c in range(plan.shape[0]):
-        stat = plan[c, PLAN_STAT]
-        if stat < 0:
-            out[row, c] = since
-        elif plan[c, PLAN_MINUS] < 0:
-            out[row, c] = figures[plan[c, PLAN_SPAN], stat]
-        else:
-            out[row, c] = _difference(spans, plan[c, PLAN_SPAN], plan[c, PLAN_MINUS], stat)
-
-
-@inner
-def _read(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
-    """Fill one accumulator per span in a single backward pass: windows nest."""
-    i = first + length - 1
-    for w in range(spans.shape[0]):
-        if w == 0:
-            _clear(spans, 0, values)
-        else:
-            _copy(spans, w, spans, w - 1)
-        while i >= first and arena[i, TILE_START] >= edges[0, w]:
-            _merge(spans, w, arena, i, values)
-            i -= 1
-
-
-@inner
-def _refresh(arena, first, length, edges, values, spans):  # type: ignore[no-untyped-def]
+def _refresh(arena, first, end, edges, sums, base, lay, dims):  # type: ignore[no-untyped-def]
     """The same for kept accumulators: only spans whose edge has moved are summed again.
 
-    TILE_START of an accumulator holds the edge that it is right for. Hops divide each other, so
+    The header of an accumulator is the edge that it is right for. Hops divide each other, so
     behind the first edge that stands still all others do.
     """
-    i = first + length - 1
-    for w in range(spans.shape[0]):
-        oldest = edges[0, w]
-        if spans[w, TILE_START] == oldest:
-            break
+    i, a, w, size = first, base, 0, dims[TILE_WORDS]
+    while w < dims[SPANS] and sums[a] != edges[OLDEST, w]:
         if w == 0:
-            _clear(spans, 0, values)
+            _clear(sums, a, dims)
         else:
-            _copy(spans, w, spans, w - 1)
-        while i >= first and arena[i, TILE_START] >= oldest:
-            _merge(spans, w, arena, i, values)
-            i -= 1
-        spans[w, TILE_START] = oldest
+            _copy(sums, a, sums, a - size, size)
+        i = _sum_back(arena, i, end, edges[OLDEST, w], sums, a, lay, dims)
+        sums[a] = edges[OLDEST, w]
+        a += size
+        w += 1
+    for x in range(dims[SPANS]):
+        edges[SUMS, x] = base + x * size
 
 
-@inline
+# What is read from accumulators.
+
+
+@inner
+def _figures(sums, a, wanted, tables, ranks, figures, k, lay, dims):  # type: ignore[no-untyped-def]
+    """Every statistic of the accumulators at sums[a] from figures[k] on.
+
+    What costs much is computed only where it is wanted.
+    """
+    for c in range(dims[COUNTS]):
+        figures[k + c] = np.float64(sums[a + 1 + c])
+    k += dims[COUNTS]
+    wanted += dims[COUNTS]
+    for v in range(dims[CHANNELS]):
+        at = a + dims[CHANNELS_AT] + v * CHANNEL_WORDS
+        n = sums[a + 1 + lay[dims[CHANNEL_ROWS] + v * CHANNEL_ROW + CHANNEL_COUNT]]
+        s_lo, s_hi = sums[at + SUM_LO], sums[at + SUM_HI]
+        total = to_float(s_lo, s_hi)
+        figures[k + SUM] = total
+        if n > 0:
+            figures[k + MEAN] = total / np.float64(n)
+            figures[k + MIN] = np.float64(sums[at + LEAST])
+            figures[k + MAX] = np.float64(sums[at + MOST])
+            if lay[wanted + STD] != 0:
+                figures[k + STD] = deviation(n, s_lo, s_hi, sums[at + SQ_LO], sums[at + SQ_HI])
+        else:
+            for x in range(MEAN, STATS):
+                figures[k + x] = np.nan
+        k += STATS
+        wanted += STATS
+    for d in range(dims[SKETCHES]):
+        row = dims[SKETCH_ROWS] + d * SKETCH_ROW
+        size = lay[row + SKETCH_SIZE]
+        if lay[wanted + d] != 0:
+            if size > 0:
+                ones = np.int64(0)
+                for x in range(a + lay[row], a + lay[row] + size):
+                    ones += _ones(sums[x])
+                figures[k + d] = tables[lay[row + SKETCH_TABLE] + ones]
+            else:
+                figures[k + d] = cardinality(sums, a + lay[row], -size, ranks)
+
+
+@inner
+def _difference(sums, a, b, k, lay, dims):  # type: ignore[no-untyped-def]
+    """Count, sum or mean of the span at sums[a] without the shorter one at sums[b]."""
+    if k < dims[COUNTS]:
+        value = np.float64(sums[a + 1 + k] - sums[b + 1 + k])
+    else:
+        v = (k - dims[COUNTS]) // STATS
+        w = dims[CHANNELS_AT] + v * CHANNEL_WORDS
+        less_lo, less_hi = negate(sums[b + w + SUM_LO], sums[b + w + SUM_HI])
+        lo, hi = add(sums[a + w + SUM_LO], sums[a + w + SUM_HI], less_lo, less_hi)
+        value = to_float(lo, hi)
+        if k - dims[COUNTS] - v * STATS == MEAN:
+            count = 1 + lay[dims[CHANNEL_ROWS] + v * CHANNEL_ROW + CHANNEL_COUNT]
+            n = sums[a + count] - sums[b + count]
+            value = value / np.float64(n) if n > 0 else np.nan
+    return value
+
+
+@inner
+def _emit(  # type: ignore[no-untyped-def]
+    sums, edges, arena, tail, clock, since, plan, figures, tables, ranks, out, row, lay, dims
+):
+    """Write a row's outputs; ``tail`` is where the key's begins, -1 for an unknown key."""
+    size = figures.shape[0] // dims[SPANS]
+    k, wanted = 0, dims[WANTED]
+    for w in range(dims[SPANS]):
+        a = edges[SUMS, w]
+        # Windows nest: as many events are the same events.
+        if lay[wanted] != 0 and sums[a + 1] == sums[edges[SUMS, w - 1] + 1]:
+            for x in range(k, k + size):
+                figures[x] = figures[x - size]
+        else:
+            _figures(sums, a, wanted + 1, tables, ranks, figures, k, lay, dims)
+        k += size
+        wanted += 1 + size
+    for c in range(plan.shape[0]):
+        what = plan[c, PLAN_WHAT]
+        if what >= 0:
+            out[row, c] = figures[what]
+        elif what == SINCE:
+            out[row, c] = since
+        elif what == DIFFERENCE:
+            a, b = edges[SUMS, plan[c, PLAN_SECOND]], edges[SUMS, plan[c, PLAN_THIRD]]
+            out[row, c] = _difference(sums, a, b, plan[c, PLAN_FIRST], lay, dims)
+        elif tail < 0 or arena[tail + plan[c, PLAN_FIRST]] == NEVER:
+            out[row, c] = np.nan
+        elif what == SINCE_LAST:
+            out[row, c] = np.float64(clock - arena[tail + plan[c, PLAN_FIRST]]) / 1000.0
+        else:
+            out[row, c] = np.float64(arena[tail + plan[c, PLAN_SECOND]])
+
+
+# Last events, in the tail of a key's block: the newest by event time, then by arrival, first.
+
+
+@inner
+def _forget(arena, tail, dims):  # type: ignore[no-untyped-def]
+    for w in range(tail, tail + dims[TAIL_WORDS]):
+        arena[w] = NEVER
+
+
+@inner
+def _remember(arena, tail, time, flags, amounts, row, lay, dims):  # type: ignore[no-untyped-def]
+    for r in range(dims[LASTS], dims[LASTS_END], LAST_ROW):
+        if not _holds(flags, lay[r + LAST_FLAG]):
+            continue
+        width = lay[r + LAST_WIDTH]
+        begin = tail + lay[r + LAST_WORD]
+        end = begin + lay[r + LAST_DEPTH] * width
+        at = begin
+        while at < end and arena[at] > time:
+            at += width
+        if at < end:
+            for w in range(end - 1, at + width - 1, -1):
+                arena[w] = arena[w - width]
+            arena[at] = time
+            for v in range(1, width):
+                arena[at + v] = amounts[row, lay[lay[r + LAST_SOURCES] + v - 1]]
+
+
+# Slots and blocks.
+
+
+@inner
 def find(slots, key):  # type: ignore[no-untyped-def]
     """Index of a key's slot, or of the empty slot where it belongs."""
-    mask = slots.shape[0] - 1
-    at = np.int64(_mix(key)) & mask
+    n = np.uint64(slots.shape[0])
+    at = np.int64(((_mix(key) >> _32) * n) >> _32)
     while slots[at, KEY] != key and slots[at, KEY] != 0:
-        at = (at + 1) & mask
+        at += 1
+        if at == slots.shape[0]:
+            at = 0
     return at
 
 
-@compiled
-def reserve(arena, free, top, size_class):  # type: ignore[no-untyped-def]
-    """First tile of a block of 2**size_class tiles, or -1 when the arena is full."""
-    block = free[size_class]
-    if block >= 0:
-        free[size_class] = arena[block, TILE_START]
-        return block
-    block = top[TOP_TILES]
-    if block + (np.int64(1) << size_class) > arena.shape[0]:
-        return np.int64(-1)
-    top[TOP_TILES] = block + (np.int64(1) << size_class)
-    return block
+@inner
+def crowded(slots, top):  # type: ignore[no-untyped-def]
+    """Whether one more key would make probing slow."""
+    return (top[TOP_KEYS] + 1) * 4 > slots.shape[0] * 3
 
 
 @inner
-def _insert(slots, at, arena, free, top, second, edges, hops, values):  # type: ignore[no-untyped-def]
-    """The tile that takes an event: its index, -1 if every window has left it, -2 if full."""
-    hop = _zone(second, edges, hops)
+def _block_end(place, lay, dims):  # type: ignore[no-untyped-def]
+    """Where a block's entries end and its tail begins."""
+    return (place >> CLASS_BITS) + lay[dims[CLASSES] + (place & CLASS_MASK)] - dims[TAIL_WORDS]
+
+
+@compiled
+def reserve(arena, free, top, words, least, lay):  # type: ignore[no-untyped-def]
+    """Place of a block of at least so many words and that class; -1 when the arena is full."""
+    dims = numbers(lay)
+    size_class = least
+    while lay[dims[CLASSES] + size_class] < words:
+        size_class += 1
+    size = lay[dims[CLASSES] + size_class]
+    block = free[size_class]
+    if block >= 0:
+        free[size_class] = arena[block]
+        top[TOP_FREE] -= size
+    else:
+        block = top[TOP_USED]
+        if block + size > arena.shape[0]:
+            return np.int64(-1)
+        top[TOP_USED] = block + size
+    return (block << CLASS_BITS) | size_class
+
+
+@compiled
+def _enlarge(slots, at, arena, free, top, need, lay):  # type: ignore[no-untyped-def]
+    """Move a key to a block with room for so many more words; False when the arena is full."""
+    dims = numbers(lay)
+    used, old, tail = slots[at, SIZE] & USED_MASK, slots[at, PLACE], dims[TAIL_WORDS]
+    size_class = old & CLASS_MASK
+    new = reserve(arena, free, top, used + need + tail, size_class + 1, lay)
+    if new < 0:
+        return False
+    _copy(
+        arena,
+        _block_end(new, lay, dims) - used,
+        arena,
+        _block_end(old, lay, dims) - used,
+        used + tail,
+    )
+    arena[old >> CLASS_BITS] = free[size_class]
+    free[size_class] = old >> CLASS_BITS
+    top[TOP_FREE] += lay[dims[CLASSES] + size_class]
+    slots[at, PLACE] = new
+    return True
+
+
+@inner
+def _insert(slots, at, arena, free, top, second, edges, event, tile, lay, dims):  # type: ignore[no-untyped-def]
+    """Put an event among a key's entries: DONE, EXPIRED if every window has left it, or FULL."""
+    hop = _zone(second, edges, lay, dims)
     if hop == 0:
-        return np.int64(-1)
+        return EXPIRED
     start = (second // hop) * hop
+    event[0] = (start << START_BITS) | (event[0] & LOW_BITS)
+    size, whole = dims[EVENT_WORDS], dims[TILE_WORDS]
     while True:
-        first, length = slots[at, BLOCK], slots[at, LENGTH]
-        p = first + length - 1
-        while p >= first and arena[p, TILE_START] > start:
-            p -= 1
-        if p >= first and arena[p, TILE_START] == start:
-            return p
-        capacity = np.int64(1) << slots[at, CLASS]
-        if length < capacity:
-            for i in range(first + length, p + 1, -1):
-                _copy(arena, i, arena, i - 1)
-            _clear(arena, p + 1, values)
-            arena[p + 1, TILE_START] = start
-            slots[at, LENGTH] = length + 1
-            return p + 1
-        kept = _compact(arena, first, length, edges, hops, values)
-        slots[at, LENGTH] = kept
-        if kept <= (capacity * 3) // 4 and kept < capacity:
-            continue
-        block = reserve(arena, free, top, slots[at, CLASS] + 1)
-        if block < 0:
-            return np.int64(-2)
-        for i in range(kept):
-            _copy(arena, block + i, arena, first + i)
-        arena[first, TILE_START] = free[slots[at, CLASS]]
-        free[slots[at, CLASS]] = first
-        slots[at, BLOCK] = block
-        slots[at, CLASS] += 1
+        end = _block_end(slots[at, PLACE], lay, dims)
+        used = slots[at, SIZE] & USED_MASK
+        first = end - used
+        p = first
+        while p < end and arena[p] >> START_BITS > start:
+            p += whole if arena[p] & TILE != 0 else size
+        q, events = p, 1
+        while q < end and arena[q] >> START_BITS == start:
+            if arena[q] & TILE != 0:
+                _add(arena, q, event, 0, size, lay, dims)
+                return DONE
+            q += size
+            events += 1
+        need = size if events < dims[FEW] else whole - (q - p)
+        if first - need >= slots[at, PLACE] >> CLASS_BITS:
+            if events < dims[FEW]:
+                _copy(arena, first - need, arena, first, p - first)
+                _copy(arena, p - need, event, 0, size)
+            else:
+                _clear(tile, 0, dims)
+                tile[0] = (start << START_BITS) | TILE
+                _add(tile, 0, event, 0, size, lay, dims)
+                _add(tile, 0, arena, p, q, lay, dims)
+                _copy(arena, first - need, arena, first, p - first)
+                _copy(arena, q - whole, tile, 0, whole)
+            slots[at, SIZE] += need
+            return DONE
+        kept = end - _compact(arena, first, end, edges, tile, lay)
+        slots[at, SIZE] -= used - kept
+        room = end - (slots[at, PLACE] >> CLASS_BITS)
+        # Compacting again soon would cost more than a larger block.
+        scarce = (room - kept) * 8 < room or room - kept < need
+        if scarce and not _enlarge(slots, at, arena, free, top, need, lay):
+            return FULL
 
 
 @compiled
 def process(  # type: ignore[no-untyped-def]
-    slots, arena, hot, free, top, reaches, hops, values, sketches, plan, tables, spans,
-    start, keys, times, offsets, modes, amounts, hashes, out, newest, after, clocks,
+    slots, arena, sums, free, top, lay, plan, tables, edges, figures, ranks, event, tile, start,
+    keys, times, offsets, modes, amounts, hashes, flags, out, newest, clocks,
 ):  # fmt: skip
     """Run rows from ``start`` on in log order; returns the first row not done.
 
-    Less than the number of rows means that slots, arena or kept accumulators must grow before
-    that row. ``out`` and ``newest`` are filled for rows that read, ``after`` and ``clocks`` for
-    rows that read after their update. ``hot`` [keys, spans, words] holds kept accumulators.
+    Less than the number of rows n means that slots, arena or kept accumulators must grow before
+    that row. ``out`` holds values of rows that read, then, from its row n on, of rows that read
+    after their update; ``newest`` is filled for the first and ``clocks`` for the second.
+    ``sums`` [kept * spans * TILE_WORDS] holds accumulators; ``edges``, ``figures``, ``ranks``,
+    ``event`` and ``tile`` are scratch.
     """
-    edges = np.full((2, hops.shape[0]), NEVER, np.int64)
-    figures = np.empty((hops.shape[0], 1 + values * STATS + sketches.shape[0]))
+    dims = numbers(lay)
+    kept_words = dims[SPANS] * dims[TILE_WORDS]
     for i in range(start, keys.shape[0]):
-        if (top[TOP_KEYS] + 1) * 2 > slots.shape[0] or top[TOP_HOT] >= hot.shape[0]:
+        if crowded(slots, top) or (top[TOP_KEPT] + 1) * kept_words > sums.shape[0]:
             return i
         key, time, mode = keys[i], times[i], modes[i]
-        at = find(slots, key) if key != 0 else np.int64(-1)
-        known = key != 0 and slots[at, KEY] == key
-        clock = max(slots[at, CLOCK], time) if known else time
-        _set_edges(clock // 1000, reaches, hops, edges)
-        if mode & READ:
-            since = np.float64(clock - slots[at, CLOCK]) / 1000.0 if known else np.nan
-            newest[i] = slots[at, NEWEST] if known else -1
-            if known and slots[at, HOT] >= 0:
-                kept = hot[slots[at, HOT]]
-                _refresh(arena, slots[at, BLOCK], slots[at, LENGTH], edges, values, kept)
-                _emit(kept, values, sketches, plan, tables, figures, since, out, i)
-            else:
-                first, length = (slots[at, BLOCK], slots[at, LENGTH]) if known else (0, 0)
-                _read(arena, first, length, edges, values, spans)
-                _emit(spans, values, sketches, plan, tables, figures, since, out, i)
-            if key == 0:
-                out[i, :] = np.nan
-        if not mode & UPDATE or key == 0:
+        if key == 0:
+            if mode & READ:
+                newest[i] = -1
+                for c in range(plan.shape[0]):
+                    out[i, c] = np.nan
             continue
-        if not known:
-            block = reserve(arena, free, top, 1)
-            if block < 0:
+        at = find(slots, key)
+        known = slots[at, KEY] == key
+        clock, since, tail, used, base = time, np.nan, np.int64(-1), np.int64(0), np.int64(0)
+        newest[i] = -1
+        if known:
+            clock = max(slots[at, CLOCK], time)
+            since = np.float64(clock - slots[at, CLOCK]) / 1000.0
+            newest[i] = slots[at, NEWEST]
+            tail = _block_end(slots[at, PLACE], lay, dims)
+            used = slots[at, SIZE] & USED_MASK
+            base = (slots[at, SIZE] >> USED_BITS) * kept_words
+        _set_edges(clock // 1000, edges, lay, dims)
+        row, phase = i, READ
+        while True:
+            if mode & phase:
+                if base > 0:
+                    _refresh(arena, tail - used, tail, edges, sums, base, lay, dims)
+                else:
+                    _read(arena, tail - used, tail, edges, sums, lay, dims)
+                _emit(
+                    sums, edges, arena, tail, clock, since, plan, figures, tables, ranks, out, row,
+                    lay, dims,
+                )  # fmt: skip
+            if phase == READ_AFTER or not mode & UPDATE:
+                break
+            if not known:
+                place = reserve(arena, free, top, np.int64(0), np.int64(0), lay)
+                if place < 0:
+                    return i
+                slots[at, KEY], slots[at, CLOCK], slots[at, NEWEST] = key, NEVER, -1
+                slots[at, PLACE], slots[at, SIZE] = place, 0
+                _forget(arena, _block_end(place, lay, dims), dims)
+                top[TOP_KEYS] += 1
+            second = time // 1000
+            _take(event, amounts, hashes, flags, i, lay, dims)
+            done = _insert(slots, at, arena, free, top, second, edges, event, tile, lay, dims)
+            if done == FULL:
                 return i
-            slots[at, KEY], slots[at, BLOCK], slots[at, LENGTH], slots[at, CLASS] = key, block, 0, 1
-            slots[at, CLOCK], slots[at, NEWEST], slots[at, HOT] = NEVER, -1, -1
-            top[TOP_KEYS] += 1
-        second = time // 1000
-        tile = _insert(slots, at, arena, free, top, second, edges, hops, values)
-        if tile == -2:
-            return i
-        slots[at, CLOCK] = clock
-        slots[at, NEWEST] = offsets[i]
-        if tile < 0:
-            top[TOP_OLD] += 1
-        else:
-            _count_event(arena, tile, amounts, hashes, i, sketches, values)
-            if slots[at, HOT] >= 0:
-                kept = hot[slots[at, HOT]]
-                for w in range(hops.shape[0]):
+            slots[at, CLOCK] = clock
+            slots[at, NEWEST] = offsets[i]
+            tail = _block_end(slots[at, PLACE], lay, dims)
+            used = slots[at, SIZE] & USED_MASK
+            if dims[TAIL_WORDS] > 0:
+                _remember(arena, tail, time, flags[i], amounts, i, lay, dims)
+            if done == EXPIRED:
+                top[TOP_OLD] += 1
+            elif base > 0:
+                for w in range(dims[SPANS]):
+                    a = base + w * dims[TILE_WORDS]
                     # A reader ahead of the key's clock left an edge that comes true later.
-                    if edges[0, w] <= kept[w, TILE_START] <= second:
-                        _count_event(kept, w, amounts, hashes, i, sketches, values)
-            elif slots[at, LENGTH] >= HOT_TILES:
-                slots[at, HOT] = top[TOP_HOT]
-                hot[top[TOP_HOT], :, TILE_START] = NEVER
-                top[TOP_HOT] += 1
-        if mode & READ_AFTER:
-            _read(arena, slots[at, BLOCK], slots[at, LENGTH], edges, values, spans)
-            _emit(spans, values, sketches, plan, tables, figures, 0.0, after, i)
+                    if edges[OLDEST, w] <= sums[a] <= second:
+                        _add(sums, a, event, 0, dims[EVENT_WORDS], lay, dims)
+            elif used >= dims[KEEP]:
+                slots[at, SIZE] += top[TOP_KEPT] << USED_BITS
+                base = top[TOP_KEPT] * kept_words
+                top[TOP_KEPT] += 1
+                for w in range(dims[SPANS]):
+                    sums[base + w * dims[TILE_WORDS]] = NEVER
+            if not mode & READ_AFTER:
+                break
+            row, phase, since = keys.shape[0] + i, READ_AFTER, 0.0
             clocks[i] = clock
     return keys.shape[0]
 
 
+# Snapshots and growth.
+
+
 @compiled
-def canonical_lengths(slots, order, arena, reaches, hops, values, out):  # type: ignore[no-untyped-def]
-    """Compact every key of ``order`` (slot indices) at its own clock and note its length."""
-    edges = np.full((2, hops.shape[0]), NEVER, np.int64)
+def canonical_sizes(slots, order, arena, lay, edges, tile, out):  # type: ignore[no-untyped-def]
+    """Bring every key of ``order`` (slot indices) into its one form and note its words."""
+    dims = numbers(lay)
     for i in range(order.shape[0]):
         at = order[i]
-        _set_edges(slots[at, CLOCK] // 1000, reaches, hops, edges)
-        slots[at, LENGTH] = _compact(
-            arena, slots[at, BLOCK], slots[at, LENGTH], edges, hops, values
-        )
-        out[i] = slots[at, LENGTH]
+        end = _block_end(slots[at, PLACE], lay, dims)
+        used = slots[at, SIZE] & USED_MASK
+        _set_edges(slots[at, CLOCK] // 1000, edges, lay, dims)
+        first = _compact(arena, end - used, end, edges, tile, lay)
+        slots[at, SIZE] -= used - (end - first)
+        _sort_events(arena, first, end, lay)
+        out[i] = end - first + dims[TAIL_WORDS]
 
 
 @compiled
-def gather(slots, order, arena, out):  # type: ignore[no-untyped-def]
-    """Copy the tiles of every key of ``order`` one after the other."""
-    at = 0
+def _sort_events(arena, first, end, lay):  # type: ignore[no-untyped-def]
+    """Order the events of each start by their words: how they came changes no value."""
+    dims = numbers(lay)
+    size = dims[EVENT_WORDS]
+    p = first
+    while p < end:
+        if arena[p] & TILE != 0:
+            p += dims[TILE_WORDS]
+            continue
+        q, start = p + size, arena[p] >> START_BITS
+        while q < end and arena[q] & TILE == 0 and arena[q] >> START_BITS == start:
+            q += size
+        gap = (q - p) // size // 2
+        while gap > 0:
+            for i in range(p + gap * size, q, size):
+                j = i
+                while j - gap * size >= p and _later(arena, j - gap * size, j, size):
+                    for w in range(size):
+                        x = arena[j + w]
+                        arena[j + w] = arena[j + w - gap * size]
+                        arena[j + w - gap * size] = x
+                    j -= gap * size
+            gap //= 2
+        p = q
+
+
+@inner
+def _later(words, a, b, size):  # type: ignore[no-untyped-def]
+    w = 0
+    while w < size - 1 and words[a + w] == words[b + w]:
+        w += 1
+    return words[a + w] > words[b + w]
+
+
+@compiled
+def gather(slots, order, arena, lay, out):  # type: ignore[no-untyped-def]
+    """Copy the words of every key of ``order`` one after the other."""
+    dims = numbers(lay)
+    to = 0
     for i in range(order.shape[0]):
-        first, length = slots[order[i], BLOCK], slots[order[i], LENGTH]
-        out[at : at + length] = arena[first : first + length]
-        at += length
+        end = _block_end(slots[order[i], PLACE], lay, dims)
+        used = slots[order[i], SIZE] & USED_MASK
+        _copy(out, to, arena, end - used, used + dims[TAIL_WORDS])
+        to += used + dims[TAIL_WORDS]
 
 
 @compiled
-def scatter(slots, arena, free, top, start, keys, clocks, newest, counts, tiles):  # type: ignore[no-untyped-def]
-    """Insert keys with their tiles from ``start`` on; returns the first key not done.
+def scatter(slots, arena, free, top, lay, start, keys, clocks, newest, ends, words):  # type: ignore[no-untyped-def]
+    """Insert keys with their words from ``start`` on; returns the first key not done.
 
     Returns -1 when a key is already there.
     """
-    position = np.int64(0)
-    for i in range(start):
-        position += counts[i]
+    dims = numbers(lay)
     for i in range(start, keys.shape[0]):
-        if (top[TOP_KEYS] + 1) * 2 > slots.shape[0]:
+        if crowded(slots, top):
             return i
         at = find(slots, keys[i])
         if slots[at, KEY] == keys[i]:
             return np.int64(-1)
-        size_class = np.int64(1)
-        while (np.int64(1) << size_class) < counts[i]:
-            size_class += 1
-        block = reserve(arena, free, top, size_class)
-        if block < 0:
+        size = ends[i + 1] - ends[i]
+        place = reserve(arena, free, top, size, np.int64(0), lay)
+        if place < 0:
             return i
-        slots[at, KEY], slots[at, BLOCK], slots[at, LENGTH] = keys[i], block, counts[i]
-        slots[at, CLASS], slots[at, CLOCK], slots[at, NEWEST] = size_class, clocks[i], newest[i]
-        slots[at, HOT] = -1
-        arena[block : block + counts[i]] = tiles[position : position + counts[i]]
-        position += counts[i]
+        slots[at, KEY], slots[at, CLOCK], slots[at, NEWEST] = keys[i], clocks[i], newest[i]
+        slots[at, PLACE], slots[at, SIZE] = place, size - dims[TAIL_WORDS]
+        _copy(arena, _block_end(place, lay, dims) + dims[TAIL_WORDS] - size, words, ends[i], size)
         top[TOP_KEYS] += 1
     return keys.shape[0]
 
@@ -547,4 +981,34 @@ def rehash(old, new):  # type: ignore[no-untyped-def]
     """Move every used slot into a larger table."""
     for i in range(old.shape[0]):
         if old[i, KEY] != 0:
-            new[find(new, old[i, KEY])] = old[i]
+            at = find(new, old[i, KEY])
+            for w in range(SLOT_WORDS):
+                new[at, w] = old[i, w]
+
+
+@compiled
+def pack(slots, order, arena, free, top, lay):  # type: ignore[no-untyped-def]
+    """Close the gaps that free blocks leave; ``order`` lists slots by the place of their block."""
+    dims = numbers(lay)
+    to, tail = np.int64(0), dims[TAIL_WORDS]
+    for i in range(order.shape[0]):
+        at = order[i]
+        old, used = slots[at, PLACE], slots[at, SIZE] & USED_MASK
+        size_class = old & CLASS_MASK
+        if (used + tail) * 2 < lay[dims[CLASSES] + size_class]:
+            size_class = 0
+            while lay[dims[CLASSES] + size_class] < used + tail:
+                size_class += 1
+        new = (to << CLASS_BITS) | size_class
+        _copy(
+            arena,
+            _block_end(new, lay, dims) - used,
+            arena,
+            _block_end(old, lay, dims) - used,
+            used + tail,
+        )
+        slots[at, PLACE] = new
+        to += lay[dims[CLASSES] + size_class]
+    for c in range(free.shape[0]):
+        free[c] = -1
+    top[TOP_USED], top[TOP_FREE] = to, 0

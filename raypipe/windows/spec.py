@@ -1,4 +1,4 @@
-"""Windows declared as data: spans, aggregates and views. Nothing here computes.
+"""Windows declared as data: spans and views over aggregates. Nothing here computes.
 
 Semantics (nested sawtooth, in log order). For a reading event i of key k let
 ``T = max(t_i, newest event time of k in this view before i)``, floored to seconds. The value of
@@ -11,20 +11,60 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import IntEnum
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from raypipe.errors import DeclarationError
 from raypipe.events.schema import canonical_json
+from raypipe.windows.aggregates import (
+    SINGLE,
+    SUBTRACTIVE,
+    Aggregate,
+    Op,
+    count,
+    distinct,
+    last,
+    maximum,
+    mean,
+    minimum,
+    since_last,
+    std,
+    total,
+)
+from raypipe.windows.conditions import Condition
+
+__all__ = [
+    "DEFAULT_SPANS",
+    "Aggregate",
+    "Column",
+    "Filter",
+    "Op",
+    "Sketch",
+    "Span",
+    "WindowView",
+    "count",
+    "distinct",
+    "last",
+    "maximum",
+    "mean",
+    "minimum",
+    "seconds",
+    "since_last",
+    "spans",
+    "std",
+    "total",
+]
 
 UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"([1-9][0-9]*)([smhd])")
 MOST_BITS = 65_536
-"""Widest distinct sketch: every tile of the view carries it."""
+"""Widest distinct sketch: every tile of many values carries it."""
+
+MOST_REGISTERS = 16_384
+MOST_FILTERS = 32
+MOST_STEPS = 64
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -85,108 +125,51 @@ def spans(*texts: str) -> tuple[Span, ...]:
 DEFAULT_SPANS = spans("1m/1s", "5m/5s", "1h/1m", "1d/30m", "7d/3h", "30d/12h")
 
 
-class Op(IntEnum):
-    """What is computed over a span."""
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which events of a view an aggregate counts: of one type, under one condition."""
 
-    COUNT = 0
-    SUM = 1
-    MEAN = 2
-    MIN = 3
-    MAX = 4
-    STD = 5
-    DISTINCT = 6
-    SINCE_LAST = 7
-
-
-SUBTRACTIVE = frozenset({Op.COUNT, Op.SUM, Op.MEAN})
-"""Aggregates that a difference of two spans can carry."""
+    of: str
+    where: str
 
 
 @dataclass(frozen=True, slots=True)
-class Aggregate:
-    """One operation over one column for some spans of its view.
+class Sketch:
+    """How the different values of a column are counted: bits, or registers if not 0."""
 
-    ``over`` names spans by label (all when empty). ``lags`` are pairs (long, short): the value
-    over the long span without the short one, "the week before today". ``bits`` is the width of
-    the distinct sketch.
-    """
-
-    op: Op
-    column: str = ""
-    over: tuple[str, ...] = ()
-    lags: tuple[tuple[str, str], ...] = ()
-    bits: int = 64
+    column: str
+    bits: int
+    registers: int
 
     @property
-    def stem(self) -> str:
-        """The middle of the feature's name."""
-        return "_".join(p for p in (self.column, self.op.name.lower()) if p)
-
-
-Lags = Iterable[tuple[str, str]]
-
-
-def count(over: Iterable[str] = (), lags: Lags = ()) -> Aggregate:
-    """Number of events; 0 when there are none."""
-    return Aggregate(Op.COUNT, "", tuple(over), tuple(lags))
-
-
-def total(column: str, over: Iterable[str] = (), lags: Lags = ()) -> Aggregate:
-    """Sum of an integer column; 0 when there are no events."""
-    return Aggregate(Op.SUM, column, tuple(over), tuple(lags))
-
-
-def mean(column: str, over: Iterable[str] = (), lags: Lags = ()) -> Aggregate:
-    """Arithmetic mean; NaN when there are no events."""
-    return Aggregate(Op.MEAN, column, tuple(over), tuple(lags))
-
-
-def minimum(column: str, over: Iterable[str] = ()) -> Aggregate:
-    """Smallest value; NaN when there are no events."""
-    return Aggregate(Op.MIN, column, tuple(over))
-
-
-def maximum(column: str, over: Iterable[str] = ()) -> Aggregate:
-    """Largest value; NaN when there are no events."""
-    return Aggregate(Op.MAX, column, tuple(over))
-
-
-def std(column: str, over: Iterable[str] = ()) -> Aggregate:
-    """Population standard deviation; NaN when there are no events."""
-    return Aggregate(Op.STD, column, tuple(over))
-
-
-def distinct(column: str, over: Iterable[str] = (), bits: int = 64) -> Aggregate:
-    """Estimated number of different values by linear counting on ``bits`` bits; 0 when none.
-
-    Standard error for n values on m bits: sqrt(m * (exp(n/m) - n/m - 1)) / n (Whang et al. 1990).
-    That holds up to n of about m; the true error is 12 % larger at 2 m and 24 % at 3 m, and from
-    4 m on the sketch is full: declare ``bits`` of at least the largest number that matters.
-    A full sketch reads as m * ln(2m).
-    """
-    return Aggregate(Op.DISTINCT, column, tuple(over), (), bits)
-
-
-def since_last() -> Aggregate:
-    """Seconds since the key's newest event in this view; NaN for a new key."""
-    return Aggregate(Op.SINCE_LAST)
+    def words(self) -> int:
+        """Words of 64 bits in a tile; a register takes eight bits."""
+        return self.registers // 8 or self.bits // 64
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One output of a view: an operation on one span, or on the difference of two."""
+    """One output of a view: an aggregate over one span, over the difference of two, or a step."""
 
     name: str
-    op: Op
-    column: str
-    span: int
-    minus: int
+    aggregate: Aggregate
+    span: int = 0
+    minus: int = -1
     """Index of the span to subtract, -1 for none."""
+    step: int = 1
+
+    @property
+    def op(self) -> Op:
+        """What is computed."""
+        return self.aggregate.op
 
 
 @dataclass(frozen=True)
 class WindowView:
-    """Aggregates of one event type by one key column: the unit of state and of registration."""
+    """Aggregates of events by one key column: the unit of state and of registration.
+
+    Events of type ``event`` count, and of the types in ``also``; all of them have the key.
+    """
 
     name: str
     entity: str
@@ -197,6 +180,7 @@ class WindowView:
     description: str = ""
     owner: str = ""
     tags: tuple[tuple[str, str], ...] = ()
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -209,11 +193,71 @@ class WindowView:
             raise DeclarationError(f"view {self.name!r} needs 1 to 16 spans")
         if spans(*(f"{s.label}/{s.hop}s" for s in self.spans)) != tuple(self.spans):
             raise DeclarationError(f"view {self.name!r}: a span's label is not its length")
+        if len(set(self.events)) != len(self.events):
+            raise DeclarationError(f"view {self.name!r} names an event type more than once")
+        for a in self.aggregates:
+            self._check(a)
         _ = self.sketches
+        if len(self.filters) > MOST_FILTERS:
+            raise DeclarationError(
+                f"view {self.name!r} has {len(self.filters)} conditions",
+                hint=f"At most {MOST_FILTERS}; spread them over several views.",
+            )
         names = [c.name for c in self.columns]
         doubled = sorted({n for n in names if names.count(n) > 1})
         if doubled:
-            raise DeclarationError(f"view {self.name!r} computes {doubled} more than once")
+            raise DeclarationError(
+                f"view {self.name!r} computes {doubled} more than once",
+                hint="Give one of them a name=.",
+            )
+
+    def _check(self, a: Aggregate) -> None:
+        if a.op not in {Op.COUNT, Op.SINCE_LAST} and not a.column:
+            raise DeclarationError(f"view {self.name!r}: {a.op.name.lower()} needs a column")
+        if a.lags and a.op not in SUBTRACTIVE:
+            raise DeclarationError(
+                f"view {self.name!r}: {a.stem} can't be a difference of spans",
+                hint="Only count, sum and mean can.",
+            )
+        if not 64 <= a.bits <= MOST_BITS or a.bits & (a.bits - 1):
+            raise DeclarationError(
+                f"view {self.name!r}: {a.stem} has {a.bits} bits",
+                hint=f"Use a power of two from 64 to {MOST_BITS}.",
+            )
+        if a.registers and (
+            not 16 <= a.registers <= MOST_REGISTERS or a.registers & (a.registers - 1)
+        ):
+            raise DeclarationError(
+                f"view {self.name!r}: {a.stem} has {a.registers} registers",
+                hint=f"Use a power of two from 16 to {MOST_REGISTERS}.",
+            )
+        if not a.steps or not all(1 <= step <= MOST_STEPS for step in a.steps):
+            raise DeclarationError(
+                f"view {self.name!r}: {a.stem} has steps {a.steps}",
+                hint=f"Steps count back from 1, the newest event, to at most {MOST_STEPS}.",
+            )
+        if a.of and a.of not in self.events:
+            raise DeclarationError(
+                f"view {self.name!r}: {a.stem} is of {a.of!r}, which the view doesn't count",
+                hint="It counts: " + ", ".join(self.events),
+            )
+        if a.name and not _NAME.fullmatch(a.name):
+            raise DeclarationError(
+                f"view {self.name!r}: name {a.name!r}",
+                hint="Use lower case letters, digits, underscores.",
+            )
+        if a.where:
+            if not a.name:
+                raise DeclarationError(
+                    f"view {self.name!r}: {a.stem} where {a.where!r} needs a name",
+                    hint="The condition is not part of a feature's name: add name='...'.",
+                )
+            Condition(a.where)
+
+    @cached_property
+    def events(self) -> tuple[str, ...]:
+        """The event types that count."""
+        return (self.event, *self.also)
 
     @property
     def horizon(self) -> int:
@@ -225,31 +269,20 @@ class WindowView:
         """Every output with its name, in declared order."""
         out: list[Column] = []
         for a in self.aggregates:
-            if a.op is Op.SINCE_LAST:
-                out.append(Column(f"{self.name}_since_last", a.op, "", 0, -1))
+            stem = f"{self.name}_{a.stem}"
+            if a.op in SINGLE:
+                out += [
+                    Column(stem if step == 1 else f"{stem}_{step}", a, step=step)
+                    for step in a.steps
+                ]
                 continue
-            if a.op is not Op.COUNT and not a.column:
-                raise DeclarationError(f"view {self.name!r}: {a.op.name.lower()} needs a column")
-            if a.lags and a.op not in SUBTRACTIVE:
-                raise DeclarationError(
-                    f"view {self.name!r}: {a.stem} can't be a difference of spans",
-                    hint="Only count, sum and mean can.",
-                )
-            if not 64 <= a.bits <= MOST_BITS or a.bits & (a.bits - 1):
-                raise DeclarationError(
-                    f"view {self.name!r}: {a.stem} has {a.bits} bits",
-                    hint=f"Use a power of two from 64 to {MOST_BITS}.",
-                )
             for label in a.over or [s.label for s in self.spans]:
-                out.append(
-                    Column(f"{self.name}_{a.stem}_{label}", a.op, a.column, self._span(label), -1)
-                )
+                out.append(Column(f"{stem}_{label}", a, self._span(label)))
             for long, short in a.lags:
                 i, j = self._span(long), self._span(short)
                 if j >= i:
                     raise DeclarationError(f"view {self.name!r}: lag {long} before {short}")
-                name = f"{self.name}_{a.stem}_{long}_before_{short}"
-                out.append(Column(name, a.op, a.column, i, j))
+                out.append(Column(f"{stem}_{long}_before_{short}", a, i, j))
         return tuple(out)
 
     def _span(self, label: str) -> int:
@@ -261,19 +294,41 @@ class WindowView:
         return labels.index(label)
 
     @cached_property
-    def value_columns(self) -> tuple[str, ...]:
-        """Integer columns that are summed, in first-use order."""
-        ops = (Op.SUM, Op.MEAN, Op.MIN, Op.MAX, Op.STD)
-        return tuple(dict.fromkeys(a.column for a in self.aggregates if a.op in ops))
+    def summed_columns(self) -> tuple[str, ...]:
+        """Integer columns that enter tiles, in first-use order."""
+        return tuple(
+            dict.fromkeys(
+                a.column for a in self.aggregates if a.column and a.op not in {Op.DISTINCT, *SINGLE}
+            )
+        )
 
     @cached_property
-    def sketches(self) -> tuple[tuple[str, int], ...]:
-        """(column, bits) of each distinct sketch, in first-use order."""
-        found: dict[str, int] = {}
+    def value_columns(self) -> tuple[str, ...]:
+        """Every integer column that is read: those that enter tiles first."""
+        remembered = (a.column for a in self.aggregates if a.op is Op.LAST)
+        return tuple(dict.fromkeys((*self.summed_columns, *remembered)))
+
+    @cached_property
+    def sketches(self) -> tuple[Sketch, ...]:
+        """Every distinct sketch, in first-use order; a column has one."""
+        found: dict[str, Sketch] = {}
         for a in self.aggregates:
-            if a.op is Op.DISTINCT and found.setdefault(a.column, a.bits) != a.bits:
-                raise DeclarationError(f"view {self.name!r}: two widths for {a.column!r}")
-        return tuple(found.items())
+            if a.op is Op.DISTINCT:
+                sketch = Sketch(a.column, 0 if a.registers else a.bits, a.registers)
+                if found.setdefault(a.column, sketch) != sketch:
+                    raise DeclarationError(f"view {self.name!r}: two widths for {a.column!r}")
+        return tuple(found.values())
+
+    def filter(self, a: Aggregate) -> Filter:
+        """Which events an aggregate of this view counts."""
+        return Filter("" if len(self.events) == 1 else a.of, a.where)
+
+    @cached_property
+    def filters(self) -> tuple[Filter, ...]:
+        """Every filter that leaves events out, in first-use order."""
+        found = dict.fromkeys(self.filter(a) for a in self.aggregates)
+        found.pop(Filter("", ""), None)
+        return tuple(found)
 
     @property
     def column_names(self) -> tuple[str, ...]:
@@ -285,11 +340,23 @@ class WindowView:
         return {
             "name": self.name,
             "entity": self.entity,
-            "event": self.event,
+            "events": list(self.events),
             "key": self.key,
             "spans": [[s.label, s.length, s.hop] for s in self.spans],
-            "columns": [[c.name, c.op.name, c.column, c.span, c.minus] for c in self.columns],
-            "sketches": [list(s) for s in self.sketches],
+            "columns": [
+                [
+                    c.name,
+                    c.op.name,
+                    c.aggregate.column,
+                    c.span,
+                    c.minus,
+                    c.step,
+                    c.aggregate.of,
+                    c.aggregate.where,
+                ]
+                for c in self.columns
+            ],
+            "sketches": [[s.column, s.bits, s.registers] for s in self.sketches],
         }
 
     @cached_property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,20 +10,15 @@ import pyarrow as pa
 
 from raypipe.errors import IntegrityError
 from raypipe.windows import kernel
-from raypipe.windows.spec import Op, WindowView
+from raypipe.windows.layout import Floats, Ints, Layout
+from raypipe.windows.spec import WindowView
 
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+SNAPSHOT_FORMAT = "raypipe.windows/2"
+"""Of the words that a snapshot holds of a key: kernel.py says what they are."""
 
-SNAPSHOT_FORMAT = "raypipe.windows/1"
-
-_STATS = {
-    Op.SUM: kernel.SUM,
-    Op.MEAN: kernel.MEAN,
-    Op.MIN: kernel.MIN,
-    Op.MAX: kernel.MAX,
-    Op.STD: kernel.STD,
-}
+_GROWTH = 1.25
+_GAPS = 1 / 8
+"""Share of the arena in free blocks from which on closing the gaps comes before growing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +27,8 @@ class Rows:
 
     ``keys`` are key hashes (0: the row has no such key), ``times`` ms, ``modes`` bits of
     kernel.READ, UPDATE and READ_AFTER, ``amounts`` int64 [n, value columns] with
-    |amount| < 2**40, ``hashes`` int64 [n, sketches] (0: no value).
+    |amount| < 2**40, ``hashes`` int64 [n, sketches] (0: no value), ``flags`` int64 [n] with a bit
+    for each of the view's filters that the row passes.
     """
 
     keys: Ints
@@ -42,6 +37,7 @@ class Rows:
     modes: npt.NDArray[np.uint8]
     amounts: Ints
     hashes: Ints
+    flags: Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +57,27 @@ class Values:
 class ViewState:
     """State of one window view for any number of keys. Not thread-safe."""
 
-    def __init__(self, view: WindowView, slots: int = 64, tiles: int = 256) -> None:
+    def __init__(self, view: WindowView, slots: int = 64, words: int = 1_024) -> None:
         self.view = view
-        self._reaches = np.array([s.length // s.hop for s in view.spans], np.int64)
-        self._hops = np.array([s.hop for s in view.spans], np.int64)
-        self._values = len(view.value_columns)
-        self._sketches = np.array([bits // 64 for _, bits in view.sketches], np.int64)
-        self._words = (
-            kernel.TILE_VALUES + kernel.VALUE_WORDS * self._values + int(self._sketches.sum())
-        )
-        self._plan, self._tables = _plan(view)
-        self._scratch = np.zeros((len(view.spans), self._words), np.int64)
+        self.layout = Layout(view)
         self._slots = np.zeros((slots, kernel.SLOT_WORDS), np.int64)
-        self._arena = np.zeros((tiles, self._words), np.int64)
-        self._hot = np.zeros((4, len(view.spans), self._words), np.int64)
-        self._free = np.full(48, -1, np.int64)
+        self._arena = np.zeros(words, np.int64)
+        self._sums = np.zeros(4 * self._kept_words, np.int64)
+        self._free = np.full(self.layout.classes, -1, np.int64)
         self._top = np.zeros(kernel.TOP_WORDS, np.int64)
+        self._top[kernel.TOP_KEPT] = 1
+        # Edges, figures, ranks, one event, one tile.
+        self._scratch = (
+            np.full((kernel.SCRATCH_ROWS, len(view.spans)), kernel.NEVER, np.int64),
+            np.empty(len(view.spans) * self.layout.figures),
+            np.empty(kernel.RANKS, np.int64),
+            np.empty(self.layout[kernel.EVENT_WORDS], np.int64),
+            np.empty(self.layout[kernel.TILE_WORDS], np.int64),
+        )
+
+    @property
+    def _kept_words(self) -> int:
+        return self.layout[kernel.SPANS] * self.layout[kernel.TILE_WORDS]
 
     @property
     def keys(self) -> int:
@@ -85,45 +86,48 @@ class ViewState:
 
     @property
     def too_old(self) -> int:
-        """Events that came after every window had left them; they are in no value."""
+        """Events that came after every window had left them; they are in no window's value."""
         return int(self._top[kernel.TOP_OLD])
 
     @property
     def nbytes(self) -> int:
-        """Memory held by slots, tiles and kept accumulators."""
-        return self._slots.nbytes + self._arena.nbytes + self._hot.nbytes
+        """Memory held by slots, entries and kept accumulators."""
+        return self._slots.nbytes + self._arena.nbytes + self._sums.nbytes
 
     def process(self, rows: Rows) -> Values:
         """Read and update in log order; grows as needed."""
         n, columns = len(rows.keys), len(self.view.columns)
         wants_after = bool(n and np.bitwise_or.reduce(rows.modes) & kernel.READ_AFTER)
-        values = Values(
-            np.empty((n, columns)),
-            np.empty(n, np.int64),
-            np.empty((n if wants_after else 0, columns)),
-            np.empty(n if wants_after else 0, np.int64),
-        )
+        out = np.empty((2 * n if wants_after else n, columns))
+        newest, clocks = np.empty(n, np.int64), np.empty(n if wants_after else 0, np.int64)
         done = 0
         while done < n:
             done = kernel.process(
-                self._slots, self._arena, self._hot, self._free, self._top, self._reaches,
-                self._hops, self._values, self._sketches, self._plan, self._tables, self._scratch,
-                done, rows.keys, rows.times, rows.offsets, rows.modes, rows.amounts, rows.hashes,
-                values.before, values.newest, values.after, values.clocks,
+                self._slots, self._arena, self._sums, self._free, self._top, self.layout.words,
+                self.layout.plan, self.layout.tables, *self._scratch, done, rows.keys, rows.times,
+                rows.offsets, rows.modes, rows.amounts, rows.hashes, rows.flags, out, newest,
+                clocks,
             )  # fmt: skip
             if done < n:
                 self._grow()
-        return values
+        return Values(out[:n], newest, out[n:], clocks)
 
     def _grow(self) -> None:
-        if (self._top[kernel.TOP_KEYS] + 1) * 2 > len(self._slots):
-            larger = np.zeros((len(self._slots) * 2, kernel.SLOT_WORDS), np.int64)
+        top = self._top
+        if kernel.crowded(self._slots, top):
+            size = int(len(self._slots) * _GROWTH) + 1
+            larger = np.zeros((size, kernel.SLOT_WORDS), np.int64)
             kernel.rehash(self._slots, larger)
             self._slots = larger
-        elif self._top[kernel.TOP_HOT] >= len(self._hot):
-            self._hot = _doubled(self._hot)
+        elif (top[kernel.TOP_KEPT] + 1) * self._kept_words > len(self._sums):
+            # In place where the system can: a copy would need the memory twice.
+            self._sums.resize(len(self._sums) * 2, refcheck=False)
+        elif top[kernel.TOP_FREE] > _GAPS * len(self._arena):
+            used = np.flatnonzero(self._slots[:, kernel.KEY])
+            order = used[np.argsort(self._slots[used, kernel.PLACE])]
+            kernel.pack(self._slots, order, self._arena, self._free, top, self.layout.words)
         else:
-            self._arena = _doubled(self._arena)
+            self._arena.resize(int(len(self._arena) * _GROWTH) + 1, refcheck=False)
 
     def snapshot(self) -> pa.Table:
         """All keys in canonical form: sorted by key hash, compacted at each key's own clock.
@@ -132,19 +136,21 @@ class ViewState:
         """
         used = np.flatnonzero(self._slots[:, kernel.KEY])
         order = used[np.argsort(self._slots[used, kernel.KEY], kind="stable")]
-        counts = np.empty(len(order), np.int64)
-        kernel.canonical_lengths(
-            self._slots, order, self._arena, self._reaches, self._hops, self._values, counts
+        sizes = np.empty(len(order), np.int64)
+        edges, _, _, _, tile = self._scratch
+        kernel.canonical_sizes(
+            self._slots, order, self._arena, self.layout.words, edges, tile, sizes
         )
-        tiles = np.empty((int(counts.sum()), self._words), np.int64)
-        kernel.gather(self._slots, order, self._arena, tiles)
-        ends = np.concatenate([[0], np.cumsum(counts * self._words)])
+        words = np.empty(int(sizes.sum()), np.int64)
+        kernel.gather(self._slots, order, self._arena, self.layout.words, words)
         return pa.table(
             {
                 "key": self._slots[order, kernel.KEY],
                 "clock": self._slots[order, kernel.CLOCK],
                 "newest": self._slots[order, kernel.NEWEST],
-                "tiles": pa.LargeListArray.from_arrays(ends, tiles.reshape(-1)),
+                "words": pa.LargeListArray.from_arrays(
+                    np.concatenate([[0], np.cumsum(sizes)]), words
+                ),
             }
         ).replace_schema_metadata(
             {
@@ -165,57 +171,24 @@ class ViewState:
         if found != expected:
             raise IntegrityError(
                 f"snapshot of view {meta.get('view')!r} has {found}, expected {expected}",
-                hint="The declaration changed: compute the features again (`raypipe features`).",
+                hint="The declaration or the format changed: compute the features again "
+                "(`raypipe features`).",
             )
         if not table.num_rows:
             return
         table = table.combine_chunks()
-        lists = table.column("tiles").chunk(0)
-        ends = lists.offsets.to_numpy()
-        counts = np.diff(ends) // self._words
-        tiles = lists.values.to_numpy()[ends[0] : ends[-1]].reshape(-1, self._words)
+        lists = table.column("words").chunk(0)
+        ends, words = lists.offsets.to_numpy(), lists.values.to_numpy()
         keys, clocks, newest = (
             np.ascontiguousarray(table.column(c).to_numpy()) for c in ("key", "clock", "newest")
         )
         done = 0
         while done < len(keys):
             done = kernel.scatter(
-                self._slots, self._arena, self._free, self._top, done, keys, clocks, newest,
-                counts, np.ascontiguousarray(tiles),
+                self._slots, self._arena, self._free, self._top, self.layout.words, done, keys,
+                clocks, newest, ends, words,
             )  # fmt: skip
             if done < 0:
                 raise IntegrityError(f"two snapshots of view {self.view.name!r} share a key")
             if done < len(keys):
                 self._grow()
-
-
-def _doubled(array: Ints) -> Ints:
-    """Twice the rows; the new ones hold anything."""
-    out = np.empty((len(array) * 2, *array.shape[1:]), array.dtype)
-    out[: len(array)] = array
-    return out
-
-
-def _plan(view: WindowView) -> tuple[Ints, Floats]:
-    """Outputs as kernel instructions, and the linear-counting estimates for each number of bits."""
-    tables = [
-        bits * math.log(bits / (bits - k)) if k < bits else bits * math.log(2 * bits)
-        for _, bits in view.sketches
-        for k in range(bits + 1)
-    ]
-    first_sketch = 1 + kernel.STATS * len(view.value_columns)
-    sketches = [name for name, _ in view.sketches]
-    plan = np.zeros((len(view.columns), kernel.PLAN_WORDS), np.int64)
-    for row, c in zip(plan, view.columns, strict=True):
-        match c.op:
-            case Op.SINCE_LAST:
-                stat = -1
-            case Op.COUNT:
-                stat = 0
-            case Op.DISTINCT:
-                stat = first_sketch + sketches.index(c.column)
-            case _:
-                value = view.value_columns.index(c.column)
-                stat = 1 + kernel.STATS * value + _STATS[c.op]
-        row[:] = (c.span, c.minus, stat)
-    return plan, np.array(tables or [0.0])
