@@ -184,6 +184,7 @@ def _kernel(data: _Input) -> dict[str, npt.NDArray[np.float64]]:
             np.full(n, READ | UPDATE, np.uint8),
             data.amounts.reshape(-1, 1),
             np.zeros((n, 0), np.int64),
+            np.zeros(n, np.int64),
         )
         out[view.entity] = ViewState(view).process(rows).before
     return out

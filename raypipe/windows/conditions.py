@@ -21,7 +21,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.errors import DeclarationError
-from raypipe.vector.expressions import ARITY, Derived, compile_columns, compile_row
+from raypipe.vector.expressions import (
+    ARITY,
+    ColumnProgram,
+    Derived,
+    RowProgram,
+    compile_columns,
+    compile_row,
+)
 
 _HOLDS = "holds"
 
@@ -66,11 +73,11 @@ class Condition:
         return tuple(dict.fromkeys((*self.numbers, *(t.column for t in self.tests))))
 
     @cached_property
-    def _row(self) -> Any:
+    def _row(self) -> RowProgram:
         return compile_row(self._derived, self._inputs)
 
     @cached_property
-    def _columns(self) -> Any:
+    def _columns(self) -> ColumnProgram:
         return compile_columns(self._derived, self._inputs)
 
     def of_row(self, event: Mapping[str, Any]) -> bool:
@@ -95,8 +102,9 @@ class Condition:
             values[name] = found.to_numpy(zero_copy_only=False).astype(np.float64)
         if not values:
             return np.full(table.num_rows, self.of_row({}))
-        holds = self._columns(values)[_HOLDS]
-        return (holds != 0.0) & ~np.isnan(holds)
+        holds: npt.NDArray[np.float64] = self._columns(values)[_HOLDS]
+        out: npt.NDArray[np.bool_] = (holds != 0.0) & ~np.isnan(holds)
+        return out
 
 
 class _Rewriter(ast.NodeTransformer):

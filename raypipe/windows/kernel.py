@@ -23,6 +23,8 @@ tile     header, counts, 128-bit sums and sums of squares, minima, maxima, bit m
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import njit
 
@@ -32,6 +34,7 @@ KEY, CLOCK, NEWEST, PLACE, SIZE = range(SLOT_WORDS)
 << 8 | its size class, number of the kept accumulators (0: none) << 32 | words in entries."""
 
 CLASS_BITS, CLASS_MASK = 8, 255
+COMPACT_EACH = 4
 USED_BITS, USED_MASK = 32, 2**32 - 1
 
 TOP_WORDS = 5
@@ -104,12 +107,13 @@ OLDEST, HOP, SUMS = range(SCRATCH_ROWS)
 accumulators are."""
 
 # The numpy error model leaves out a check for zero at each division; no divisor here can be zero.
-# Nothing here makes an array, so none needs its references counted: that took half of a read.
-compiled = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-inline = njit(cache=True, inline="always", error_model="numpy", _nrt=False)
+# Nothing here makes an array, so none needs its references counted: that took a third of a read.
+_options: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+compiled = njit(**_options, nogil=True)
+inline = njit(**_options, inline="always")
 # A call passes each array as nine words, which costs more than most bodies here: half of the time
 # went into calls before LLVM was told to inline these.
-inner = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+inner = njit(**_options, nogil=True, forceinline=True)
 
 _TWO_64 = 18446744073709551616.0
 _LOW = np.uint64(0xFFFFFFFF)
@@ -273,13 +277,13 @@ def cardinality(sums, a, bits, ranks):  # type: ignore[no-untyped-def]
     for k in range(RANKS):
         ranks[k] = 0
     for w in range(a, a + (np.int64(1) << bits) // 8):
-        x = np.uint64(sums[w])
-        if x == 0:
+        word = np.uint64(sums[w])
+        if word == 0:
             ranks[0] += 8
         else:
             for _ in range(8):
-                ranks[np.int64(x & np.uint64(255))] += 1
-                x >>= np.uint64(8)
+                ranks[np.int64(word & np.uint64(255))] += 1
+                word >>= np.uint64(8)
     m = np.float64(np.int64(1) << bits)
     if ranks[0] == np.int64(1) << bits:
         return 0.0
@@ -615,7 +619,7 @@ def _difference(sums, a, b, k, lay, dims):  # type: ignore[no-untyped-def]
         if k - dims[COUNTS] - v * STATS == MEAN:
             count = 1 + lay[dims[CHANNEL_ROWS] + v * CHANNEL_ROW + CHANNEL_COUNT]
             n = sums[a + count] - sums[b + count]
-            value = value / np.float64(n) if n > 0 else np.nan
+            return value / np.float64(n) if n > 0 else np.nan
     return value
 
 
@@ -692,7 +696,7 @@ def find(slots, key):  # type: ignore[no-untyped-def]
     while slots[at, KEY] != key and slots[at, KEY] != 0:
         at += 1
         if at == slots.shape[0]:
-            at = 0
+            at = np.int64(0)
     return at
 
 
@@ -751,6 +755,44 @@ def _enlarge(slots, at, arena, free, top, need, lay):  # type: ignore[no-untyped
     return True
 
 
+@compiled
+def _make_room(slots, at, arena, free, top, need, edges, tile, lay):  # type: ignore[no-untyped-def]
+    """Room for so many more words in a key's block; False when the arena is full.
+
+    Compacting looks at every entry, so it is done when it surely frees some or, in the long run,
+    once in a few times that the block grows.
+    """
+    dims = numbers(lay)
+    begin, end = slots[at, PLACE] >> CLASS_BITS, _block_end(slots[at, PLACE], lay, dims)
+    used = slots[at, SIZE] & USED_MASK
+    oldest = p = end - used
+    while p < end:
+        oldest = p
+        p += dims[TILE_WORDS] if arena[p] & TILE != 0 else dims[EVENT_WORDS]
+    expired = _zone(arena[oldest] >> START_BITS, edges, lay, dims) == 0
+    if expired or (slots[at, PLACE] & CLASS_MASK) % COMPACT_EACH == COMPACT_EACH - 1:
+        kept = end - _compact(arena, end - used, end, edges, tile, lay)
+        slots[at, SIZE] -= used - kept
+        free_words = end - begin - kept
+        # Compacting again soon would cost more than a larger block.
+        if free_words >= need and free_words * 8 >= end - begin:
+            return True
+    return _enlarge(slots, at, arena, free, top, need, lay)
+
+
+@compiled
+def _sum_up(arena, first, p, q, event, tile, lay):  # type: ignore[no-untyped-def]
+    """Make the events at arena[p:q], and one more, a tile that ends at q; the newer move along."""
+    dims = numbers(lay)
+    whole = dims[TILE_WORDS]
+    _clear(tile, 0, dims)
+    tile[0] = (event[0] & ~LOW_BITS) | TILE
+    _add(tile, 0, event, 0, dims[EVENT_WORDS], lay, dims)
+    _add(tile, 0, arena, p, q, lay, dims)
+    _copy(arena, first - (whole - (q - p)), arena, first, p - first)
+    _copy(arena, q - whole, tile, 0, whole)
+
+
 @inner
 def _insert(slots, at, arena, free, top, second, edges, event, tile, lay, dims):  # type: ignore[no-untyped-def]
     """Put an event among a key's entries: DONE, EXPIRED if every window has left it, or FULL."""
@@ -762,38 +804,27 @@ def _insert(slots, at, arena, free, top, second, edges, event, tile, lay, dims):
     size, whole = dims[EVENT_WORDS], dims[TILE_WORDS]
     while True:
         end = _block_end(slots[at, PLACE], lay, dims)
-        used = slots[at, SIZE] & USED_MASK
-        first = end - used
+        first = end - (slots[at, SIZE] & USED_MASK)
         p = first
         while p < end and arena[p] >> START_BITS > start:
             p += whole if arena[p] & TILE != 0 else size
-        q, events = p, 1
-        while q < end and arena[q] >> START_BITS == start:
-            if arena[q] & TILE != 0:
-                _add(arena, q, event, 0, size, lay, dims)
-                return DONE
+        q = p
+        while q < end and arena[q] >> START_BITS == start and arena[q] & TILE == 0:
             q += size
-            events += 1
-        need = size if events < dims[FEW] else whole - (q - p)
+        if q < end and arena[q] >> START_BITS == start:
+            _add(arena, q, event, 0, size, lay, dims)
+            return DONE
+        few = q - p < (dims[FEW] - 1) * size
+        need = size if few else whole - (q - p)
         if first - need >= slots[at, PLACE] >> CLASS_BITS:
-            if events < dims[FEW]:
+            if few:
                 _copy(arena, first - need, arena, first, p - first)
                 _copy(arena, p - need, event, 0, size)
             else:
-                _clear(tile, 0, dims)
-                tile[0] = (start << START_BITS) | TILE
-                _add(tile, 0, event, 0, size, lay, dims)
-                _add(tile, 0, arena, p, q, lay, dims)
-                _copy(arena, first - need, arena, first, p - first)
-                _copy(arena, q - whole, tile, 0, whole)
+                _sum_up(arena, first, p, q, event, tile, lay)
             slots[at, SIZE] += need
             return DONE
-        kept = end - _compact(arena, first, end, edges, tile, lay)
-        slots[at, SIZE] -= used - kept
-        room = end - (slots[at, PLACE] >> CLASS_BITS)
-        # Compacting again soon would cost more than a larger block.
-        scarce = (room - kept) * 8 < room or room - kept < need
-        if scarce and not _enlarge(slots, at, arena, free, top, need, lay):
+        if not _make_room(slots, at, arena, free, top, need, edges, tile, lay):
             return FULL
 
 

@@ -71,9 +71,7 @@ class Layout:
         )
         # Bit maps first: a tile holds them together, and so the registers.
         self._sketches = sorted(found, key=lambda s: view.sketches[s[0]].registers > 0)
-        self.figures = (
-            len(self._counts) + kernel.STATS * len(self._channels) + len(self._sketches)
-        )
+        self.figures = len(self._counts) + kernel.STATS * len(self._channels) + len(self._sketches)
         self._lasts = self._last_events()
         estimates = _estimates(view.sketches)
         self.tables = np.array([x for t in estimates.values() for x in t] or [0.0])

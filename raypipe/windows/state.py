@@ -16,9 +16,9 @@ from raypipe.windows.spec import WindowView
 SNAPSHOT_FORMAT = "raypipe.windows/2"
 """Of the words that a snapshot holds of a key: kernel.py says what they are."""
 
-_GROWTH = 1.25
-_GAPS = 1 / 8
-"""Share of the arena in free blocks from which on closing the gaps comes before growing."""
+THRIFTY_WORDS = 2**17
+"""From a megabyte on, an array grows by a quarter, and gaps of an eighth are closed before; below
+that it doubles, and gaps are of a half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +115,19 @@ class ViewState:
     def _grow(self) -> None:
         top = self._top
         if kernel.crowded(self._slots, top):
-            size = int(len(self._slots) * _GROWTH) + 1
-            larger = np.zeros((size, kernel.SLOT_WORDS), np.int64)
+            rows = _larger(self._slots) // kernel.SLOT_WORDS + 1
+            larger = np.zeros((rows, kernel.SLOT_WORDS), np.int64)
             kernel.rehash(self._slots, larger)
             self._slots = larger
         elif (top[kernel.TOP_KEPT] + 1) * self._kept_words > len(self._sums):
             # In place where the system can: a copy would need the memory twice.
             self._sums.resize(len(self._sums) * 2, refcheck=False)
-        elif top[kernel.TOP_FREE] > _GAPS * len(self._arena):
+        elif top[kernel.TOP_FREE] * (8 if _thrifty(self._arena) else 2) > len(self._arena):
             used = np.flatnonzero(self._slots[:, kernel.KEY])
             order = used[np.argsort(self._slots[used, kernel.PLACE])]
             kernel.pack(self._slots, order, self._arena, self._free, top, self.layout.words)
         else:
-            self._arena.resize(int(len(self._arena) * _GROWTH) + 1, refcheck=False)
+            self._arena.resize(_larger(self._arena), refcheck=False)
 
     def snapshot(self) -> pa.Table:
         """All keys in canonical form: sorted by key hash, compacted at each key's own clock.
@@ -192,3 +192,12 @@ class ViewState:
                 raise IntegrityError(f"two snapshots of view {self.view.name!r} share a key")
             if done < len(keys):
                 self._grow()
+
+
+def _thrifty(array: Ints) -> bool:
+    return array.size >= THRIFTY_WORDS
+
+
+def _larger(array: Ints) -> int:
+    """Words that an array should grow to."""
+    return array.size + array.size // 4 if _thrifty(array) else array.size * 2

@@ -31,7 +31,10 @@ Window = tuple[int, int, int, int]
 """Hop and number of hops of a span, and of the span that is left out of it (hop 0: none)."""
 
 Facts = dict[str, Any]
-"""What is exactly true in one window: n, and for columns sum, squares, least, most, different."""
+"""What is exactly true in one window: n, and for columns sum, squares, least, most, different; of
+all events or of those under one condition."""
+
+SINGLE = (Op.SINCE_LAST, Op.LAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,11 @@ class Output:
     op: Op
     column: str
     bits: int
+    registers: int
     window: Window
+    condition: str
+    """SQL over an own event j; empty for all."""
+    step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,8 @@ class Truth:
     newest: dict[int, int]
     clocks: dict[int, int]
     since: dict[int, int | None]
+    lasts: dict[tuple[str, int], dict[int, dict[str, Any]]]
+    """By condition and step, by offset: columns of the event, and how long ago it was in ms."""
 
 
 def outputs(view: WindowView) -> tuple[Output, ...]:
@@ -61,8 +70,10 @@ def outputs(view: WindowView) -> tuple[Output, ...]:
     spans = {s.label: (s.hop, s.length // s.hop) for s in view.spans}
     out: list[Output] = []
     for a in view.aggregates:
-        if a.op is Op.SINCE_LAST:
-            out.append(Output(f"{view.name}_since_last", a.op, "", 0, (0, 0, 0, 0)))
+        if a.op in SINGLE:
+            for step in a.steps:
+                suffix = "" if step == 1 else str(step)
+                out.append(_output(view, a, suffix, (0, 0, 0, 0), step))
             continue
         for label in a.over or tuple(spans):
             out.append(_output(view, a, label, (*spans[label], 0, 0)))
@@ -71,9 +82,14 @@ def outputs(view: WindowView) -> tuple[Output, ...]:
     return tuple(out)
 
 
-def _output(view: WindowView, a: Aggregate, suffix: str, window: Window) -> Output:
-    words = [view.name, a.column, a.op.name.lower(), suffix]
-    return Output("_".join(w for w in words if w), a.op, a.column, a.bits, window)
+def _output(view: WindowView, a: Aggregate, suffix: str, window: Window, step: int = 1) -> Output:
+    words = [view.name, a.name or a.of, a.column, a.op.name.lower(), suffix]
+    name = "_".join(w for w in words if w)
+    conditions = [f"j.kind = '{a.of}'"] if a.of else []
+    # Conditions of these tests are SQL but for one sign.
+    conditions += [f"({a.where.replace('==', '=')})"] if a.where else []
+    condition = " and ".join(conditions)
+    return Output(name, a.op, a.column, a.bits, a.registers, window, condition, step)
 
 
 _SETUP = """
@@ -100,10 +116,11 @@ def truth(
         after: look at the view's own events that have a key; each counts in its own value.
     """
     declared = outputs(view)
-    windows = {o.window for o in declared if o.op is not Op.SINCE_LAST}
+    windows = {o.window for o in declared if o.op not in SINGLE}
     wanted = pa.table({"o": events["offset"] if at is None else pa.array(at, pa.int64())})
     before = "<=" if after else "<"
-    asks = f"r.kind = '{view.event if after else decision}'"
+    mine = ", ".join(f"'{kind}'" for kind in view.events)
+    asks = f"r.kind in ({mine})" if after else f"r.kind = '{decision}'"
     keyed = f"and r.{view.key} is not null" if after else ""
     facts = _facts(declared)
     with duckdb.connect(config={"threads": 2}) as con:
@@ -117,7 +134,7 @@ def truth(
             create table own as
             select *, "offset" as o, {view.key} as k, event_time as t,
                 slot(event_time, 1000) as second
-            from events where kind = '{view.event}' and {view.key} is not null;
+            from events where kind in ({mine}) and {view.key} is not null;
             create table reading as
             select r."offset" as o, r.tenant, r.{view.key} as k,
                 greatest(r.event_time, coalesce(max(j.t), r.event_time)) as clock,
@@ -129,7 +146,7 @@ def truth(
             """
         )
         looked = con.execute("select o, k is null, newest, clock, clock - last from reading")
-        result = Truth(declared, {}, {}, {}, {})
+        result = Truth(declared, {}, {}, {}, {}, {})
         for o, missing, newest, clock, since in looked.fetchall():
             result.rows[o] = None if missing else {w: dict.fromkeys(facts, 0) for w in windows}
             result.newest[o], result.clocks[o], result.since[o] = newest, clock, since
@@ -146,6 +163,16 @@ def truth(
             at_window = result.rows[o]
             assert at_window is not None
             at_window[tuple(row[:4])] = dict(zip(facts, row[4:], strict=True))
+        for condition, step in {(o.condition, o.step) for o in declared if o.op in SINGLE}:
+            found = con.sql(
+                f"""
+                select i.o as reader, i.clock - j.t as since, j.* from reading i
+                join own j on j.tenant = i.tenant and j.k = i.k and j.o {before} i.o
+                where {condition or "true"}
+                qualify row_number() over (partition by i.o order by j.t desc, j.o desc) = {step}
+                """
+            ).to_arrow_table()
+            result.lasts[condition, step] = {r["reader"]: r for r in found.to_pylist()}
     return result
 
 
@@ -153,17 +180,23 @@ def _facts(declared: Iterable[Output]) -> dict[str, str]:
     """SQL of every fact that an operation needs. Sums are of 128 bits."""
     out = {"n": "count(*)"}
     for o in declared:
+        if o.op in SINGLE:
+            continue
         wide = f"j.{o.column}::hugeint"
+        only, under = "", o.condition
+        if under:
+            only = f" filter (where {under})"
+            out["n" + under] = f"count(*){only}"
         if o.op in (Op.SUM, Op.MEAN, Op.STD):
-            out[f"sum {o.column}"] = f"sum({wide})"
+            out[f"sum {o.column}{under}"] = f"coalesce(sum({wide}){only}, 0)"
         if o.op is Op.STD:
-            out[f"squares {o.column}"] = f"sum({wide} * {wide})"
+            out[f"squares {o.column}{under}"] = f"sum({wide} * {wide}){only}"
         if o.op is Op.MIN:
-            out[f"least {o.column}"] = f"min(j.{o.column})"
+            out[f"least {o.column}{under}"] = f"min(j.{o.column}){only}"
         if o.op is Op.MAX:
-            out[f"most {o.column}"] = f"max(j.{o.column})"
+            out[f"most {o.column}{under}"] = f"max(j.{o.column}){only}"
         if o.op is Op.DISTINCT:
-            out[f"different {o.column}"] = f"count(distinct j.{o.column})"
+            out[f"different {o.column}{under}"] = f"count(distinct j.{o.column}){only}"
     return out
 
 
@@ -196,14 +229,20 @@ def compare(
         for o, got in zip(true.outputs, row.tolist(), strict=True):
             where = f"{o.name} at offset {offset}: {got!r}"
             worst.values += 1
-            if o.op is Op.SINCE_LAST:
+            if o.op in SINGLE and (o.op is Op.LAST or o.condition or o.step > 1):
+                event = true.lasts[o.condition, o.step].get(offset)
+                if event is None:
+                    assert math.isnan(got), where
+                else:
+                    exact = event[o.column] if o.op is Op.LAST else event["since"] / 1000
+                    assert got == exact, f"{where} not {exact}"
+            elif o.op is Op.SINCE_LAST:
                 since = true.since[offset]
                 if since is None:
                     assert math.isnan(got), where
                 else:
                     assert got == (0.0 if since_zero else since / 1000), f"{where} not {since} ms"
-                continue
-            if at_windows is None:
+            elif at_windows is None:
                 assert math.isnan(got), f"{where} for a missing key"
             else:
                 _check(o, got, at_windows[o.window], where, worst)
@@ -211,23 +250,27 @@ def compare(
 
 
 def _check(o: Output, got: float, facts: Facts, where: str, worst: Worst) -> None:
-    n = facts["n"]
+    n, name = facts["n" + o.condition], o.column + o.condition
     if o.op is Op.COUNT:
         assert got == n, f"{where} not {n}"
     elif o.op is Op.SUM:
-        assert got == float(facts[f"sum {o.column}"]), f"{where} not {facts}"
+        assert got == float(facts[f"sum {name}"]), f"{where} not {facts}"
     elif o.op is Op.DISTINCT:
-        assert_estimate(got, facts[f"different {o.column}"], o.bits, where)
+        different = facts[f"different {name}"]
+        if o.registers:
+            assert_registers(got, different, o.registers, where)
+        else:
+            assert_estimate(got, different, o.bits, where)
     elif n == 0:
         assert math.isnan(got), f"{where} of nothing"
     elif o.op is Op.MIN:
-        assert got == facts[f"least {o.column}"], f"{where} not {facts}"
+        assert got == facts[f"least {name}"], f"{where} not {facts}"
     elif o.op is Op.MAX:
-        assert got == facts[f"most {o.column}"], f"{where} not {facts}"
+        assert got == facts[f"most {name}"], f"{where} not {facts}"
     elif o.op is Op.MEAN:
-        worst.mean = max(worst.mean, _error(got, facts[f"sum {o.column}"] / n, where))
+        worst.mean = max(worst.mean, _error(got, facts[f"sum {name}"] / n, where))
     else:
-        exact = deviation(n, facts[f"sum {o.column}"], facts[f"squares {o.column}"])
+        exact = deviation(n, facts[f"sum {name}"], facts[f"squares {name}"])
         worst.std = max(worst.std, _error(got, exact, where))
 
 
@@ -291,6 +334,17 @@ def assert_estimate(estimate: float, n: int, bits: int, where: str = "") -> None
     chances = occupancy(bits, n)
     either = min(chances[: k + 1].sum(), chances[k:].sum())
     assert either > UNLIKELY, f"{where}: {k} of {bits} bits for {n} values ({either:.1e})"
+
+
+def assert_registers(estimate: float, n: int, registers: int, where: str = "") -> None:
+    """A HyperLogLog estimate within six times the stated error; nothing is exactly 0.
+
+    Of few values, two may have met in one register.
+    """
+    if n == 0:
+        assert estimate == 0.0, where
+    else:
+        assert abs(estimate - n) < 2.5 + n * 6 * 1.04 / registers**0.5, f"{where} not {n}"
 
 
 def stated_error(n: int, bits: int) -> float:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.windows import kernel
-from raypipe.windows.engine import VALUE_SEED
 from raypipe.windows.hashing import hash_column, key_seed
+from raypipe.windows.inputs import VALUE_SEED
 from raypipe.windows.spec import WindowView, distinct, spans
 from raypipe.windows.state import Rows, ViewState
 from tests.property.oracle import (
@@ -46,6 +46,7 @@ def estimates(
                 np.full(n, kernel.UPDATE, np.uint8),
                 np.zeros((n, 0), np.int64),
                 hash_column(texts, VALUE_SEED).reshape(-1, 1),
+                np.zeros(n, np.int64),
             )
         )
     readers = Rows(
@@ -55,6 +56,7 @@ def estimates(
         np.full(samples, kernel.READ, np.uint8),
         np.zeros((samples, 0), np.int64),
         np.zeros((samples, 1), np.int64),
+        np.zeros(samples, np.int64),
     )
     return state.process(readers).before[:, 0]
 
@@ -108,6 +110,7 @@ def test_0_and_1_are_exact_and_more_values_are_never_less(
         np.full(n, READER, np.uint8),
         np.zeros((n, 0), np.int64),
         hashes.reshape(-1, 1),
+        np.zeros(n, np.int64),
     )
     found = ViewState(view).process(rows).before[:, 0].tolist()
     assert found == sorted(found)

@@ -57,14 +57,14 @@ def check(v: WindowView, events: pa.Table, decision: str, at: list[int] | None =
     assert {o: int(n) for o, n in newest.items() if o in wanted} == true.newest
 
     true = truth(v, events, decision, at=at, after=True)
-    own = reading(events, v.event)
+    own = np.isin(np.array(events["kind"].to_pylist(), object), v.events)
     after = {o: r for o, r in values_at(events, own, values.after).items() if o in true.rows}
     compare(true, v.column_names, after, since_zero=True)
     clocks = values_at(events, own, values.clocks)
     assert {o: int(clocks[o]) for o in true.clocks} == true.clocks
     if at is None:
         assert state.too_old == too_old(v.spans, events, true.clocks)
-        keys = {(e["tenant"], e[v.key]) for e in events.to_pylist() if e["kind"] == v.event}
+        keys = {(e["tenant"], e[v.key]) for e in events.to_pylist() if e["kind"] in v.events}
         assert state.keys == sum(key is not None for _, key in keys)
     return worst
 

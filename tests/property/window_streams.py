@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raypipe.events.schema import AMOUNT_LIMIT
 from raypipe.windows import kernel
-from raypipe.windows.engine import amounts, key_hashes, value_hashes
+from raypipe.windows.inputs import Inputs, key_hashes
 from raypipe.windows.spec import (
     DEFAULT_SPANS,
     Aggregate,
@@ -194,20 +194,24 @@ def rows_of(view: WindowView, events: pa.Table, decision: str) -> Rows:
     """What the state is fed: every event that reads or counts, in log order."""
     kinds = np.array(events["kind"].to_pylist())
     modes = np.where(kinds == decision, kernel.READ, 0)
-    modes |= np.where(kinds == view.event, kernel.UPDATE | kernel.READ_AFTER, 0)
-    counted = events.set_column(
-        events.schema.get_field_index("amount"), "amount", events["amount"].fill_null(0)
+    modes |= np.where(np.isin(kinds, view.events), kernel.UPDATE | kernel.READ_AFTER, 0)
+    n = events.num_rows
+    facts = (
+        np.zeros((n, len(view.value_columns)), np.int64),
+        np.zeros((n, len(view.sketches)), np.int64),
+        np.zeros(n, np.int64),
     )
-    counted = counted.set_column(
-        events.schema.get_field_index("points"), "points", events["points"].fill_null(0)
-    )
+    for kind in view.events:
+        mine = np.flatnonzero(kinds == kind)
+        found = Inputs(view, kind).of_columns(events.take(mine))
+        for into, values in zip(facts, found, strict=True):
+            into[mine] = values
     return Rows(
         key_hashes(view, events),
         events["event_time"].to_numpy().copy(),
         events["offset"].to_numpy().copy(),
         modes.astype(np.uint8),
-        amounts(view, counted),
-        value_hashes(view, events),
+        *facts,
     )
 
 

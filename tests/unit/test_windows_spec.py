@@ -14,6 +14,7 @@ from raypipe.windows.spec import (
     DEFAULT_SPANS,
     Aggregate,
     Op,
+    Sketch,
     Span,
     WindowView,
     count,
@@ -194,7 +195,7 @@ def test_sketches_are_powers_of_two_from_64_bits(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [64, 128, 4_096])
 def test_widths_that_work(bits: int) -> None:
-    assert view(distinct("shop", bits=bits)).sketches == (("shop", bits),)
+    assert view(distinct("shop", bits=bits)).sketches == (Sketch("shop", bits, 0),)
 
 
 def test_one_column_has_one_width() -> None:
@@ -249,7 +250,7 @@ def test_columns_are_named_in_declared_order() -> None:
         "card_since_last",
     )
     assert v.value_columns == ("amount", "other")
-    assert v.sketches == (("shop", 128),)
+    assert v.sketches == (Sketch("shop", 128, 0),)
     assert v.horizon == 30 * 86_400
 
 
