@@ -81,6 +81,7 @@ def run(args: argparse.Namespace) -> Result:
     batch_events = args.batch_events or (150_000 if args.quick else 2_000_000)
     kernel, mismatches = _against_peers(events, args.repeats)
     batch, differing = _against_plain(batch_events, 2 if args.quick else args.repeats)
+    state_bytes = _state_bytes(100_000 if args.quick else 1_000_000)
     seconds = {name: summarise(s).median for name, s in (kernel | batch).items()}
     return Result(
         SUITE,
@@ -91,6 +92,7 @@ def run(args: argparse.Namespace) -> Result:
             "ratio_vs_duckdb": seconds["duckdb"] / seconds["kernel"],
             "ray_data_vs_plain": seconds["plain process"] / seconds["Ray Data"],
             "ray_data_row_keys_per_s": batch_events * len(ENTITIES) / seconds["Ray Data"],
+            "state_bytes_per_card_30_events": state_bytes,
             "mismatches": mismatches + differing,
             "events": events,
             "batch_events": batch_events,
@@ -101,6 +103,7 @@ def run(args: argparse.Namespace) -> Result:
             "polars is DataFrame.rolling().agg(), its fastest form; expressions are rolling_*_by()",
             f"Ray Data and plain process: {batch_events:,} events, Parquet to Parquet, the same "
             "block function",
+            "state: card and chargeback views of the payments project, 30 payments a card",
         ),
     )
 
@@ -290,6 +293,35 @@ def _duckdb(data: _Input) -> dict[str, Any]:
                 for name in ("count", "sum")
             }
     return out
+
+
+def _state_bytes(cards: int) -> float:
+    """Bytes of window state per card: 30 payments a card in 30 days, one in fifty charged back."""
+    from features.payments import CARD, CARD_RISK
+    from raypipe.windows.kernel import UPDATE
+    from raypipe.windows.state import Rows, ViewState
+
+    rng = np.random.default_rng(SEED + 2)
+    keys = rng.integers(1, 2**62, cards)
+
+    def rows(view: WindowView, at: npt.NDArray[np.int64], day: int, days: int) -> Rows:
+        n = len(at)
+        return Rows(
+            at,
+            START_MS + day * DAY_MS + np.sort(rng.integers(0, days * DAY_MS, n)),
+            np.arange(n),
+            np.full(n, UPDATE, np.uint8),
+            np.exp(rng.normal(8.0, 1.2, (n, len(view.value_columns)))).astype(np.int64) + 1,
+            rng.integers(1, 2**62, (n, len(view.sketches))),
+            np.zeros(n, np.int64),
+        )
+
+    payments, disputes = ViewState(CARD), ViewState(CARD_RISK)
+    for day in range(30):
+        payments.process(rows(CARD, keys[rng.integers(0, cards, cards)], day, 1))
+    disputes.process(rows(CARD_RISK, rng.choice(keys, cards // 50), 0, 30))
+    check(payments.keys == cards, f"{payments.keys} cards, expected {cards}")
+    return (payments.nbytes + disputes.nbytes) / cards
 
 
 def _against_plain(n: int, repeats: int) -> tuple[dict[str, list[float]], int]:

@@ -22,7 +22,7 @@ def check_view(view: WindowView, events: Sequence[EventType], decision: EventTyp
         key = _field(view, event, view.key, "key")
         if key.kind is not Kind.STRING:
             raise DeclarationError(
-                f"view {view.name!r}: key {event.name}.{key.name} is a {key.kind}, not a string"
+                f"view {view.name!r}: key {event.name}.{key.name} is not a string but of kind {key.kind}"
             )
     for a in view.aggregates:
         mine = [e for e in events if a.of in {"", e.name}]
@@ -40,12 +40,12 @@ def _check_column(view: WindowView, a: Aggregate, events: Sequence[EventType]) -
         if a.op is Op.DISTINCT:
             if field.kind not in {Kind.STRING, Kind.CHOICE, Kind.CURRENCY}:
                 raise DeclarationError(
-                    f"view {view.name!r}: distinct {name} is a {field.kind}, not a string"
+                    f"view {view.name!r}: distinct {name} is not a string but of kind {field.kind}"
                 )
         elif not _bounded(field) or not field.required:
             raise DeclarationError(
                 f"view {view.name!r} can't aggregate {name}: "
-                + (f"it is a {field.kind}" if field.required else "it may be missing"),
+                + (f"it is of kind {field.kind}" if field.required else "it may be missing"),
                 hint="It must be a required amount, or an integer with minimum and maximum "
                 "within 2**40.",
             )
@@ -75,7 +75,7 @@ def _check_condition(view: WindowView, a: Aggregate, event: EventType) -> None:
         if not field.numeric or field.kind is Kind.CHOICE:
             raise DeclarationError(
                 f"view {view.name!r}: condition {a.where!r} reads {event.name}.{name}, "
-                f"a {field.kind}, as a number",
+                f"of kind {field.kind}, as a number",
                 hint=f"Compare it with quoted text: {name} == '...'.",
             )
     for test in condition.tests:
@@ -83,7 +83,7 @@ def _check_condition(view: WindowView, a: Aggregate, event: EventType) -> None:
         if field.kind not in {Kind.STRING, Kind.CHOICE, Kind.CURRENCY}:
             raise DeclarationError(
                 f"view {view.name!r}: condition {a.where!r} compares {event.name}.{test.column}, "
-                f"a {field.kind}, with text",
+                f"of kind {field.kind}, with text",
                 hint="Write a number without quotes.",
             )
         if field.choices and test.text not in field.choices:

@@ -50,6 +50,7 @@ class Condition:
         try:
             tree = ast.parse(text.strip(), mode="eval").body
             tree = _Rewriter(self._tests).visit(tree)
+            self._derived = (Derived(_HOLDS, ast.unparse(tree)),)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
             raise DeclarationError(
                 f"condition {text!r} can't be read: {e}",
@@ -60,7 +61,6 @@ class Condition:
         """Columns that are read as numbers."""
         self.tests = tuple(self._tests)
         """Comparisons of text columns."""
-        self._derived = (Derived(_HOLDS, ast.unparse(tree)),)
         self._inputs = (*self.numbers, *self._tests.values())
         try:
             compile_row(self._derived, self._inputs)

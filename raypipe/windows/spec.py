@@ -225,11 +225,11 @@ class WindowView:
                 hint=f"Use a power of two from 64 to {MOST_BITS}.",
             )
         if a.registers and (
-            not 16 <= a.registers <= MOST_REGISTERS or a.registers & (a.registers - 1)
+            not 64 <= a.registers <= MOST_REGISTERS or a.registers & (a.registers - 1)
         ):
             raise DeclarationError(
                 f"view {self.name!r}: {a.stem} has {a.registers} registers",
-                hint=f"Use a power of two from 16 to {MOST_REGISTERS}.",
+                hint=f"Use a power of two from 64 to {MOST_REGISTERS}.",
             )
         if not a.steps or not all(1 <= step <= MOST_STEPS for step in a.steps):
             raise DeclarationError(

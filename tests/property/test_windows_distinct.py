@@ -29,10 +29,16 @@ READER = kernel.READ | kernel.UPDATE
 
 
 def estimates(
-    bits: int, different: int, form: str, repeats: int = 1, samples: int = SAMPLES
+    bits: int,
+    different: int,
+    form: str,
+    repeats: int = 1,
+    samples: int = SAMPLES,
+    registers: int = 0,
 ) -> np.ndarray:
     """Estimates of many keys that saw so many different values, each key its own ones."""
-    view = WindowView("v", "k", "e", "k", (distinct("value", bits=bits),), spans("1h/1m"))
+    sketch = distinct("value", bits=bits, registers=registers)
+    view = WindowView("v", "k", "e", "k", (sketch,), spans("1h/1m"))
     n = samples * different
     keys = hash_column(pa.array([f"key-{i}" for i in range(samples)]), key_seed("t", "k"))
     texts = pa.array([form.format(i) for i in range(n)])
@@ -91,6 +97,51 @@ def test_a_full_sketch_says_the_most_it_can(bits: int) -> None:
 
 def test_seeing_a_value_again_changes_nothing() -> None:
     assert estimates(64, 20, "{}").tobytes() == estimates(64, 20, "{}", repeats=3).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("registers", "different"),
+    [(64, 40), (64, 1_000), (256, 100), (256, 600), (256, 3_000), (1_024, 5_000)],
+)
+def test_registers_have_the_stated_error_for_any_number(registers: int, different: int) -> None:
+    samples = 400_000 // different if different < 1_000 else 300
+    found = estimates(64, different, "card-{}", samples=samples, registers=registers)
+    stated = 1.04 / registers**0.5
+    error = math.sqrt(((found / different - 1) ** 2).mean())
+    # Of so many samples, an error of the error of 3 / sqrt(2 samples) is unlikely.
+    assert error < stated * (1.05 + 3 / (2 * samples) ** 0.5)
+    assert abs(found.mean() / different - 1) < 4 * stated / samples**0.5 + 1.3 / registers
+
+
+def test_registers_of_few_values_are_nearly_exact() -> None:
+    assert (estimates(64, 0, "{}", samples=20, registers=256) == 0.0).all()
+    for different in (1, 2, 5):
+        found = estimates(64, different, "{}", samples=2_000, registers=256)
+        assert np.median(found) == pytest.approx(different, rel=0.02)
+        assert found.max() < different + 0.1
+
+
+def test_registers_merge_as_if_seen_by_one() -> None:
+    """Tiles of one key that are merged, in halves and at once, and values seen twice."""
+    sketch = distinct("value", ["1d"], registers=256)
+    view = WindowView("v", "k", "e", "k", (sketch,), spans("1h/1m", "1d/30m"))
+    n = 4_000
+    hashes = hash_column(pa.array([str(i % 1_500) for i in range(n)]), VALUE_SEED)
+    rows = [
+        Rows(
+            np.full(n, 5),
+            NOW + np.arange(n) * step,
+            np.arange(n),
+            np.full(n, READER, np.uint8),
+            np.zeros((n, 0), np.int64),
+            hashes.reshape(-1, 1),
+            np.zeros(n, np.int64),
+        )
+        for step in (0, 10_000)
+    ]
+    at_once, spread = (ViewState(view).process(r).before[-1, 0] for r in rows)
+    assert at_once == spread
+    assert at_once == pytest.approx(1_500, rel=4 * 1.04 / 16)
 
 
 TEXTS = st.lists(st.one_of(st.none(), st.text(max_size=4)), max_size=40)

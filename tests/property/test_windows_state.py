@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.batch import EntityPass, prepare, run_views
+from features.payments import CARD
 from raypipe.clock import DAY_MS
 from raypipe.errors import IntegrityError
 from raypipe.events.schema import EventType, Field, Kind
@@ -230,6 +231,67 @@ def test_tiles_of_a_busy_key_stay_few_and_old_blocks_are_used_again() -> None:
     # At most a tile for each hop of a span that no finer one covers: 60 + 48 + 58 + 48 + 46 + 60.
     assert len(state.snapshot()["words"][0].as_py()) / state.layout[kernel.TILE_WORDS] <= 320
     assert state.nbytes < 400_000
+
+
+def test_closed_gaps_and_shrunk_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an arena that counts as large from the start, gaps are closed all the time."""
+    v = view(window=SHORT)
+    rng = np.random.default_rng(4)
+    n = 30_000
+    keys = rng.integers(1, 2**62, 300)
+    # Some keys are busy first and quiet later, so that their blocks become too large.
+    turn = np.arange(n) // 3_000 * 30
+    rows = Rows(
+        keys[(turn + rng.zipf(1.5, n)) % 300],
+        TODAY + np.sort(rng.integers(0, 900_000, n)),
+        np.arange(n),
+        np.full(n, kernel.READ | kernel.UPDATE | kernel.READ_AFTER, np.uint8),
+        rng.integers(-9, 9, (n, 2)),
+        rng.integers(1, 2**62, (n, 2)),
+        np.zeros(n, np.int64),
+    )
+    expected, roomy = run(v, rows)
+    packs = []
+    pack = kernel.pack
+    monkeypatch.setattr(kernel, "pack", lambda *a: packs.append(1) or pack(*a))
+    monkeypatch.setattr("raypipe.windows.state.THRIFTY_WORDS", 1)
+    values, state = run(v, rows)
+    assert len(packs) > 10
+    assert asked_bits(values, rows) == asked_bits(expected, rows)
+    assert same(state.snapshot(), roomy.snapshot())
+    assert state.nbytes < roomy.nbytes
+
+
+def test_thirty_events_of_a_card_cost_less_than_a_kilobyte() -> None:
+    rng = np.random.default_rng(6)
+    cards, n = 20_000, 30
+    keys = rng.integers(1, 2**62, cards)
+    state = ViewState(CARD)
+    for day in range(n):
+        state.process(
+            Rows(
+                keys[rng.integers(0, cards, cards)],
+                TODAY + day * DAY + np.sort(rng.integers(0, DAY, cards)),
+                np.arange(cards),
+                np.full(cards, kernel.UPDATE, np.uint8),
+                rng.integers(1, 10**6, (cards, len(CARD.value_columns))),
+                rng.integers(1, 2**62, (cards, len(CARD.sketches))),
+                np.zeros(cards, np.int64),
+            )
+        )
+    assert state.keys == cards
+    assert state.nbytes / cards < 1_000
+
+
+def test_an_older_snapshot_is_recognised() -> None:
+    events = pa.Table.from_pylist([event(0, TODAY)], SCHEMA)
+    _, state = run(view(), rows_of(view(), events, PAY))
+    old = state.snapshot()
+    old = old.rename_columns(["key", "clock", "newest", "tiles"]).replace_schema_metadata(
+        {**old.schema.metadata, b"format": b"raypipe.windows/1"}
+    )
+    with pytest.raises(IntegrityError, match="windows/1"):
+        ViewState(view()).restore(old)
 
 
 def test_hashes_that_meet_in_one_slot_stay_apart() -> None:

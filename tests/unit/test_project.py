@@ -14,7 +14,7 @@ from raypipe.errors import DeclarationError
 from raypipe.events.schema import AMOUNT_LIMIT, EventType, Field, Kind
 from raypipe.project import Entity, Label, Model, Project, load_project
 from raypipe.vector.expressions import Derived
-from raypipe.windows.spec import WindowView, count, distinct, maximum, mean, std, total
+from raypipe.windows.spec import WindowView, count, distinct, last, maximum, mean, std, total
 
 SALE = EventType(
     "sale",
@@ -89,35 +89,93 @@ def test_only_required_bounded_integers_are_aggregated(make: Any, column: str) -
 
 @pytest.mark.parametrize("column", ["amount", "items", "weight", "gift", "due", "event_time"])
 def test_distinct_counts_strings(column: str) -> None:
-    assert f"distinct {column!r} is not a string" in refused(views=(view(distinct(column)),)).detail
+    detail = refused(views=(view(distinct(column)),)).detail
+    assert f"distinct sale.{column} is not a string" in detail
 
 
-@pytest.mark.parametrize("aggregate", [total("amuont"), distinct("shop")])
-def test_an_unknown_column_is_refused_with_the_known_ones(aggregate: Any) -> None:
+@pytest.mark.parametrize(
+    ("aggregate", "hint"),
+    [
+        (total("amuont"), "'amount'"),
+        (last("amuont"), "'amount'"),
+        (distinct("devise"), "'device'"),
+        (count(where="amonut > 3", name="x"), "'amount'"),
+        (count(where="chanel == 'web'", name="x"), "'channel'"),
+        (distinct("zzz"), "device"),
+    ],
+)
+def test_an_unknown_column_is_refused_with_the_nearest_or_the_known_ones(
+    aggregate: Any, hint: str
+) -> None:
     error = refused(views=(view(aggregate),))
-    assert "has no field" in error.detail
-    assert "amount" in error.hint
-    assert "device" in error.hint
+    assert "unknown column sale." in error.detail
+    assert hint in error.hint
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("device > 3", "of kind string, as a number"),
+        ("channel > 0", "of kind choice, as a number"),
+        ("amount == 'much'", "of kind amount, with text"),
+        ("gift == 'yes'", "of kind boolean, with text"),
+    ],
+)
+def test_a_condition_compares_what_can_be_compared(where: str, words: str) -> None:
+    error = refused(views=(view(count(where=where, name="x")),))
+    assert where in error.detail
+    assert words in error.detail
+    assert error.hint
+
+
+def test_a_condition_on_a_choice_that_is_none_is_refused_with_the_choices() -> None:
+    error = refused(views=(view(count(where="channel == 'onlin'", name="x")),))
+    assert "'onlin' is no choice of sale.channel" in error.detail
+    assert "Its choices: " in error.hint
+
+
+def test_conditions_that_fit_are_taken() -> None:
+    aggregates = (
+        count(where="channel != 'web' and 10 <= amount < 20", name="a"),
+        count(where="gift or is_missing(weight)", name="b"),
+        count(where="currency == 'EUR' and due > event_time", name="c"),
+    )
+    Project(**GOOD | {"views": (view(*aggregates),), "derived": (), "models": ()})
+
+
+def test_units_of_several_event_types_must_agree() -> None:
+    """`amount` is money in one type and a number of pieces in the other."""
+    other = EventType(
+        "return",
+        (*RETURN.fields[:1], Field("buyer", Kind.STRING))
+        + (Field("amount", Kind.INTEGER, minimum=0, maximum=9),),
+    )
+    views = (WindowView("buyer", "buyer", "sale", "buyer", (total("amount"),), also=("return",)),)
+    error = refused(events=(SALE, other), views=views, derived=(), models=())
+    assert "mixes units in amount_sum: sale.amount amount, return.amount integer" in error.detail
+    assert "of=" in error.hint
+    one = (WindowView("buyer", "buyer", "sale", "buyer", (total("amount", of="sale"),)),)
+    Project(**GOOD | {"events": (SALE, other), "views": one, "derived": (), "models": ()})
 
 
 @pytest.mark.parametrize("key", ["amount", "channel", "currency", "weight", "event_time"])
 def test_a_key_is_a_string(key: str) -> None:
-    assert f"key {key!r} is not a string" in refused(views=(view(key=key),)).detail
+    assert f"key sale.{key} is not a string" in refused(views=(view(key=key),)).detail
 
 
 def test_a_key_is_in_the_views_event_and_in_the_deciding_one() -> None:
-    assert "has no field 'nobody'" in refused(views=(view(key="nobody"),)).detail
+    assert "key of unknown column sale.nobody" in refused(views=(view(key="nobody"),)).detail
     only_returns = EventType("return", (*RETURN.fields, Field("clerk", Kind.STRING)))
     error = refused(events=(SALE, only_returns), views=(view(event="return", key="clerk"),))
-    assert "event 'sale' has no field 'clerk'" in error.detail
+    assert "key of unknown column sale.clerk" in error.detail
     error = refused(views=(view(event="return", key="device", entity="device"),))
-    assert "event 'return' has no field 'device'" in error.detail
+    assert "key of unknown column return.device" in error.detail
 
 
 def test_a_key_of_another_type_in_the_deciding_event_is_refused() -> None:
     other = EventType("return", (Field("sale_id", Kind.STRING), Field("amount", Kind.STRING)))
     error = refused(events=(SALE, other), views=(view(event="return", key="amount"),))
-    assert "key 'amount' is not a string" in error.detail
+    assert "key sale.amount is not a string" in error.detail
 
 
 def test_an_entity_has_one_key() -> None:
