@@ -22,7 +22,8 @@ def check_view(view: WindowView, events: Sequence[EventType], decision: EventTyp
         key = _field(view, event, view.key, "key")
         if key.kind is not Kind.STRING:
             raise DeclarationError(
-                f"view {view.name!r}: key {event.name}.{key.name} is not a string but of kind {key.kind}"
+                f"view {view.name!r}: key {event.name}.{key.name} is not a string "
+                f"but of kind {key.kind}"
             )
     for a in view.aggregates:
         mine = [e for e in events if a.of in {"", e.name}]

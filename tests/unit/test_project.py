@@ -147,8 +147,10 @@ def test_units_of_several_event_types_must_agree() -> None:
     """`amount` is money in one type and a number of pieces in the other."""
     other = EventType(
         "return",
-        (*RETURN.fields[:1], Field("buyer", Kind.STRING))
-        + (Field("amount", Kind.INTEGER, minimum=0, maximum=9),),
+        (
+            *RETURN.fields,
+            Field("amount", Kind.INTEGER, minimum=0, maximum=9),
+        ),
     )
     views = (WindowView("buyer", "buyer", "sale", "buyer", (total("amount"),), also=("return",)),)
     error = refused(events=(SALE, other), views=views, derived=(), models=())

@@ -19,6 +19,7 @@ from raypipe.windows.spec import (
     WindowView,
     count,
     distinct,
+    last,
     maximum,
     mean,
     minimum,
@@ -198,6 +199,92 @@ def test_widths_that_work(bits: int) -> None:
     assert view(distinct("shop", bits=bits)).sketches == (Sketch("shop", bits, 0),)
 
 
+@pytest.mark.parametrize("registers", [-64, 1, 16, 63, 65, 96, 32_768])
+def test_registers_are_powers_of_two_from_64(registers: int) -> None:
+    error = refused(lambda: view(distinct("shop", registers=registers)))
+    assert f"{registers} registers" in error.detail
+    assert "power of two" in error.hint
+
+
+@pytest.mark.parametrize("registers", [64, 1_024, 16_384])
+def test_registers_that_work(registers: int) -> None:
+    assert view(distinct("shop", registers=registers)).sketches == (Sketch("shop", 0, registers),)
+
+
+def test_bits_and_registers_of_one_column_are_two_widths() -> None:
+    error = refused(lambda: view(distinct("shop", ["1m"]), distinct("shop", ["1h"], registers=64)))
+    assert "two widths for 'shop'" in error.detail
+
+
+@pytest.mark.parametrize("steps", [(), (0,), (-1,), (1, 0), (65,)])
+def test_steps_count_back_from_the_newest(steps: tuple[int, ...]) -> None:
+    for make in (lambda: view(last("amount", steps)), lambda: view(since_last(steps))):
+        error = refused(make)
+        assert str(steps) in error.detail
+        assert "the newest event" in error.hint
+
+
+def test_a_condition_needs_a_name() -> None:
+    error = refused(lambda: view(count(where="amount > 5")))
+    assert "count where 'amount > 5' needs a name" in error.detail
+    assert "name=" in error.hint
+
+
+@pytest.mark.parametrize("where", ["amount >", "amount > 'a'", "open('x')", "amount in (1, 2)"])
+def test_a_condition_outside_the_grammar_is_refused(where: str) -> None:
+    assert repr(where) in refused(lambda: view(count(where=where, name="x"))).detail
+
+
+@pytest.mark.parametrize("name", ["Online", "1st", "on line", "a-b"])
+def test_names_of_conditions(name: str) -> None:
+    assert repr(name) in refused(lambda: view(count(where="amount > 5", name=name))).detail
+
+
+def test_equal_names_under_two_conditions_are_refused() -> None:
+    error = refused(lambda: view(count(where="a > 1", name="x"), count(where="a > 2", name="x")))
+    assert "more than once" in error.detail
+    assert "name=" in error.hint
+
+
+def test_conditions_are_few() -> None:
+    many = [count(["1h"], where=f"amount > {i}", name=f"over_{i}") for i in range(33)]
+    assert len(view(*many[:32]).filters) == 32
+    error = refused(lambda: view(*many))
+    assert "33 conditions" in error.detail
+    assert "several views" in error.hint
+
+
+def test_an_aggregate_is_of_an_event_type_that_the_view_counts() -> None:
+    error = refused(lambda: view(count(of="login")))
+    assert "of 'login'" in error.detail
+    assert "payment" in error.hint
+    both = WindowView("v", "card", "payment", "card_id", (count(of="login"),), also=("login",))
+    assert both.events == ("payment", "login")
+    assert both.column_names[0] == "v_login_count_1m"
+    error = refused(lambda: WindowView("v", "c", "p", "k", (count(),), also=("login", "p")))
+    assert "more than once" in error.detail
+
+
+def test_columns_of_conditions_and_last_events_are_named() -> None:
+    v = view(
+        count(["1h"], where="amount > 5", name="large"),
+        last("amount", (1, 3)),
+        since_last((1, 2)),
+        since_last(where="amount > 5", name="large"),
+    )
+    assert v.column_names == (
+        "card_large_count_1h",
+        "card_amount_last",
+        "card_amount_last_3",
+        "card_since_last",
+        "card_since_last_2",
+        "card_large_since_last",
+    )
+    assert v.summed_columns == ()
+    assert v.value_columns == ("amount",)
+    assert len(v.filters) == 1
+
+
 def test_one_column_has_one_width() -> None:
     error = refused(lambda: view(distinct("shop", ["1m"]), distinct("shop", ["1h"], bits=128)))
     assert "two widths for 'shop'" in error.detail
@@ -270,6 +357,19 @@ def test_the_definition_hash_follows_what_determines_values() -> None:
         WindowView("card", "user", "payment", "card_id", (count(), distinct("shop"))),
         WindowView("card", "card", "refund", "card_id", (count(), distinct("shop"))),
         WindowView("card", "card", "payment", "card", (count(), distinct("shop"))),
+        view(count(), distinct("shop", registers=64)),
+        view(count(where="amount > 5", name="x"), distinct("shop")),
+        view(count(where="amount > 6", name="x"), distinct("shop")),
+        view(count(), distinct("shop"), last("amount")),
+        view(count(), distinct("shop"), last("amount", (2,))),
+        WindowView(
+            "card",
+            "card",
+            "payment",
+            "card_id",
+            (count(), distinct("shop")),
+            also=("login",),
+        ),
     ]
     hashes = {v.definition_hash for v in [base, *others]}
     assert len(hashes) == 1 + len(others)
