@@ -541,13 +541,14 @@ def _read(arena, first, end, edges, sums, lay, dims):  # type: ignore[no-untyped
         edges[SUMS, w] = a
 
 
-@inner
-def _refresh(arena, first, end, edges, sums, base, lay, dims):  # type: ignore[no-untyped-def]
+@compiled
+def _refresh(arena, first, end, edges, sums, base, lay):  # type: ignore[no-untyped-def]
     """The same for kept accumulators: only spans whose edge has moved are summed again.
 
     The header of an accumulator is the edge that it is right for. Hops divide each other, so
     behind the first edge that stands still all others do.
     """
+    dims = numbers(lay)
     i, a, w, size = first, base, 0, dims[TILE_WORDS]
     while w < dims[SPANS] and sums[a] != edges[OLDEST, w]:
         if w == 0:
@@ -666,8 +667,9 @@ def _forget(arena, tail, dims):  # type: ignore[no-untyped-def]
         arena[w] = NEVER
 
 
-@inner
-def _remember(arena, tail, time, flags, amounts, row, lay, dims):  # type: ignore[no-untyped-def]
+@compiled
+def _remember(arena, tail, time, flags, amounts, row, lay):  # type: ignore[no-untyped-def]
+    dims = numbers(lay)
     for r in range(dims[LASTS], dims[LASTS_END], LAST_ROW):
         if not _holds(flags, lay[r + LAST_FLAG]):
             continue
@@ -869,7 +871,7 @@ def process(  # type: ignore[no-untyped-def]
         while True:
             if mode & phase:
                 if base > 0:
-                    _refresh(arena, tail - used, tail, edges, sums, base, lay, dims)
+                    _refresh(arena, tail - used, tail, edges, sums, base, lay)
                 else:
                     _read(arena, tail - used, tail, edges, sums, lay, dims)
                 _emit(
@@ -896,7 +898,7 @@ def process(  # type: ignore[no-untyped-def]
             tail = _block_end(slots[at, PLACE], lay, dims)
             used = slots[at, SIZE] & USED_MASK
             if dims[TAIL_WORDS] > 0:
-                _remember(arena, tail, time, flags[i], amounts, i, lay, dims)
+                _remember(arena, tail, time, flags[i], amounts, i, lay)
             if done == EXPIRED:
                 top[TOP_OLD] += 1
             elif base > 0:
