@@ -541,14 +541,13 @@ def _read(arena, first, end, edges, sums, lay, dims):  # type: ignore[no-untyped
         edges[SUMS, w] = a
 
 
-@compiled
-def _refresh(arena, first, end, edges, sums, base, lay):  # type: ignore[no-untyped-def]
+@inner
+def _refresh(arena, first, end, edges, sums, base, lay, dims):  # type: ignore[no-untyped-def]
     """The same for kept accumulators: only spans whose edge has moved are summed again.
 
     The header of an accumulator is the edge that it is right for. Hops divide each other, so
     behind the first edge that stands still all others do.
     """
-    dims = numbers(lay)
     i, a, w, size = first, base, 0, dims[TILE_WORDS]
     while w < dims[SPANS] and sums[a] != edges[OLDEST, w]:
         if w == 0:
@@ -871,7 +870,7 @@ def process(  # type: ignore[no-untyped-def]
         while True:
             if mode & phase:
                 if base > 0:
-                    _refresh(arena, tail - used, tail, edges, sums, base, lay)
+                    _refresh(arena, tail - used, tail, edges, sums, base, lay, dims)
                 else:
                     _read(arena, tail - used, tail, edges, sums, lay, dims)
                 _emit(
