@@ -79,6 +79,13 @@ def judge(found: Survey, settings: Settings, now_ms: int) -> list[Check]:
             f"reached from every node (port {settings.worker_port}), if it runs",
             "Open worker_port between the nodes, and give all of them the same tls_dir.",
         ),
+        _each(
+            "http port",
+            found,
+            lambda r: r.http,
+            f"{settings.http_port} is free or serves on every node",
+            "Stop what uses it there, or choose another http_port (in deploy/serve.yaml too).",
+        ),
         _clocks(found),
     ]
 

@@ -63,6 +63,8 @@ class Report:
     """When the node's certificate expires, ms UTC."""
     worker: str
     """"" when the worker answers or none was asked; else what is wrong."""
+    http: str
+    """"" when the HTTP port is free there or serves; else what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,7 @@ def report(settings: Settings, mark: str = "") -> Report:
         tls=tls,
         expires_ms=expires_ms,
         worker=_worker(settings),
+        http=_http(settings),
     )
 
 
@@ -243,6 +246,16 @@ def _worker(settings: Settings) -> str:
     except RaypipeError as e:
         return e.detail
     return ""
+
+
+def _http(settings: Settings) -> str:
+    from raypipe.runtime import running
+
+    refusal = running.refusal(settings.http_host, settings.http_port)
+    # 503: it serves, but can't decide now.
+    if not refusal or running.ready(settings.http_url)[1][:3] in ("200", "503"):
+        return ""
+    return f"{settings.http_host}:{settings.http_port}: {refusal}"
 
 
 def _now_ns() -> int:

@@ -30,6 +30,7 @@ def report(address: str) -> Report:
         tls="a" * 64,
         expires_ms=NOW + 300 * DAY_MS,
         worker="",
+        http="",
     )
 
 
@@ -51,7 +52,7 @@ def test_a_sound_cluster_has_nothing_to_cure(tmp_path: Path) -> None:
         (name, "ok", "")
         for name in (
             *("nodes", "code", "versions", "environment", "token", "shared lake"),
-            *("certificates", "worker", "clocks"),
+            *("certificates", "worker", "http port", "clocks"),
         )
     ]
 
@@ -73,6 +74,7 @@ def test_a_sound_cluster_has_nothing_to_cure(tmp_path: Path) -> None:
         ("certificates", {"tls": "!/tls/node.key: others can read it"}, ["10.0.0.3: /tls/node"]),
         ("certificates", {"tls": "b" * 64}, ["10.0.0.1: authority aaaa", "10.0.0.3: authority b"]),
         ("certificates", {"expires_ms": NOW}, ["has expired"]),
+        ("http port", {"http": "0.0.0.0:8000: Address already in use"}, ["10.0.0.3: 0.0.0.0:8000"]),
         ("worker", {"worker": "does not answer within 5 s"}, ["10.0.0.3: does not answer"]),
     ],
 )
