@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import socket
 import subprocess
@@ -12,7 +11,9 @@ from pathlib import Path
 import pytest
 import redis
 
-PROGRAM = shutil.which("redis-server")
+from tests.installed import program
+
+PROGRAM = program("redis-server", "redis-server")
 
 needs_redis = pytest.mark.skipif(
     PROGRAM is None, reason="no redis-server: apt-get install --no-install-recommends redis-server"

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.windows.engine import VALUE_SEED, key_hashes
 from raypipe.windows.hashing import (
     BUCKETS,
     bucket_of,
@@ -17,6 +16,7 @@ from raypipe.windows.hashing import (
     key_seed,
     xxh64,
 )
+from raypipe.windows.inputs import VALUE_SEED, key_hashes
 from raypipe.windows.spec import WindowView, count
 
 # Computed with xxHash 0.8.4, the reference implementation.
