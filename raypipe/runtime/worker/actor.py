@@ -51,11 +51,15 @@ class WorkerActor:
         from raypipe.runtime.worker.core import WorkerCore
         from raypipe.runtime.worker.server import WorkerServer
         from raypipe.tenancy.keys import STORE_FILE, KeyStore, ensure_local_key
+        from raypipe.windows.engine import compile_windows
 
         self._address = _address(settings, partition)
         self._snapshot = settings.home / "snapshots" / worker_name(partition)
+        project = load_project(settings.project)
+        # A worker that answers its address answers events.
+        compile_windows(project.views, project.decision)
         log = SqliteLog.open(settings.log_url)
-        self._core = WorkerCore(load_project(settings.project), log, partition)
+        self._core = WorkerCore(project, log, partition)
         ensure_local_key(settings.home)
         listeners: list[Listener] = [UnixListener(Path(self._address.path))]
         if settings.tls_dir is not None:
