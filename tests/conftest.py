@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 
+import prometheus_client  # noqa: F401 - Feast's metrics, imported first, switch it to shared files
 import pytest
 from hypothesis import HealthCheck, settings
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from raypipe.config import Settings, load_settings
-from raypipe.errors import InputError
+from raypipe.config import load_settings
+from raypipe.errors import ConfigError, InputError
 from raypipe.runtime.launch.check import check
 from raypipe.runtime.launch.credentials import MOUNTED
 from serving.app import APPLICATION, DEPLOYMENT
@@ -86,11 +86,12 @@ def test_the_certificates_are_mounted_where_the_settings_look_for_them() -> None
     assert {f"{folder}/{name}" for name in ("ca.crt", "node.crt", "node.key")} <= MOUNTED.keys()
 
 
-@pytest.mark.skipif(
-    not {"lake_url", "tls_dir"} <= set(Settings.model_fields),
-    reason="this version has no settings lake_url and tls_dir",
-)
-def test_a_node_can_read_the_settings_file() -> None:
-    settings = load_settings(config=ROOT / SETTINGS)
+def test_a_node_can_read_the_settings_file_once_it_is_filled_in(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'CHANGE-ME' is no bucket"):
+        load_settings(config=ROOT / SETTINGS)
+    filled = tmp_path / "cluster.toml"
+    filled.write_text((ROOT / SETTINGS).read_text().replace("CHANGE-ME", "our-bucket"))
+    settings = load_settings(config=filled)
     assert settings.ray_address == "auto"
+    assert settings.lake_url == "s3://our-bucket/raypipe"
     assert settings.home == Path.home() / ".raypipe"

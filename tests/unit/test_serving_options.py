@@ -70,12 +70,11 @@ def test_the_builder_takes_settings_as_arguments_and_refuses_others(tmp_path: Pa
         app({"home": str(tmp_path), "project": KIT})
 
 
-def test_the_builder_names_the_current_version_and_makes_the_local_key(tmp_path: Path) -> None:
+def test_the_builder_names_the_current_version(tmp_path: Path) -> None:
     version = train(tmp_path)
     made = app({"home": str(tmp_path), "project": KIT, "max_replicas": "3"})
     deployment = made._bound_deployment
     assert deployment.user_config == {"model": "fault", "version": version}
     assert deployment.name == "decisions"
-    assert (tmp_path / "api-key").stat().st_mode & 0o777 == 0o600
     settings, _ = deployment.init_args
     assert (settings.home, settings.max_replicas) == (tmp_path, 3)
