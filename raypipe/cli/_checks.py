@@ -20,11 +20,11 @@ import raypipe
 from raypipe.errors import RaypipeError
 from raypipe.lake import Place
 from raypipe.runtime import running
+from raypipe.runtime.survey import PACKAGES
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
 
-PACKAGES = ("ray", "feast", "xgboost", "numba", "pyarrow")
 GIB = 2**30
 
 

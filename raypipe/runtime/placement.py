@@ -14,7 +14,8 @@ from raypipe.errors import ConfigError, UsageError
 if TYPE_CHECKING:
     from raypipe.config import Settings
 
-LOG_NODE = {"raypipe.io/log": "true"}
+LOG_LABEL = "raypipe.io/log"
+LOG_NODE = {LOG_LABEL: "true"}
 """Ray node label: ``ray start --labels raypipe.io/log=true``."""
 
 

@@ -13,6 +13,7 @@ import os
 import secrets
 import signal
 import site
+import socket
 import sys
 import threading
 import warnings
@@ -32,6 +33,7 @@ NAMESPACE = "raypipe"
 TOKEN_FILE = "ray-token"  # noqa: S105 - a file name
 IDLE_WORKER_MS = 60_000
 LEAST_WORKERS = 8
+ANSWER_S = 3.0
 
 _exported: set[str] = set()
 _owned: bool = False
@@ -111,6 +113,7 @@ def start(settings: Settings, *, env: Mapping[str, str] | None = None, warm: boo
     loaded = sys.modules.get("ray")
     if loaded is not None and loaded.is_initialized():
         return
+    _require_answer(settings.ray_address)
     preloaded = loaded is not None
     _export({**environment(settings), **(env or {})}, preloaded)
     if settings.ray_address is None:
@@ -139,6 +142,20 @@ def start(settings: Settings, *, env: Mapping[str, str] | None = None, warm: boo
         remote = ray.remote(num_cpus=1)(_import_libraries)
         for _ in range(cpus()):
             remote.remote()
+
+
+def _require_answer(address: str | None) -> None:
+    """Ray itself would go on trying for minutes."""
+    if address is None or address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S).close()
+    except (OSError, OverflowError) as e:
+        raise Unavailable(
+            f"no Ray cluster answers at {address}: {e}",
+            hint="Start the cluster, check ray_address, or unset it for a local session.",
+        ) from e
 
 
 def stop() -> None:

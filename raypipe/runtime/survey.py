@@ -151,10 +151,8 @@ def _version(package: str) -> str:
 @contextmanager
 def _mark(settings: Settings) -> Iterator[str]:
     """A file of this process in the lake; its name, "" where none can be written."""
-    from raypipe.lake import Place
-
     name = secrets.token_hex(8)
-    folder = Place.at(settings.lake_url) / "doctor"
+    folder = settings.lake / "doctor"
     try:
         (folder / name).write(name.encode())
     except (RaypipeError, OSError):
@@ -167,9 +165,7 @@ def _mark(settings: Settings) -> Iterator[str]:
 
 
 def _lake(settings: Settings, mark: str) -> str:
-    from raypipe.lake import Place
-
-    folder = Place.at(settings.lake_url) / "doctor"
+    folder = settings.lake / "doctor"
     try:
         own = folder / secrets.token_hex(8)
         own.write(b"raypipe doctor")

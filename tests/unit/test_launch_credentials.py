@@ -16,8 +16,8 @@ import pytest
 
 from raypipe.clock import ManualClock
 from raypipe.errors import IntegrityError, Unavailable
-from raypipe.runtime.launch.certificates import NODE_NAME
 from raypipe.runtime.launch.credentials import ensure
+from raypipe.runtime.worker.tls import NODE
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAMES = ("auth_token", "ca.key", "tls/ca.crt", "tls/node.key", "tls/node.crt")
@@ -70,7 +70,7 @@ def test_the_chain_and_its_names_uses_and_times_are_what_openssl_reads(tmp_path:
     for purpose in ("sslserver", "sslclient"):
         assert "OK" in said("verify", "-x509_strict", "-purpose", purpose, "-CAfile", ca, node)
     text = said("x509", "-in", node, "-noout", "-text")
-    assert f"DNS:{NODE_NAME}" in text
+    assert f"DNS:{NODE}" in text
     assert "CA:FALSE" in text
     assert "prime256v1" in text
     assert "TLS Web Server Authentication, TLS Web Client Authentication" in text
@@ -111,7 +111,7 @@ def handshake(server: Path, client: Path, trusted: Path) -> bool:
         try:
             with (
                 socket.create_connection(listening.getsockname()) as raw,
-                here.wrap_socket(raw, server_hostname=NODE_NAME) as connection,
+                here.wrap_socket(raw, server_hostname=NODE) as connection,
             ):
                 return connection.recv(1) == b"x"
         except OSError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from raypipe.config import Settings
+from raypipe.errors import Unavailable
 from raypipe.runtime import session
 
 ROOT = Path(session.__file__).resolve().parents[2]
@@ -99,3 +101,12 @@ def test_without_a_session_there_is_nothing_to_stop_and_no_address() -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    for absent in (address, "127.0.0.1:99999"):
+        with pytest.raises(Unavailable, match=f"no Ray cluster answers at {absent}"):
+            session.start(Settings(home=tmp_path, ray_address=absent))

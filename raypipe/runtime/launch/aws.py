@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 
 from raypipe.runtime.launch.node import Finding, Node
+from raypipe.runtime.placement import LOG_LABEL
 
-LOG_LABEL = "raypipe.io/log"
 POOL_LABEL = "raypipe.io/pool"
 POOLS = ("serve", "batch")
 

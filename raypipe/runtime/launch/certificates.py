@@ -10,13 +10,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from raypipe.errors import IntegrityError
+from raypipe.runtime.worker.tls import NODE
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate, CertificateBuilder, KeyUsage, Name
-
-NODE_NAME = "raypipe-node"
-"""The DNS name in the node's certificate, for both sides to check."""
 
 NODE_DAYS = 397
 AUTHORITY_DAYS = 3_650
@@ -57,11 +55,11 @@ def node(key: bytes, ca_certificate: bytes, ca_key: bytes, now: datetime) -> byt
 
     signer, ca = _key(ca_key), _certificate(ca_certificate)
     builder = (
-        _unsigned(_name(NODE_NAME), ca.subject, _key(key), now, NODE_DAYS)
+        _unsigned(_name(NODE), ca.subject, _key(key), now, NODE_DAYS)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([Use.SERVER_AUTH, Use.CLIENT_AUTH]), critical=False)
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NODE_NAME)]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(NODE)]), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()),
             critical=False,
@@ -74,7 +72,7 @@ def verify(certificate: bytes, key: bytes, ca_certificate: bytes, now: datetime)
     """When the nodes' certificate ends.
 
     Raises IntegrityError unless the key is its own, the authority signed it, it is valid now, and
-    it is made out to NODE_NAME.
+    it is made out to NODE.
     """
     from cryptography.exceptions import InvalidSignature
     from cryptography.x509 import DNSName, ExtensionNotFound, SubjectAlternativeName
@@ -95,9 +93,9 @@ def verify(certificate: bytes, key: bytes, ca_certificate: bytes, now: datetime)
     try:
         names = found.extensions.get_extension_for_class(SubjectAlternativeName).value
     except ExtensionNotFound:
-        raise IntegrityError(f"node.crt has no name {NODE_NAME}") from None
-    if NODE_NAME not in names.get_values_for_type(DNSName):
-        raise IntegrityError(f"node.crt is not made out to {NODE_NAME}")
+        raise IntegrityError(f"node.crt has no name {NODE}") from None
+    if NODE not in names.get_values_for_type(DNSName):
+        raise IntegrityError(f"node.crt is not made out to {NODE}")
     return found.not_valid_after_utc
 
 

@@ -21,10 +21,11 @@ from raypipe import aborts
 from raypipe.clock import Clock, SystemClock
 from raypipe.errors import IntegrityError, Unavailable
 from raypipe.runtime.launch import certificates
+from raypipe.runtime.worker import tls
 
 FOLDER = "~/.raypipe/cluster"
 TOKEN, CA_KEY = "auth_token", "ca.key"
-CA, CERTIFICATE, KEY = "tls/ca.crt", "tls/node.crt", "tls/node.key"
+CA, CERTIFICATE, KEY = (f"tls/{name}" for name in (tls.CA, tls.CERTIFICATE, tls.KEY))
 PUBLIC = (CA, CERTIFICATE)
 
 MOUNTED = {

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import yaml
 
-from raypipe.runtime.launch.aws import LOG_LABEL, POOL_LABEL, POOLS
+from raypipe.runtime.launch.aws import POOL_LABEL, POOLS
 from raypipe.runtime.launch.files import LOCK, SERVE, Variable, read
 from raypipe.runtime.launch.kuberay_keys import CLUSTER_OF, groups, unknown_names
 from raypipe.runtime.launch.node import Finding, Node
 from raypipe.runtime.launch.pods import pod_findings
 from raypipe.runtime.launch.versions import locked_ray
+from raypipe.runtime.placement import LOG_LABEL
 
 OPEN_SERVICES = ("LoadBalancer", "NodePort")
 
