@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 STATE = "up.json"
 PARTITION = 0
 TX_PER_CUSTOMER_DAY = 1.2
+LIVE_REACHES = (1.1, 1.5, 2.0, 3.0, 5.0)
+"""Tried in turn: how much longer than at the mean rate the live payments may take."""
 MADE_HERE = ("world", "log", "feast", "snapshots", "staging")
 MADE_IN_THE_LAKE = ("export", "features", "models", "tune", "reports")
 """What ``--fresh`` drops; keys and tenants stay."""
@@ -147,11 +149,23 @@ class _Line:
         self._summary["refused"] = report.rejected
 
     def _world_config(self) -> dict[str, Any]:
-        """History ends where the live payments begin, and these end now."""
+        """History ends where the live payments begin, and these end now.
+
+        People sleep: the hours before now may hold fewer payments than the mean, so the history
+        ends earlier until the live ones are as many as were asked for.
+        """
+        now, requests = SystemClock().now_ms(), self._plan.requests
+        for reach in LIVE_REACHES:
+            config = self._world_until(now, reach)
+            if all(_happened(row, now) for row in _world(config).live(requests)):
+                break
+        return config
+
+    def _world_until(self, now: int, reach: float) -> dict[str, Any]:
+        """A world whose live payments take ``reach`` times their mean time and end at ``now``."""
         plan = self._plan
         a_day = plan.events / plan.days
-        live_ms = round(plan.requests / a_day * DAY_MS * 1.1)
-        now = SystemClock().now_ms()
+        live_ms = round(plan.requests / a_day * DAY_MS * reach)
         return {
             "seed": self._settings.seed,
             "start_ms": now - live_ms - plan.days * DAY_MS,
@@ -230,7 +244,11 @@ class _Line:
         """The world's next payments that have happened by now."""
         now = SystemClock().now_ms()
         rows = list(world.live(replayed + self._plan.requests))[replayed:]
-        return [r for r in rows if max(r.received_at, r.body["event_time"]) <= now]
+        return [row for row in rows if _happened(row, now)]
+
+
+def _happened(row: LiveRow, now: int) -> bool:
+    return bool(max(row.received_at, row.body["event_time"]) <= now)
 
 
 def _world(config: dict[str, Any]) -> World:

@@ -35,6 +35,7 @@ HTTP_PORT = 8000
 DASHBOARD_PORT = 8265
 POLL_S = 2.0
 """Each look at the nodes starts a process on the head."""
+ANSWER = "answer: "
 SETTINGS = """\
 home = "~/.raypipe"
 lake_url = "{lake}"
@@ -192,10 +193,12 @@ class Cluster:
         """The value of an expression over ``ray`` on the head, through JSON."""
         script = (
             "import json, ray; ray.init(address='auto', log_to_driver=False, logging_level='ERROR')"
-            f"; print(json.dumps({expression}, default=str))"
+            f"; print({ANSWER!r} + json.dumps({expression}, default=str))"
         )
-        out = self.call(self.head, self.on_head(f'python -c "{script}"'))
-        return json.loads(out.splitlines()[-1])
+        # Ray's own warnings may stand before and behind the answer.
+        lines = self.call(self.head, self.on_head(f'python -c "{script}"')).splitlines()
+        [answer] = [line for line in lines if line.startswith(ANSWER)]
+        return json.loads(answer.removeprefix(ANSWER))
 
     def user(self, script: str, *, timeout_s: float = 180.0) -> str:
         """What the user types in the checkout on the client; its output."""

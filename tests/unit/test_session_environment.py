@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from raypipe.config import Settings
-from raypipe.errors import Unavailable
 from raypipe.runtime import session
 
 ROOT = Path(session.__file__).resolve().parents[2]
@@ -104,9 +103,23 @@ def test_without_a_session_there_is_nothing_to_stop_and_no_address() -> None:
 
 
 def test_a_cluster_that_does_not_answer_is_told_at_once(tmp_path: Path) -> None:
+    # In a process of its own: a session that runs here already would be kept.
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from raypipe.config import Settings; from raypipe.runtime import session\n"
+        "session.start(Settings(home=Path(sys.argv[1]), ray_address=sys.argv[2]))\n"
+    )
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    for absent in (address, "127.0.0.1:99999"):
-        with pytest.raises(Unavailable, match=f"no Ray cluster answers at {absent}"):
-            session.start(Settings(home=tmp_path, ray_address=absent))
+        closed = f"127.0.0.1:{probe.getsockname()[1]}"
+    for absent in (closed, "127.0.0.1:99999"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), absent],
+            check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert f"Unavailable: no Ray cluster answers at {absent}" in done.stderr
