@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from raypipe.clock import DAY_MS
 from raypipe.events.schema import EventType, Field, Kind, Tag
+from raypipe.profiles import Profile, Value, facts
 from raypipe.project import Entity, Label, Model, Project
 from raypipe.vector.expressions import Derived
 from raypipe.windows.spec import (
@@ -177,6 +178,111 @@ CARD_RISK = WindowView(
     owner=OWNER,
 )
 
+MERCHANT_PROFILE = Profile(
+    name="merchant_profile",
+    entity="merchant",
+    key="merchant_id",
+    facts=(
+        facts(
+            "transaction",
+            payments="count(*)",
+            turnover="sum(amount)",
+            night="count(*) FILTER (event_time // 3600000 % 24 < 7)",
+        ),
+        facts("chargeback", disputes="count(*)", disputed="sum(amount)"),
+    ),
+    values=(
+        Value(
+            "chargeback_rate",
+            "(coalesce(sum(disputes) FILTER (age < 90), 0) + 1)"
+            " / (coalesce(sum(payments) FILTER (age BETWEEN 7 AND 96), 0) + 200)",
+            "disputes of 90 days over the payments of the 90 days that ended a week before; few "
+            "payments draw it towards 0.5 %",
+        ),
+        Value(
+            "disputed_share",
+            "coalesce(sum(disputed) FILTER (age < 90), 0)"
+            " / nullif(sum(turnover) FILTER (age BETWEEN 7 AND 96), 0)",
+            "disputed money of 90 days over the turnover of the 90 days that ended a week before",
+        ),
+        Value(
+            "tenure_days",
+            "max(age) FILTER (payments > 0)",
+            "days since the first payment of the last year",
+        ),
+        Value(
+            "active_share",
+            "count(DISTINCT age) FILTER (payments > 0 AND age < 30) / 30",
+            "share of the last 30 days that had a payment",
+        ),
+        Value(
+            "night_share",
+            "sum(night) FILTER (age < 30) / nullif(sum(payments) FILTER (age < 30), 0)",
+            "share of 30 days' payments before 7 o'clock UTC",
+        ),
+    ),
+    description="how long a merchant is known, how it trades, how often it is disputed",
+    owner=OWNER,
+)
+
+CUSTOMER_PROFILE = Profile(
+    name="customer_profile",
+    entity="customer",
+    key="customer_id",
+    facts=(
+        facts(
+            "transaction",
+            payments="count(*)",
+            online="count(*) FILTER (channel = 'online')",
+            night="count(*) FILTER (event_time // 3600000 % 24 < 7)",
+            amounts="list(amount ORDER BY amount)",
+            categories="list(DISTINCT category) FILTER (category IS NOT NULL)",
+        ),
+    ),
+    values=(
+        Value(
+            "tenure_days",
+            "max(age) FILTER (payments > 0)",
+            "days since the first payment of the last half year",
+        ),
+        Value(
+            "active_share",
+            "count(DISTINCT age) FILTER (age < 60) / least(60, max(age) + 1)",
+            "share of the last 60 days, or of those since the first payment, that had one",
+        ),
+        Value(
+            "amount_median",
+            "list_aggregate(flatten(list(amounts) FILTER (age < 90)), 'median')",
+            "median amount of 90 days, minor units",
+        ),
+        Value(
+            "amount_p90",
+            "list_aggregate(flatten(list(amounts) FILTER (age < 90)), 'quantile_cont', 0.9)",
+            "90th percentile of the amounts of 90 days, minor units",
+        ),
+        Value(
+            "categories",
+            "len(list_distinct(flatten(list(categories) FILTER (age < 60))))",
+            "different merchant categories of 60 days",
+        ),
+        Value(
+            "online_share",
+            "sum(online) FILTER (age < 60) / nullif(sum(payments) FILTER (age < 60), 0)",
+            "share of 60 days' payments made online",
+        ),
+        Value(
+            "night_share",
+            "sum(night) FILTER (age < 60) / nullif(sum(payments) FILTER (age < 60), 0)",
+            "share of 60 days' payments before 7 o'clock UTC",
+        ),
+    ),
+    lookback="180d",
+    description="how, when and for how much a customer usually pays",
+    owner=OWNER,
+)
+
+PROFILES = (MERCHANT_PROFILE, CUSTOMER_PROFILE)
+
 DERIVED = (
     Derived("hour", "hour_of_day(event_time)"),
     Derived("weekday", "day_of_week(event_time)"),
@@ -205,6 +311,8 @@ DERIVED = (
     Derived("amount_to_merchant", "amount / merchant_amount_mean_35d"),
     Derived("amount_z_merchant", "(amount - merchant_amount_mean_35d) / merchant_amount_std_35d"),
     Derived("merchant_pace_1d", "merchant_count_1d / merchant_count_35d"),
+    Derived("amount_to_median", "amount / customer_profile_amount_median"),
+    Derived("amount_to_p90", "amount / customer_profile_amount_p90"),
     Derived("merchant_risk_rate_1d", "merchant_risk_count_1d / merchant_count_8d_before_7d"),
     Derived("merchant_risk_rate_3d", "merchant_risk_count_3d / merchant_count_10d_before_7d"),
     Derived("merchant_risk_rate_7d", "merchant_risk_count_7d / merchant_count_14d_before_7d"),
@@ -235,10 +343,12 @@ project = Project(
                 "amount",
                 "channel",
                 *(name for view in VIEWS for name in view.column_names),
+                *(name for profile in PROFILES for name in profile.column_names),
                 *(d.name for d in DERIVED),
             ),
             "probability that a transaction will be charged back",
             OWNER,
         ),
     ),
+    profiles=PROFILES,
 )

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from features.batch import run_entity
 from features.builds import Build, Manifest, folder, new_name
+from features.profiles import daily
+from features.profiles.made import values_folders
 from features.store.duck import scan
 from raypipe.aborts import reach
-from raypipe.clock import SystemClock
+from raypipe.clock import DAY_MS, SystemClock
 from raypipe.errors import IntegrityError, NotFound, RaypipeError, StageError
 from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
@@ -44,7 +46,10 @@ def build(settings: Settings, progress: Progress) -> dict[str, Any]:
         placement.require_log_node(settings)
     log = SqliteLog.open(settings.log_url)
     try:
+        daily.check(project)
         made = compute(project, log, settings, progress)
+        if project.profiles:
+            profiles(project, log, settings, progress, made)
     finally:
         log.close()
     publish(project, settings, progress, made)
@@ -111,18 +116,40 @@ def compute(project: Project, log: SqliteLog, settings: Settings, progress: Prog
     return done
 
 
+def profiles(
+    project: Project, log: SqliteLog, settings: Settings, progress: Progress, made: Build
+) -> None:
+    """Profiles of the days that ended since the last time, of the events that a build is of."""
+    with progress.stage("profiles", unit="rows") as stage:
+        done = daily.update(
+            project,
+            {e.name: made.events(e.name) for e in project.events},
+            settings.lake,
+            log=log.id,
+            tenant=settings.tenant,
+            end=made.manifest.end_offset,
+            today=SystemClock().now_ms() // DAY_MS,
+            parts=settings.features_blocks or 2 * session.cpus(),
+        )
+        stage.advance(sum(d.rows for d in done))
+        stage.say(", ".join(f"{d.profile} until {d.last_day or 'no day yet'}" for d in done))
+
+
 def publish(project: Project, settings: Settings, progress: Progress, made: Build) -> None:
     """Register the views with Feast and bring the newest state into its online store."""
     from features.materialize import materialize
+    from features.profiles.online import materialize as materialize_profiles
     from features.store.registry import apply
     from features.store.repo import open_store
 
     with progress.stage("feast", unit="keys") as stage:
         store = open_store(settings.home, settings.online_url)
-        changes = apply(store, project, made.place)
+        folders = values_folders(settings.lake, project)
+        changes = apply(store, project, made.place, profiles=folders)
         end_ms = made.manifest.last_event_ms
         report = materialize(settings.home, project, made.place, end_ms, store=store)
-        stage.say(f"{len(changes)} changes in the registry, {report}")
+        slow = materialize_profiles(store, project, settings.lake)
+        stage.say(f"{len(changes)} changes in the registry, {report}, {slow:,} profiles")
 
 
 def _current_name(lake: Place) -> str:

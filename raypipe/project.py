@@ -10,6 +10,7 @@ from typing import Any
 
 from raypipe.errors import DeclarationError
 from raypipe.events.schema import EventType, Kind, canonical_json
+from raypipe.profiles import Profile
 from raypipe.vector.expressions import Derived, compile_columns
 from raypipe.windows.checks import check_view
 from raypipe.windows.spec import WindowView
@@ -63,24 +64,29 @@ class Project:
     decision: str
     label: Label
     models: tuple[Model, ...]
+    profiles: tuple[Profile, ...] = ()
 
     def __post_init__(self) -> None:
         _unique("event", [e.name for e in self.events])
         _unique("entity", [e.name for e in self.entities])
-        _unique("view", [v.name for v in self.views])
+        _unique("view", [g.name for g in self.groups])
         _unique("model", [m.name for m in self.models])
         for view in self.views:
             if view.entity not in {e.name for e in self.entities}:
                 raise DeclarationError(f"view {view.name!r} is of unknown entity {view.entity!r}")
             check_view(view, [self.event(kind) for kind in view.events], self.decision_event)
+        for profile in self.profiles:
+            self.entity(profile.entity)
+            for kind in (*profile.events, self.decision):
+                self.event(kind).field(profile.key)
         for entity in self.entities:
-            keys = {v.key for v in self.views if v.entity == entity.name}
+            keys = {g.key for g in self.groups if g.entity == entity.name}
             if len(keys) > 1:
                 raise DeclarationError(f"entity {entity.name!r} has several keys: {sorted(keys)}")
         if Kind.STRING is not self.event(self.label.event).field(self.label.reference).kind:
             raise DeclarationError(f"label reference {self.label.reference!r} is not a string")
         _unique("feature", list(self.feature_names))
-        compile_columns(self.derived, (*self.raw_names, *self.window_names))
+        compile_columns(self.derived, self.input_names)
         for model in self.models:
             unknown = [f for f in model.features if f not in self.feature_names]
             if unknown or not model.features:
@@ -122,6 +128,11 @@ class Project:
         """The event type that asks for a decision."""
         return self.event(self.decision)
 
+    @property
+    def groups(self) -> tuple[WindowView | Profile, ...]:
+        """Views and profiles: all that has values by entity."""
+        return (*self.views, *self.profiles)
+
     @cached_property
     def raw_names(self) -> tuple[str, ...]:
         """Numeric fields of the decision event, as an expression sees them."""
@@ -133,9 +144,19 @@ class Project:
         return tuple(n for v in self.views for n in v.column_names)
 
     @cached_property
+    def profile_names(self) -> tuple[str, ...]:
+        """Profile values of a decision in the order in which they are read."""
+        return tuple(n for p in self.profiles for n in p.column_names)
+
+    @cached_property
+    def input_names(self) -> tuple[str, ...]:
+        """What derived features are made of: raw fields, window values, profile values."""
+        return (*self.raw_names, *self.window_names, *self.profile_names)
+
+    @cached_property
     def feature_names(self) -> tuple[str, ...]:
-        """All that a model may use: raw fields, window values, derived features."""
-        return (*self.raw_names, *self.window_names, *(d.name for d in self.derived))
+        """All that a model may use: the inputs and the derived features."""
+        return (*self.input_names, *(d.name for d in self.derived))
 
     def describe(self) -> dict[str, Any]:
         """Plain data for hashes and documents."""
@@ -146,6 +167,7 @@ class Project:
             "derived": [[d.name, d.expression] for d in self.derived],
             "decision": self.decision,
             "label": [self.label.event, self.label.reference, self.label.horizon_ms],
+            "profiles": [p.describe() for p in self.profiles],
         }
 
     @cached_property

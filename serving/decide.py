@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -87,10 +87,40 @@ class Validator(Protocol):
         """The event with every column; raises InputError with all violations."""
 
 
+class Known(Protocol):
+    """Profile values of an event's keys."""
+
+    @property
+    def values(self) -> Sequence[float]:
+        """In the order of ``Project.profile_names``; NaN where nothing is known."""
+
+    @property
+    def times(self) -> tuple[int, ...]:
+        """By declared profile: the midnight that its values are of, milliseconds; -1 for none."""
+
+
+class Profiles(Protocol):
+    """The online store of profiles."""
+
+    async def read(self, event: Mapping[str, Any]) -> Known | None:
+        """What is known of the event's keys; None when the store doesn't answer."""
+
+
+class NoProfiles:
+    """Of a project that declares none."""
+
+    values = ()
+    times = ()
+
+    async def read(self, event: Mapping[str, Any]) -> NoProfiles:
+        """Nothing is known, and nothing is missing."""
+        return self
+
+
 class Features(Protocol):
     """Builds the feature vector of the model."""
 
-    def row(self, event: Mapping[str, Any], windows: bytes) -> Vector:
+    def row(self, event: Mapping[str, Any], windows: bytes, profiles: Sequence[float]) -> Vector:
         """float32 [features]."""
 
 
@@ -115,15 +145,19 @@ class Judge:
     policy: Policy
     definition_hash: str
 
-    def judge(self, seen: Observation, clock: Clock) -> DecisionRecord:
-        """Decide about an observed event. A failing model is never a low score."""
+    def judge(self, seen: Observation, profiles: Known | None, clock: Clock) -> DecisionRecord:
+        """Decide about an observed event.
+
+        A model that fails, or profiles that can't be read, are never a low score.
+        """
         row: Vector | None = None
         score: float | None = None
         reasons: tuple[Reason, ...] = ()
         broken = False
         try:
-            row = self.features.row(seen.event, seen.windows)
-            score = self.scorer.score(row)
+            if profiles is not None:
+                row = self.features.row(seen.event, seen.windows, profiles.values)
+                score = self.scorer.score(row)
         except Exception:  # noqa: BLE001 - whatever fails in a model, the policy's on_error answers
             _log.exception("model %s failed on event %s", self.model, seen.event["event_id"])
         if score is not None and not math.isfinite(score):
@@ -156,6 +190,7 @@ class Judge:
             reasons=reasons,
             rule_hits=(verdict.rule,) if verdict.rule else (),
             degraded=verdict.degraded or broken,
+            profile_times=() if profiles is None else profiles.times,
         )
 
 
@@ -177,8 +212,10 @@ class Decider:
         judge: Judge,
         clock: Clock,
         deadline_s: float,
+        profiles: Profiles | None = None,
     ) -> None:
         self.judge = judge
+        self._profiles: Profiles = profiles or NoProfiles()
         self._client_names = tuple(f.name for f in event.client_fields)
         self._validator = validator
         self._worker = worker
@@ -207,11 +244,16 @@ class Decider:
 
     async def _once(self, event: dict[str, Any]) -> Decided:
         reach("serving.before_observe")
-        seen = await self._observe(event)
-        if seen.decision is not None:
-            return Decided(decode(seen.decision), True)
-        reach("serving.after_observe")
-        mine = self.judge.judge(seen, self._clock)
+        known = asyncio.ensure_future(self._profiles.read(event))
+        try:
+            seen = await self._observe(event)
+            if seen.decision is not None:
+                return Decided(decode(seen.decision), True)
+            reach("serving.after_observe")
+            profiles = await known
+        finally:
+            known.cancel()
+        mine = self.judge.judge(seen, profiles, self._clock)
         stored = await self._worker.record(mine, seen.windows)
         reach("serving.after_record")
         return Decided(stored, stored != mine)

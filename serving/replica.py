@@ -25,6 +25,7 @@ class Replica:
     def __init__(self, settings: Settings, options: Options) -> None:
         from ray import serve
 
+        from features.profiles.lookup import ProfileReader
         from raypipe.events.row import RowValidator
         from raypipe.project import load_project
         from raypipe.runtime.worker.actor import connector
@@ -34,6 +35,7 @@ class Replica:
         from serving.docs import render
         from serving.metrics import Metrics
         from serving.openapi import document
+        from serving.profiles import OnlineProfiles
         from serving.scorer import feature_names
 
         loopback.narrow()
@@ -43,6 +45,10 @@ class Replica:
         event = self._project.decision_event
         self._validator = RowValidator(event, settings.currency)
         self._worker = WorkerClient(connector(settings.tls_dir))
+        self._profiles = None
+        if self._project.profiles:
+            reader = ProfileReader(self._project, settings.home, settings.online_url)
+            self._profiles = OnlineProfiles(reader)
         models = settings.lake / "models"
         replica = serve.get_replica_context().replica_id.unique_id
         self._app = HttpApp(
@@ -89,6 +95,7 @@ class Replica:
             judge,
             SystemClock(),
             self._settings.decision_deadline_ms / 1000,
+            self._profiles,
         )
         # What is loaded now stays: no collection needs to walk it again within a request.
         gc.collect()

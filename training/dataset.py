@@ -31,6 +31,7 @@ from training.inputs import (
 )
 from training.labels import labels
 from training.leakage import check_no_leak
+from training.profiles import read_profiles
 
 _BLOCK = 131_072
 """Rows assembled at a time: bounds the float64 copies of the window columns."""
@@ -178,10 +179,10 @@ def build(
 ) -> Dataset:
     """Assemble the training table of a model as it was known at ``as_of_ms``.
 
-    Holds the window columns of all entities in memory (8 bytes a value).
+    Holds the window and profile columns of all entities in memory (8 bytes a value).
 
     Args:
-        project: declares events, windows, derived features, label and model.
+        project: declares events, windows, profiles, derived features, label and model.
         lake: has the features, and the events that they were made of.
         model: name of the declared model.
         as_of_ms: label events after it are unknown; decided events younger than the label's
@@ -195,13 +196,14 @@ def build(
     decision, label = project.decision_event, project.label
     read = partial(_read_kind, project, made)
     tenant = made.manifest.tenant
-    used = {v.key for v in project.views}
+    used = {g.key for g in project.groups}
     keys = [
         f.name
         for f in decision.fields
         if f.kind is Kind.STRING and (Tag.KEY in f.tags or f.name in used)
     ]
-    decided = read(project.decision, ["event_id", "event_time", *project.raw_names, *keys])
+    envelope = ("event_id", "event_time", "received_at")
+    decided = read(project.decision, [*envelope, *project.raw_names, *keys])
     truths = read(label.event, ["event_time", label.reference]).arrow()
     if not len(decided):
         raise StageError(f"no {project.decision!r} events to learn from", hint="Load some first.")
@@ -225,11 +227,14 @@ def build(
     assembler = Assembler(project, project.model(model))
     raw = raw_columns(decision, log)
     windows = {n: table.floats(n) for n, table in tables.items()}
+    profiles = read_profiles(project, lake, log, decided.offsets)
     x = np.empty((len(rows), len(assembler.features)), np.float32)
     for start in range(0, len(rows), _BLOCK):
         part = rows[start : start + _BLOCK]
         x[start : start + len(part)] = assembler.columns(
-            {n: v[part] for n, v in raw.items()}, {n: v[part] for n, v in windows.items()}
+            {n: v[part] for n, v in raw.items()},
+            {n: v[part] for n, v in windows.items()},
+            {n: v[part] for n, v in profiles.items()},
         )
     return Dataset(
         names=assembler.features,

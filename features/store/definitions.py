@@ -1,9 +1,11 @@
-"""A project's windows as Feast objects: entities, feature views, feature services.
+"""A project's windows and profiles as Feast objects: entities, feature views, feature services.
 
 Each window view becomes two feature views over the Parquet that the batch job writes:
 
 `<view>_at_event`  by event id, the values before the event; training reads it by id, never online
-`<view>_state`     by the view's key, the values after each event; the only one that goes online
+`<view>_state`     by the view's key, the values after each event; goes online
+
+A profile becomes one, of its own name: training joins it as of an event's arrival; goes online.
 
 Importing this module doesn't import Feast; calling it does.
 """
@@ -34,6 +36,7 @@ from features.store.packed.order import NEWEST_BY
 from features.store.wording import column_text, view_text
 from raypipe.errors import DeclarationError
 from raypipe.lake import Place
+from raypipe.profiles import Profile
 from raypipe.project import Model, Project
 from raypipe.windows.spec import WindowView
 
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     import feast
 
 DEFINITION_TAG = "definition"
+_NEWEST = "newest log offset that these values used; -1 for none"
 TENANCY = "one tenant per home: files, registry and online store are never shared"
 
 
@@ -55,21 +59,27 @@ class Definitions:
 
 
 def define(
-    project: Project, build: Place, versions: Mapping[str, Iterable[int]] | None = None
+    project: Project,
+    build: Place,
+    versions: Mapping[str, Iterable[int]] | None = None,
+    profiles: Mapping[str, Place] | None = None,
 ) -> Definitions:
     """The Feast objects of a project.
 
     Args:
         build: folder of a build of the features, whose files become the sources.
+        profiles: folder of the values of each declared profile.
         versions: model name -> versions whose inputs are the declared ones; each gets a service.
 
     Raises:
         DeclarationError: an entity has the name that belongs to the entity of events.
     """
     entities = _entities(project)
-    sources = _sources(project, build)
+    sources = _sources(project, build, profiles or {})
     at_event = {v.name: _at_event(v, project, entities, sources) for v in project.views}
     state = {v.name: _state(v, project, entities, sources) for v in project.views}
+    slow = {p.name: _profile(p, project, entities, sources) for p in project.profiles}
+    training, serving = at_event | slow, state | slow
     services: list[feast.FeatureService] = []
     for model in project.models:
         uses = used_columns(project, model)
@@ -77,19 +87,19 @@ def define(
             continue  # raw fields only: nothing to look up
         for version in (versions or {}).get(model.name, ()):
             name = version_service(model.name, version)
-            services.append(_service(name, model, project, uses, at_event, "inputs for training"))
+            services.append(_service(name, model, project, uses, training, "inputs for training"))
         name = online_service(model.name)
-        services.append(_service(name, model, project, uses, state, "newest state for serving"))
+        services.append(_service(name, model, project, uses, serving, "newest state for serving"))
     return Definitions(
         tuple(entities.values()),
         tuple(sources.values()),
-        (*at_event.values(), *state.values()),
+        (*at_event.values(), *state.values(), *slow.values()),
         tuple(services),
     )
 
 
 def used_columns(project: Project, model: Model) -> dict[str, tuple[str, ...]]:
-    """Window columns by view that a model reads, itself or through derived features."""
+    """Columns by view and profile that a model reads, itself or through derived features."""
     expressions = {d.name: d.expression for d in project.derived}
     wanted: set[str] = set()
     todo = list(model.features)
@@ -99,16 +109,16 @@ def used_columns(project: Project, model: Model) -> dict[str, tuple[str, ...]]:
             wanted.add(name)
             tree = ast.parse(expressions.get(name, "0"), mode="eval")
             todo += [n.id for n in ast.walk(tree) if isinstance(n, ast.Name)]
-    return {v.name: tuple(c for c in v.column_names if c in wanted) for v in project.views}
+    return {g.name: tuple(c for c in g.column_names if c in wanted) for g in project.groups}
 
 
 def key_columns(project: Project) -> dict[str, str]:
-    """Entity name -> its key column, for every entity that has a view.
+    """Entity name -> its key column, for every entity that has a view or a profile.
 
     Raises:
         DeclarationError: an entity has the name that belongs to the entity of events.
     """
-    keys = {v.entity: v.key for v in project.views}
+    keys = {g.entity: g.key for g in project.groups}
     if EVENT_ENTITY in keys:
         raise DeclarationError(
             f"entity name {EVENT_ENTITY!r} is taken: it stands for the decided events themselves",
@@ -144,11 +154,13 @@ def _entities(project: Project) -> dict[str, feast.Entity]:
     return out
 
 
-def _sources(project: Project, build: Place) -> dict[tuple[str, str], feast.FileSource]:
+def _sources(
+    project: Project, build: Place, profiles: Mapping[str, Place]
+) -> dict[tuple[str, str], feast.FileSource]:
     from feast import FileSource
 
     out: dict[tuple[str, str], feast.FileSource] = {}
-    for entity in key_columns(project):
+    for entity in dict.fromkeys(v.entity for v in project.views):
         out["at_event", entity] = FileSource(
             name=f"at_event_{entity}",
             path=glob(at_event_folder(build, entity)),
@@ -166,6 +178,16 @@ def _sources(project: Project, build: Place) -> dict[tuple[str, str], feast.File
             f"{CREATED} is its offset",
             owner=_owner(view, project),
         )
+    for profile in project.profiles:
+        out["profile", profile.name] = FileSource(
+            name=f"profile_{profile.name}",
+            path=glob(profiles[profile.name]),
+            timestamp_field=TIMESTAMP,
+            created_timestamp_column=CREATED,
+            description=f"one row per {profile.entity} and day, at the midnight that ended it; "
+            f"{CREATED} is when it surely was there",
+            owner=_owner(profile, project),
+        )
     return out
 
 
@@ -181,7 +203,7 @@ def _at_event(
     newest = Field(
         name=newest_column(view.name),
         dtype=Int64,
-        description="newest log offset that these values used; -1 for none",
+        description=_NEWEST,
     )
     event_id = Field(name=EVENT_KEY, dtype=String, description=f"id of the {project.decision}")
     return FeatureView(
@@ -220,6 +242,42 @@ def _state(
     )
 
 
+def _profile(
+    profile: Profile,
+    project: Project,
+    entities: Mapping[str, feast.Entity],
+    sources: Mapping[tuple[str, str], feast.FileSource],
+) -> feast.FeatureView:
+    from feast import FeatureView, Field
+    from feast.types import Float64, Int64, String
+
+    key = project.decision_event.field(profile.key)
+    values = [
+        Field(name=name, dtype=Float64, description=value.description or value.sql)
+        for name, value in zip(profile.column_names, profile.values, strict=True)
+    ]
+    return FeatureView(
+        name=profile.name,
+        entities=[entities[profile.entity]],
+        ttl=timedelta(milliseconds=profile.ttl_ms),
+        schema=[
+            Field(name=key.name, dtype=String, description=key.description),
+            *values,
+            Field(name=newest_column(profile.name), dtype=Int64, description=_NEWEST),
+        ],
+        source=sources["profile", profile.name],
+        online=True,
+        description=profile.description,
+        tags={
+            DEFINITION_TAG: profile.definition_hash,
+            "event": ",".join(profile.events),
+            "lookback": profile.lookback,
+            "tenancy": TENANCY,
+        },
+        owner=_owner(profile, project),
+    )
+
+
 def _fields(view: WindowView) -> list[feast.Field]:
     from feast import Field
     from feast.types import Float64
@@ -239,7 +297,7 @@ def _tags(view: WindowView) -> dict[str, str]:
     }
 
 
-def _owner(view: WindowView, project: Project) -> str:
+def _owner(view: WindowView | Profile, project: Project) -> str:
     return view.owner or project.entity(view.entity).owner
 
 

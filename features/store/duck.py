@@ -19,10 +19,12 @@ if TYPE_CHECKING:
 _PARTS = "/part-*.parquet"
 
 
-def scan(con: duckdb.DuckDBPyConnection, files: Sequence[Place]) -> duckdb.DuckDBPyRelation:
-    """The rows of at least one Parquet file."""
+def scan(
+    con: duckdb.DuckDBPyConnection, files: Sequence[Place], *, together: bool = False
+) -> duckdb.DuckDBPyRelation:
+    """The rows of at least one Parquet file; ``together`` takes every column that any has."""
     reach(con, files[0])
-    return con.read_parquet([url(f) for f in files])
+    return con.read_parquet([url(f) for f in files], union_by_name=together)
 
 
 def url(place: Place) -> str:

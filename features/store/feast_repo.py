@@ -15,6 +15,7 @@ from typing import Any
 @cache
 def _objects() -> dict[str, Any]:
     from features.builds import Build
+    from features.profiles.made import values_folders
     from features.store.registry import desired
     from features.store.repo import open_store
     from raypipe.errors import ConfigError
@@ -25,8 +26,9 @@ def _objects() -> dict[str, Any]:
     if not home:
         raise ConfigError("RAYPIPE_HOME is not set", hint="Set it to the home folder's full path.")
     project = load_project(os.environ.get("RAYPIPE_PROJECT", "features.payments:project"))
-    build = Build.current(Place.at(os.environ.get("RAYPIPE_LAKE_URL") or home))
-    contents = desired(open_store(Path(home)), project, build.place)
+    lake = Place.at(os.environ.get("RAYPIPE_LAKE_URL") or home)
+    build, profiles = Build.current(lake), values_folders(lake, project)
+    contents = desired(open_store(Path(home)), project, build.place, profiles=profiles)
     return {
         f"{kind}_{o.name}": o
         for kind in ("projects", "data_sources", "entities", "feature_views", "feature_services")

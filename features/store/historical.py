@@ -1,88 +1,99 @@
-"""Training inputs by event id, through Feast."""
+"""Training inputs by the names of Feast's registry: point-in-time joins over its files."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from features.store.duck import parts, reach
-from features.store.names import EVENT_KEY, TIMESTAMP
-from raypipe.errors import NotFound, StageError
+from features.store.asof import Source, join
+from features.store.duck import parts
+from features.store.names import EVENT_ENTITY
+from features.store.repo import home_of, spill_folder
+from raypipe.errors import NotFound
 from raypipe.lake import Place
 
 if TYPE_CHECKING:
     import feast
 
-_POSITION = "_position"
-_LATEST = "2200-01-01"
-"""Later than any event: rows are found by id alone, so no time may hide one."""
-
 
 def historical(
-    store: feast.FeatureStore, lake: Place, event_ids: Sequence[str], service: str
+    store: feast.FeatureStore,
+    lake: Place,
+    rows: pa.Table,
+    features: str | Sequence[str],
+    *,
+    known_only: bool = True,
 ) -> pa.Table:
-    """The values that a model version reads, before each of the events.
+    """What was known of each row's keys at its time, as Feast's ``get_historical_features`` gives.
 
     Args:
         lake: where the registered files lie.
-        service: a feature service over `*_at_event` views, as ``fraud_v1``.
+        rows: the join keys of the wanted views, and ``event_timestamp`` (timestamp[us, UTC]),
+            which may be left out where all are `*_at_event` views: those are found by event_id.
+        features: a feature service, as ``fraud_v1``, or names as ``view:feature``.
+        known_only: whether values count only from their ``created`` time on; Feast's
+            ``filter_by_created_timestamp``.
 
     Returns:
-        event_id and the service's features (float64, NaN where there is none), one row per given
-        id in the given order.
+        the rows in their order with the features' columns, null where nothing is known.
 
     Raises:
-        NotFound: no such service.
-        StageError: a view of the service has no files yet.
+        NotFound: no such service, view or feature.
+        UsageError, StageError: see asof.join.
     """
-    import pandas as pd
+    found = sources(store, lake, features)
+    return join(rows, found, known_only=known_only, spill=spill_folder(home_of(store)))
+
+
+def sources(store: feast.FeatureStore, lake: Place, features: str | Sequence[str]) -> list[Source]:
+    """The files behind features, for :func:`features.store.asof.join_on_ray` too.
+
+    Raises:
+        NotFound: no such service, view or feature.
+    """
+    from feast.errors import FeatureViewNotFoundException
+
+    wanted = _of_service(store, features) if isinstance(features, str) else _by_view(features)
+    out = []
+    for name, columns in wanted.items():
+        try:
+            view = store.get_feature_view(name)
+        except FeatureViewNotFoundException as e:
+            raise NotFound(f"no feature view {name!r}", hint="`feast feature-views list`") from e
+        unknown = sorted(set(columns) - {f.name for f in view.features})
+        if unknown:
+            raise NotFound(f"view {name!r} has no features {unknown}")
+        source: Any = view.batch_source
+        out.append(
+            Source(
+                view=name,
+                files=tuple(parts(str(getattr(source, "path", "")), lake)),
+                keys=tuple(c.name for c in view.entity_columns),
+                columns=tuple(columns),
+                ttl_us=round(view.ttl.total_seconds() * 1_000_000) if view.ttl else 0,
+                created=source.created_timestamp_column or None,
+                timeless=view.entities == [EVENT_ENTITY],
+            )
+        )
+    return out
+
+
+def _of_service(store: feast.FeatureStore, name: str) -> dict[str, list[str]]:
     from feast.errors import FeatureServiceNotFoundException
 
     try:
-        found = store.get_feature_service(service)
+        found = store.get_feature_service(name)
     except FeatureServiceNotFoundException as e:
         names = ", ".join(sorted(s.name for s in store.list_feature_services()))
-        raise NotFound(f"no feature service {service!r}", hint=f"There are: {names}.") from e
-    columns = [f.name for p in found.feature_view_projections for f in p.features]
-    _need_files(store, lake, found)
-    if not event_ids:
-        return pa.table({EVENT_KEY: pa.array([], pa.string())} | dict.fromkeys(columns, _floats()))
-    asked = pd.DataFrame(
-        {
-            EVENT_KEY: list(event_ids),
-            TIMESTAMP: pd.Timestamp(_LATEST, tz="UTC"),
-            _POSITION: range(len(event_ids)),
-        }
-    )
-    _reach(lake)
-    table = store.get_historical_features(entity_df=asked, features=found).to_arrow()
-    table = table.sort_by(_POSITION)
-    values = {c: _floats(table.column(c)) for c in columns}
-    return pa.table({EVENT_KEY: table.column(EVENT_KEY).cast(pa.string())} | values)
+        raise NotFound(f"no feature service {name!r}", hint=f"There are: {names}.") from e
+    return {p.name: [f.name for f in p.features] for p in found.feature_view_projections}
 
 
-def _floats(column: pa.ChunkedArray | None = None) -> pa.Array | pa.ChunkedArray:
-    if column is None:
-        return pa.array([], pa.float64())
-    return column.cast(pa.float64()).fill_null(float("nan"))
-
-
-def _reach(lake: Place) -> None:
-    """Let Feast's DuckDB store, which reads through Ibis' one connection, read from the lake."""
-    if lake.local is None:
-        import ibis
-
-        reach(ibis.get_backend().con, lake)
-
-
-def _need_files(store: feast.FeatureStore, lake: Place, service: feast.FeatureService) -> None:
-    for projection in service.feature_view_projections:
-        source = store.get_feature_view(projection.name).batch_source
-        pattern = str(getattr(source, "path", ""))
-        if not parts(pattern, lake):
-            raise StageError(
-                f"view {projection.name!r} has no files at {pattern}",
-                hint="`raypipe features` computes them.",
-            )
+def _by_view(features: Sequence[str]) -> dict[str, list[str]]:
+    wanted: dict[str, list[str]] = {}
+    for name in features:
+        view, _, feature = name.partition(":")
+        wanted.setdefault(view, []).append(feature)
+    return wanted

@@ -34,7 +34,7 @@ def online_service(model: str) -> str:
 
 
 def newest_column(view: str) -> str:
-    """Column of the newest log offset that a view's values used; -1 for none."""
+    """Column of the newest log offset that values of a view or profile used; -1 for none."""
     return f"newest_{view}"
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from feast.repo_contents import RepoContents
 
 Versions = Mapping[str, Iterable[int]]
+Folders = Mapping[str, Place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +55,23 @@ class Entry:
 
 
 def plan(
-    store: feast.FeatureStore, project: Project, build: Place, versions: Versions | None = None
+    store: feast.FeatureStore,
+    project: Project,
+    build: Place,
+    versions: Versions | None = None,
+    profiles: Folders | None = None,
 ) -> list[Change]:
     """What :func:`apply` would change; changes nothing."""
-    return [change for change, _ in _differences(store, desired(store, project, build, versions))]
+    wanted = desired(store, project, build, versions, profiles)
+    return [change for change, _ in _differences(store, wanted)]
 
 
 def apply(
-    store: feast.FeatureStore, project: Project, build: Place, versions: Versions | None = None
+    store: feast.FeatureStore,
+    project: Project,
+    build: Place,
+    versions: Versions | None = None,
+    profiles: Folders | None = None,
 ) -> list[Change]:
     """Make the registry say what the project declares; a second call changes nothing.
 
@@ -71,11 +81,12 @@ def apply(
         build: folder of the build of the features that the views read from now on.
         versions: model name -> versions that this declaration's inputs belong to. A version that
             is registered and not named here keeps its inputs; a model without any gets version 1.
+        profiles: folder of the values of each declared profile.
 
     Returns:
         what was changed.
     """
-    wanted = desired(store, project, build, versions)
+    wanted = desired(store, project, build, versions, profiles)
     found = _differences(store, wanted)
     void = [d.current_feast_object for _, d in found if _values_changed(d)]
     gone = [d.current_feast_object for c, d in found if c.action == "delete"]
@@ -121,7 +132,11 @@ def registered(store: feast.FeatureStore) -> list[Entry]:
 
 
 def desired(
-    store: feast.FeatureStore, project: Project, build: Place, versions: Versions | None = None
+    store: feast.FeatureStore,
+    project: Project,
+    build: Place,
+    versions: Versions | None = None,
+    profiles: Folders | None = None,
 ) -> RepoContents:
     """The whole registry as it should be, in Feast's own form."""
     from feast import Project as FeastProject
@@ -133,7 +148,7 @@ def desired(
     for model in project.models:
         has_one = any(_is_version(s, model.name) for s in existing)
         named.setdefault(model.name, () if has_one else (1,))
-    found: Definitions = define(project, build, named)
+    found: Definitions = define(project, build, named, profiles)
     declared = {s.name for s in found.services}
     known = {v.name: v for v in store.list_batch_feature_views()}
     for view in found.views:
@@ -146,7 +161,7 @@ def desired(
     ]
     return RepoContents(
         projects=[
-            FeastProject(name=store.project, description=f"windows of project {project.name}")
+            FeastProject(name=store.project, description=f"features of project {project.name}")
         ],
         data_sources=list(found.sources),
         feature_views=list(found.views),

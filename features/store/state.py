@@ -1,4 +1,4 @@
-"""State files through DuckDB: the newest row of each key, and as-of joins.
+"""State files through DuckDB: the newest row of each key.
 
 The order of two rows of one key is (event time, log offset).
 """
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from features.store.duck import scan
-from features.store.names import CREATED, TIMESTAMP, newest_column, state_folder
-from raypipe.errors import StageError, UsageError
+from features.store.names import CREATED, TIMESTAMP, state_folder
+from raypipe.errors import StageError
 from raypipe.lake import Place
 from raypipe.windows.spec import WindowView
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import duckdb
 
 MOMENT = pa.timestamp("us", tz="UTC")
-"""Type of a time in feature files and of the rows of an as-of join."""
+"""Type of a time in feature files and of the rows of a point-in-time join."""
 
 
 def quoted(name: str) -> str:
@@ -98,62 +98,3 @@ def newer_rows(
         """,
         params={"end": end * 1_000, "start": (end - view.horizon * 1_000) * 1_000},
     ).to_arrow_reader(batch)
-
-
-def as_of(build: Place, view: WindowView, rows: pa.Table, spill: Path) -> pa.Table:
-    """Each row with the view's newest state at or before its time, if within the horizon.
-
-    The join sees event time only: whoever trains on it must compare ``newest_<view>`` with the
-    offset of the row's own event.
-
-    Args:
-        build: folder of a build of the features.
-        rows: has the view's key column and `event_timestamp` (timestamp[us, UTC]).
-        spill: local folder for what memory can't hold.
-
-    Returns:
-        the rows in their order, plus the view's columns (float64, NaN where nothing is known) and
-        ``newest_<view>`` (int64 log offset of the state, -1 for none).
-
-    Raises:
-        UsageError: a needed column is missing or has another type, or a result's name is taken.
-        StageError: the state files don't have the declared columns.
-    """
-    for name, kind in ((view.key, pa.string()), (TIMESTAMP, MOMENT)):
-        if name not in rows.column_names or rows.schema.field(name).type != kind:
-            raise UsageError(f"as-of join of view {view.name!r} needs a column {name} of {kind}")
-    names = (*view.column_names, newest_column(view.name))
-    taken = sorted(set(names) & set(rows.column_names))
-    if taken:
-        raise UsageError(f"as-of join of view {view.name!r} would overwrite columns {taken}")
-    asked = pa.table(
-        {
-            "position": pa.array(range(rows.num_rows), pa.int64()),
-            "key": rows.column(view.key),
-            "time": rows.column(TIMESTAMP).cast(pa.int64()),
-        }
-    )
-    alive = "asked.time - known.time <= $horizon"
-    values = "".join(
-        f", CASE WHEN {alive} THEN known.{quoted(c)} ELSE 'nan'::DOUBLE END AS {quoted(c)}"
-        for c in view.column_names
-    )
-    con = connect(build, view, spill)
-    con.register("asked", asked)
-    joined: pa.Table = con.sql(
-        f"""
-        WITH known AS (
-          SELECT * FROM state QUALIFY
-            row_number() OVER (PARTITION BY key, time ORDER BY "offset" DESC) = 1
-        )
-        SELECT CASE WHEN {alive} THEN known."offset" ELSE -1 END
-          AS {quoted(newest_column(view.name))}{values}
-        FROM asked ASOF LEFT JOIN known ON asked.key = known.key AND asked.time >= known.time
-        ORDER BY asked.position
-        """,  # noqa: S608 -- names come from the declaration, values are parameters
-        params={"horizon": view.horizon * 1_000_000},
-    ).to_arrow_table()
-    con.close()
-    for name in names:
-        rows = rows.append_column(name, joined.column(name))
-    return rows

@@ -19,7 +19,12 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class DecisionRecord(msgspec.Struct, frozen=True):
-    """One decision. ``features`` are little-endian float32 in the model's feature order."""
+    """One decision.
+
+    ``features`` are little-endian float32 in the model's feature order. ``profile_times`` are, by
+    declared profile, the midnight that its values are of (ms, -1 where nothing was known); none
+    when the profiles couldn't be read.
+    """
 
     decision_id: str
     tenant: str
@@ -40,6 +45,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     rule_hits: tuple[str, ...] = ()
     experiment: str | None = None
     degraded: bool = False
+    profile_times: tuple[int, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,4 +1,4 @@
-"""The feature vector of one model: raw fields, window values and derived features, in order.
+"""The feature vector of one model: raw fields, windows, profiles, derived features, in order.
 
 Everything is float64 until one cast to float32 at the end. What is not finite there is missing and
 becomes the one canonical NaN, so that equal values are equal bytes.
@@ -37,9 +37,9 @@ class Assembler:
         self._event = project.decision_event
         self._raw = project.raw_names
         self._windows = project.window_names
-        inputs = (*self._raw, *self._windows)
-        self._columns = compile_columns(project.derived, inputs)
-        self._row = compile_row(project.derived, inputs)
+        self._profiles = project.profile_names
+        self._columns = compile_columns(project.derived, project.input_names)
+        self._row = compile_row(project.derived, project.input_names)
         self._choices = {
             f.name: {c: float(i) for i, c in enumerate(f.choices)}
             for f in self._event.fields
@@ -47,19 +47,24 @@ class Assembler:
         }
 
     def columns(
-        self, raw: Mapping[str, Floats], windows: Mapping[str, Floats]
+        self,
+        raw: Mapping[str, Floats],
+        windows: Mapping[str, Floats],
+        profiles: Mapping[str, Floats],
     ) -> npt.NDArray[np.float32]:
         """Vectors of n events.
 
         Args:
             raw: the numeric fields, from :func:`raw_columns`, each float64 [n].
             windows: every declared window value, each float64 [n].
+            profiles: every declared profile value, each float64 [n].
 
         Returns:
             float32 [n, len(features)].
         """
         values: dict[str, Floats] = {n: raw[n] for n in self._raw}
         values.update((n, windows[n]) for n in self._windows)
+        values.update((n, profiles[n]) for n in self._profiles)
         values.update(self._columns(values))
         size = len(next(iter(values.values())))
         out = np.empty((size, len(self.features)), np.float32)
@@ -69,19 +74,28 @@ class Assembler:
         out[~np.isfinite(out)] = np.nan
         return out
 
-    def row(self, event: Mapping[str, Any], windows: bytes | Sequence[float]) -> Vector:
+    def row(
+        self,
+        event: Mapping[str, Any],
+        windows: bytes | Sequence[float],
+        profiles: Sequence[float],
+    ) -> Vector:
         """Vector of one event, float32 [len(features)].
 
         Args:
             event: a validated decision event.
             windows: window values in ``Project.window_names`` order, or their WINDOW_VALUE bytes.
+            profiles: profile values in ``Project.profile_names`` order, NaN where unknown.
         """
         if isinstance(windows, bytes):
             windows = np.frombuffer(windows, WINDOW_VALUE).tolist()
         if len(windows) != len(self._windows):
             raise ValueError(f"{len(windows)} window values, expected {len(self._windows)}")
+        if len(profiles) != len(self._profiles):
+            raise ValueError(f"{len(profiles)} profile values, expected {len(self._profiles)}")
         values = {name: self._number(name, event.get(name)) for name in self._raw}
         values.update(zip(self._windows, windows, strict=True))
+        values.update(zip(self._profiles, profiles, strict=True))
         self._row(values)
         with np.errstate(over="ignore"):
             out = np.array([values[f] for f in self.features], np.float64).astype(np.float32)

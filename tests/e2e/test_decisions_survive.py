@@ -179,7 +179,7 @@ def check(served: Served, crowd: Crowd) -> None:
         assert _told(record) == answer
         event = events[event_id]
         assert (record.event_offset, record.received_at) == (event["offset"], event["received_at"])
-        assert record.features == assembler.row(event, event["windows"]).tobytes()
+        assert record.features == assembler.row(event, event["windows"], ()).tobytes()
         assert not record.degraded
     assert {i for i in events if i.startswith(f"{crowd.prefix}-")} == mine.keys()
 

@@ -17,7 +17,6 @@ from features.online import read
 from features.pipeline import build
 from features.store.historical import historical
 from features.store.repo import open_store
-from features.store.state import as_of
 from raypipe.clock import HOUR_MS
 from raypipe.config import Settings
 from raypipe.lake import Place
@@ -173,17 +172,17 @@ def test_a_worker_starts_from_the_state_in_the_lake(
         assert ours.equals(replayed)
 
 
-def test_feast_reads_both_lakes_alike(lines: tuple[Done, Done], tmp_path: Path) -> None:
+def test_feast_reads_both_lakes_alike(lines: tuple[Done, Done]) -> None:
     ids = [f"o-{i}" for i in range(0, OPENINGS, 97)] + ["unknown"]
     view = project.views[0]
     at = pa.array([(START_MS + 9 * HOUR_MS) * 1_000] * 9).cast(pa.timestamp("us", "UTC"))
     asked = pa.table({"valve": [f"v-{i}" for i in range(9)], "event_timestamp": at})
+    names = [f"{view.name}_state:{c}" for c in view.column_names]
     found, joined, online = [], [], []
     for done in lines:
         store = open_store(done.settings.home)
-        found.append(historical(store, done.lake, ids, "flooding_v1"))
-        place = Build.current(done.lake).place
-        joined.append(as_of(place, view, asked, tmp_path / "spill"))
+        found.append(historical(store, done.lake, pa.table({"event_id": ids}), "flooding_v1"))
+        joined.append(historical(store, done.lake, asked, names))
         now = START_MS + OPENINGS * HOUR_MS // 6
         online.append(read(store, view, [f"v-{i}" for i in range(9)], now))
     assert "valve_count_2d" in INPUTS

@@ -117,9 +117,14 @@ def test_batch_and_worker_agree_on_every_bit(
     assembler = Assembler(project, project.model("fraud"))
     rows = [row for kind, row in arrivals if kind == project.decision]
     table = pa.Table.from_pylist(rows, project.decision_event.arrow_schema)
-    features = assembler.columns(raw_columns(project.decision_event, table), columns)
+    slow = np.random.default_rng(7).uniform(0, 99, (len(rows), len(project.profile_names)))
+    profiles = {n: np.ascontiguousarray(slow[:, i]) for i, n in enumerate(project.profile_names)}
+    features = assembler.columns(raw_columns(project.decision_event, table), columns, profiles)
     one_by_one = np.stack(
-        [assembler.row(row, window.tobytes()) for row, window in zip(rows, live, strict=True)]
+        [
+            assembler.row(row, window.tobytes(), known)
+            for row, window, known in zip(rows, live, slow.tolist(), strict=True)
+        ]
     )
     assert features.dtype == one_by_one.dtype == np.float32
     assert features.tobytes() == one_by_one.tobytes()

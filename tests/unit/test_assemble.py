@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from features.payments import project as payments
 from raypipe.clock import DAY_MS
 from raypipe.events.schema import AMOUNT_LIMIT, EventType, Field, Kind
+from raypipe.profiles import Profile, Value, facts
 from raypipe.project import Entity, Label, Model, Project
 from raypipe.simulate.config import WorldConfig
 from raypipe.simulate.world import World
@@ -47,8 +48,16 @@ VIEW = WindowView(
     (count(), total("amount"), mean("amount"), std("amount"), since_last()),
     spans("1m/1s", "1h/1m"),
 )
+HABIT = Profile(
+    "habit",
+    "buyer",
+    "buyer",
+    (facts("order", orders="count(*)", spent="sum(amount)"),),
+    (Value("orders", "sum(orders)"), Value("mean", "sum(spent) / sum(orders)")),
+)
 DERIVED = (
     Derived("ratio", "amount / buyer_amount_mean_1h"),
+    Derived("to_habit", "amount / habit_mean"),
     Derived("z", "(amount - buyer_amount_mean_1h) / buyer_amount_std_1h"),
     Derived("is_new", "is_missing(buyer_since_last)"),
     Derived("each", "weight / items"),
@@ -68,9 +77,10 @@ project = Project(
     decision="order",
     label=Label("order", "event_id", DAY_MS),
     models=(
-        Model("all", (*RAW, *VIEW.column_names, *(d.name for d in DERIVED))),
+        Model("all", (*RAW, *VIEW.column_names, *HABIT.column_names, *(d.name for d in DERIVED))),
         Model("few", ("z", "channel", "buyer_count_1m")),
     ),
+    profiles=(HABIT,),
 )
 ASSEMBLER = Assembler(project, project.model("all"))
 
@@ -93,18 +103,27 @@ ORDERS = st.fixed_dictionaries(
     }
 )
 WINDOWS = st.tuples(
-    *[st.floats(width=64) | st.integers(0, 99).map(float)] * len(project.window_names)
+    *[st.floats(width=64) | st.integers(0, 99).map(float)]
+    * (len(project.window_names) + len(project.profile_names))
 )
+"""Window values, then profile values."""
 
 
 def columns_and_rows(
-    assembler: Assembler, p: Project, events: list[dict[str, Any]], windows: np.ndarray
+    assembler: Assembler, p: Project, events: list[dict[str, Any]], values: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     table = pa.Table.from_pylist(events, p.decision_event.arrow_schema)
-    by_name = {n: np.ascontiguousarray(windows[:, i]) for i, n in enumerate(p.window_names)}
-    columns = assembler.columns(raw_columns(p.decision_event, table), by_name)
-    rows = np.stack([assembler.row(e, w.tobytes()) for e, w in zip(events, windows, strict=True)])
-    return columns, rows
+    names = (*p.window_names, *p.profile_names)
+    by_name = {n: np.ascontiguousarray(values[:, i]) for i, n in enumerate(names)}
+    windows = {n: by_name[n] for n in p.window_names}
+    profiles = {n: by_name[n] for n in p.profile_names}
+    columns = assembler.columns(raw_columns(p.decision_event, table), windows, profiles)
+    cut = len(p.window_names)
+    rows = [
+        assembler.row(e, v[:cut].tobytes(), v[cut:].tolist())
+        for e, v in zip(events, values, strict=True)
+    ]
+    return columns, np.stack(rows)
 
 
 @given(st.lists(st.tuples(ORDERS, WINDOWS), min_size=1, max_size=10))
@@ -112,8 +131,8 @@ def test_columns_and_rows_are_the_same_bytes(
     drawn: list[tuple[dict[str, Any], tuple[float, ...]]],
 ) -> None:
     events = [e for e, _ in drawn]
-    windows = np.array([w for _, w in drawn], np.float64)
-    columns, rows = columns_and_rows(ASSEMBLER, project, events, windows)
+    values = np.array([v for _, v in drawn], np.float64)
+    columns, rows = columns_and_rows(ASSEMBLER, project, events, values)
     assert columns.dtype == rows.dtype == np.float32
     assert columns.shape == (len(events), len(project.model("all").features))
     assert columns.tobytes() == rows.tobytes()
@@ -130,7 +149,10 @@ def test_simulated_payments_are_the_same_bytes() -> None:
         b"".join(engine.observe("transaction", e, i) for i, e in enumerate(events))
     ).reshape(len(events), -1)
     assembler = Assembler(payments, payments.model("fraud"))
-    columns, rows = columns_and_rows(assembler, payments, events, windows)
+    profiles = np.random.default_rng(5).uniform(0, 99, (len(events), len(payments.profile_names)))
+    profiles[::7] = np.nan
+    values = np.hstack([windows, profiles])
+    columns, rows = columns_and_rows(assembler, payments, events, values)
     assert len(events) > 1_000
     assert columns.tobytes() == rows.tobytes()
     assert np.isnan(columns).any(axis=0).sum() < columns.shape[1]
@@ -145,12 +167,16 @@ def test_simulated_payments_are_the_same_bytes() -> None:
     assert np.allclose(found, expected, rtol=1e-6)
 
 
+NO_WINDOWS = [0.0] * len(project.window_names)
+NO_PROFILES = [0.0] * len(project.profile_names)
+
+
 def vector(event: dict[str, Any], windows: list[float] | None = None) -> dict[str, float]:
     """The vector of one order by feature name, the same both ways."""
     full = dict.fromkeys((f.name for f in ORDER.all_fields), None)
     full |= {"tenant": "t", "event_id": "e", "event_time": 0, "received_at": 0}
     full |= {"buyer": "a", "amount": 0, "currency": "EUR"} | event
-    values = np.array([windows or [0.0] * len(project.window_names)], np.float64)
+    values = np.array([[*(windows or NO_WINDOWS), *NO_PROFILES]], np.float64)
     columns, rows = columns_and_rows(ASSEMBLER, project, [full], values)
     assert columns.tobytes() == rows.tobytes()
     return dict(zip(project.model("all").features, rows[0].tolist(), strict=True))
@@ -165,10 +191,11 @@ def test_missing_optional_fields_are_missing_numbers() -> None:
 
 def test_a_row_may_leave_a_missing_field_out() -> None:
     event = {"event_time": 5, "amount": 7}
-    bare = ASSEMBLER.row(event, [0.0] * len(project.window_names))
+    bare = ASSEMBLER.row(event, NO_WINDOWS, NO_PROFILES)
     full = ASSEMBLER.row(
         event | dict.fromkeys(["items", "weight", "gift", "due", "channel"]),
-        [0.0] * len(project.window_names),
+        NO_WINDOWS,
+        NO_PROFILES,
     )
     assert bare.tobytes() == full.tobytes()
 
@@ -202,7 +229,9 @@ def test_the_features_of_a_model_come_in_its_order() -> None:
     few = Assembler(project, project.model("few"))
     everything = vector({"channel": "web", "amount": 30}, [2, 5, 0, 0, 10, 10, 0, 4, 60])
     found = few.row(
-        {"event_time": 0, "amount": 30, "channel": "web"}, [2, 5, 0, 0, 10, 10, 0, 4, 60]
+        {"event_time": 0, "amount": 30, "channel": "web"},
+        [2, 5, 0, 0, 10, 10, 0, 4, 60],
+        NO_PROFILES,
     )
     assert few.features == ("z", "channel", "buyer_count_1m")
     assert found.tolist() == [everything[n] for n in few.features] == [5.0, 1.0, 2.0]
@@ -211,7 +240,8 @@ def test_the_features_of_a_model_come_in_its_order() -> None:
 def test_no_event_gives_an_empty_matrix() -> None:
     raw = raw_columns(ORDER, ORDER.arrow_schema.empty_table())
     assert tuple(raw) == RAW
-    empty = ASSEMBLER.columns(raw, {n: np.zeros(0) for n in project.window_names})
+    nothing = {n: np.zeros(0) for n in project.input_names}
+    empty = ASSEMBLER.columns(raw, nothing, nothing)
     assert empty.shape == (0, len(project.model("all").features))
 
 
@@ -234,15 +264,21 @@ def test_the_wrong_number_of_window_values_is_refused(count_: int) -> None:
     event = {"event_time": 0, "amount": 0}
     for windows in ([0.0] * count_, np.zeros(count_).tobytes()):
         with pytest.raises(ValueError, match=f"{count_} window values"):
-            ASSEMBLER.row(event, windows)
+            ASSEMBLER.row(event, windows, NO_PROFILES)
+
+
+def test_the_wrong_number_of_profile_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="1 profile values"):
+        ASSEMBLER.row({"event_time": 0, "amount": 0}, NO_WINDOWS, [1.0])
 
 
 def test_all_inputs_stay_as_they_were() -> None:
     raw = {n: np.ones(2) for n in RAW}
     windows = {n: np.ones(2) for n in project.window_names}
-    for a in (*raw.values(), *windows.values()):
+    profiles = {n: np.ones(2) for n in project.profile_names}
+    for a in (*raw.values(), *windows.values(), *profiles.values()):
         a.setflags(write=False)
-    ASSEMBLER.columns(raw, windows)
+    ASSEMBLER.columns(raw, windows, profiles)
     event = {"event_time": 0, "amount": 0}
-    ASSEMBLER.row(event, [0.0] * len(project.window_names))
+    ASSEMBLER.row(event, NO_WINDOWS, NO_PROFILES)
     assert event == {"event_time": 0, "amount": 0}

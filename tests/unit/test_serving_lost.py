@@ -17,6 +17,7 @@ from raypipe.errors import EventLost
 from raypipe.ledger.record import DecisionRecord, decision_id
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import Entry, WorkerCore
+from serving.decide import NoProfiles
 from serving.proxy import Answered, middlewares
 from tests.domains.greenhouse import project
 from tests.unit.serving_kit import MemoryWorker, Seen, Service, body, train
@@ -47,7 +48,7 @@ def test_an_event_that_died_with_its_worker_is_observed_and_judged_again(tmp_pat
     assert answer.status_code == 200
     assert answer.json()["event_offset"] == 1
     [record] = service.worker.records.values()
-    again = service.judge.judge(service.worker.seen["default", "r-1"], service.clock)
+    again = service.judge.judge(service.worker.seen["default", "r-1"], NoProfiles(), service.clock)
     assert record.features == again.features  # of the second observation
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from feast.protos.feast.types.Value_pb2 import Value
-
 from raypipe.errors import UsageError
 
 KeyValue = str | bytes | int
 
 _PLACE = struct.Struct(">q")
 _LENGTH = struct.Struct(">I")
-_INTEGERS = ("int64_val", "int32_val", "unix_timestamp_val")
 
 
 def view_prefix(project: str, view: str) -> bytes:
@@ -71,24 +68,3 @@ def parts(key: bytes, prefix: bytes, count: int) -> list[bytes]:
         found.append(body[4 : 4 + length])
         body = body[4 + length :]
     return found
-
-
-def key_value(name: str, value: Value) -> KeyValue:
-    """The value of a join key out of Feast's Protobuf.
-
-    Raises:
-        UsageError: it is missing, or of a type that can't be a key.
-    """
-    kind = value.WhichOneof("val")
-    if kind == "string_val":
-        return value.string_val
-    if kind == "bytes_val":
-        return value.bytes_val
-    if kind in _INTEGERS:
-        return int(getattr(value, kind))
-    if kind in ("uuid_val", "time_uuid_val"):
-        return str(getattr(value, kind))
-    raise UsageError(
-        f"join key {name!r} is {kind or 'missing'}",
-        hint="Keys are texts, bytes, whole numbers or UUIDs.",
-    )

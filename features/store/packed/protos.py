@@ -19,8 +19,11 @@ from feast.type_map import NULL_TIMESTAMP_INT_VALUE, feast_value_type_to_python_
 from feast.value_type import ValueType
 
 from features.store.packed.codec import Column, Wire
+from features.store.packed.keys import KeyValue
 from features.store.packed.layout import FIXED, ITEMS
 from raypipe.errors import UsageError
+
+_INTEGER_KEYS = ("int64_val", "int32_val", "unix_timestamp_val")
 
 _KINDS = {
     ValueType.DOUBLE: "d",
@@ -143,3 +146,24 @@ _PYTHON: dict[str, Callable[[Any], Any]] = {
     "t": _moment,
     "P": lambda wire: feast_value_type_to_python_type(_parsed(wire)),
 }
+
+
+def key_value(name: str, value: Value) -> KeyValue:
+    """The value of a join key out of Feast's Protobuf.
+
+    Raises:
+        UsageError: it is missing, or of a type that can't be a key.
+    """
+    kind = value.WhichOneof("val")
+    if kind == "string_val":
+        return value.string_val
+    if kind == "bytes_val":
+        return value.bytes_val
+    if kind in _INTEGER_KEYS:
+        return int(getattr(value, kind))
+    if kind in ("uuid_val", "time_uuid_val"):
+        return str(getattr(value, kind))
+    raise UsageError(
+        f"join key {name!r} is {kind or 'missing'}",
+        hint="Keys are texts, bytes, whole numbers or UUIDs.",
+    )

@@ -12,8 +12,9 @@ from features.store.packed.backend import Backend
 from features.store.packed.codec import Reading
 from features.store.packed.keys import KeyValue, one, several
 from features.store.packed.protos import kind_of
+from features.store.packed.reading import ViewReader
 from features.store.packed.response import Answer, Form, PackedResponse
-from features.store.packed.view import PackedView, ViewReader
+from features.store.packed.view import PackedView
 
 if TYPE_CHECKING:
     from feast import RepoConfig
@@ -79,7 +80,7 @@ class Plan:
                     packed.keys_of(config.project, join_keys),
                     keys,
                     Form(tuple(f"{before}{n}" for n in wanted), packed.kinds(wanted)),
-                    ViewReader.of(packed, wanted, backend),
+                    packed.reader(wanted, backend),
                     (None,) * len(wanted),
                 )
             )

@@ -25,10 +25,10 @@ from feast.repo_config import FeastConfigBaseModel
 from features.store.packed import protos
 from features.store.packed.backend import Backend, open_backend
 from features.store.packed.codec import encode
-from features.store.packed.keys import KeyValue, key_value, several
+from features.store.packed.keys import KeyValue, several
 from features.store.packed.order import NEVER
 from features.store.packed.request import Plan
-from features.store.packed.view import PackedView, ViewReader
+from features.store.packed.view import PackedView
 from features.store.packed.write import write_table
 from raypipe.errors import ConfigError, UsageError
 
@@ -146,7 +146,7 @@ class PackedOnlineStore(OnlineStore):
         """See OnlineStore.online_read; what the TTL has ended is not there."""
         backend, view = self.backend(config), PackedView.of(table, config)
         names = requested_features or list(view.types)
-        reader = ViewReader.of(view, names, backend)
+        reader = view.reader(names, backend)
         kinds, now = [kind for _, kind in reader.wanted], _now()
         out: list[tuple[datetime | None, dict[str, Value] | None]] = []
         stored = backend.get([entity_key(view, config, k) for k in entity_keys])
@@ -268,7 +268,7 @@ def entity_key(view: PackedView, config: RepoConfig, key: EntityKey) -> bytes:
     named.pop(
         DUMMY_ENTITY_ID, None
     )  # Feast's stand-in for no entity: read with it, written without
-    values: list[KeyValue] = [key_value(name, named[name]) for name in sorted(named)]
+    values: list[KeyValue] = [protos.key_value(name, named[name]) for name in sorted(named)]
     return several(view.keys_of(config.project, list(named)), values)
 
 

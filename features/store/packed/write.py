@@ -16,8 +16,9 @@ from feast.value_type import ValueType
 from features.store.packed.backend import Backend
 from features.store.packed.codec import encode
 from features.store.packed.columns import from_arrow, microseconds
-from features.store.packed.keys import KeyValue, key_value, one, several
+from features.store.packed.keys import KeyValue, one, several
 from features.store.packed.order import NEVER
+from features.store.packed.protos import key_value
 from features.store.packed.view import PackedView
 from raypipe.errors import UsageError
 

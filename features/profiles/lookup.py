@@ -1,0 +1,95 @@
+"""Profile values of one event's keys from the online store, as a replica reads them.
+
+What Feast's API gives, without importing Feast: its registry is not asked, because the declaration
+says what the registry was told.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from features.store.packed.backend import Backend, open_backend
+from features.store.packed.keys import key_prefix, one
+from features.store.packed.reading import ViewReader
+from features.store.repo import settings
+from raypipe.errors import NotFound
+from raypipe.profiles import Profile
+from raypipe.project import Project
+
+_DOUBLE = "d"
+
+
+class Profiles(NamedTuple):
+    """What is known of an event's keys."""
+
+    values: tuple[float, ...]
+    """In the order of ``Project.profile_names``; NaN where nothing is known."""
+    times: tuple[int, ...]
+    """By declared profile: the midnight that its values are of, milliseconds; -1 for none."""
+
+
+class ProfileReader:
+    """Reads all profiles of a project in one round trip. Calls are safe from all threads."""
+
+    def __init__(self, project: Project, home: Path, online_url: str | None) -> None:
+        """Open the online store of a home.
+
+        Args:
+            online_url: setting `online_url`; the embedded store of the home when None.
+
+        Raises:
+            NotFound: the embedded store is not there, as on a node that isn't the one it lies on.
+        """
+        found = settings(home, online_url)
+        url = found["online_store"]["url"]
+        _, embedded, path = url.partition("sqlite:///")
+        if embedded and not Path(path).exists():
+            raise NotFound(
+                f"no online store at {path}",
+                hint="`raypipe features` makes it. Where replicas run on several nodes, set "
+                "online_url to a Redis that all of them reach.",
+            )
+        self._backend: Backend = open_backend(url)
+        self._profiles = [_Lookup(p, found["project"], self._backend) for p in project.profiles]
+
+    def read(self, event: Mapping[str, Any], now_ms: int | None = None) -> Profiles:
+        """The newest values of the keys that an event carries.
+
+        Args:
+            now_ms: milliseconds UTC, by which age is judged; the machine's clock when None.
+
+        Raises:
+            Unavailable, IntegrityError: see Backend.
+        """
+        now = time.time_ns() // 1_000 if now_ms is None else now_ms * 1_000
+        keys = [(p, event[p.key]) for p in self._profiles]
+        asked = [one(p.prefix, key) for p, key in keys if key is not None]
+        found = iter(self._backend.get(asked) if asked else ())
+        values: list[float] = []
+        times: list[int] = []
+        for lookup, key in keys:
+            (known,) = lookup.reader.read([next(found) if key is not None else None], now)
+            if known is None:
+                values += lookup.missing
+                times.append(-1)
+            else:
+                values += [math.nan if v is None else float(v) for v in known[1]]
+                times.append(known[0] // 1_000)
+        return Profiles(tuple(values), tuple(times))
+
+    def close(self) -> None:
+        """Let go of connections and files."""
+        self._backend.close()
+
+
+class _Lookup:
+    def __init__(self, profile: Profile, project: str, backend: Backend) -> None:
+        wanted = tuple((name, _DOUBLE) for name in profile.column_names)
+        self.key = profile.key
+        self.prefix = key_prefix(project, profile.name, [profile.key])
+        self.reader = ViewReader(wanted, profile.ttl_ms * 1_000, backend.described)
+        self.missing = [math.nan] * len(wanted)
