@@ -83,7 +83,6 @@ def extend(
     mine = tuple(by_name[name] for name in profile.events)
     run = Run(profile, mine, wanted.tenant, days, out, wanted.parts)
     written = _facts(run, files)
-    reach("profiles.after_facts")
     oldest = days.first - profile.lookback_days
     kept = [n for s in wanted.segments if s.last_day > oldest for n in s.files]
     values = _values(run, [*kept, *(n for n, _, _ in written)])
@@ -187,12 +186,16 @@ def prepare(table: pa.Table, run: Run, event: EventType) -> pa.Table:
 
 
 def write_facts(table: pa.Table, run: Run) -> pa.Table:
-    """Facts of one key range by key and day; returns a row about the file (_WRITTEN)."""
-    if not table.num_rows:
-        return _WRITTEN.empty_table()
+    """Facts of some key ranges by key and day; returns a row about each file (_WRITTEN)."""
     table = table.take(np.argsort(table.column("offset").to_numpy(), kind="stable"))
-    part = table.column("part")[0].as_py()
-    with _connect(run) as con:
+    parts = table.column("part").to_numpy()
+    # The shuffle may put several key ranges into one block.
+    done = [_write_facts(table.filter(pa.array(parts == p)), run, int(p)) for p in np.unique(parts)]
+    return pa.concat_tables([_WRITTEN.empty_table(), *done])
+
+
+def _write_facts(table: pa.Table, run: Run, part: int) -> pa.Table:
+    with _connect() as con:
         for kind, event in enumerate(run.events):
             names = run.profile.fact_columns(event)
             rows = table.filter(pc.equal(table.column("kind"), kind))
@@ -207,7 +210,7 @@ def write_values(task: pa.Table, run: Run) -> pa.Table:
     """Values of one key range on the new days; returns a row about the file (_WRITTEN)."""
     (given,) = task.to_pylist()
     profile, days = run.profile, run.days
-    with _connect(run) as con:
+    with _connect() as con:
         scan(con, [run.out / n for n in given["files"]], together=True).create_view("facts")
         found = con.sql(
             profile.values_sql(), params={"first": days.first, "last": days.last}
@@ -226,7 +229,7 @@ def write_values(task: pa.Table, run: Run) -> pa.Table:
     return _write(run, run.file("values", given["part"]), pa.table(out))
 
 
-def _connect(run: Run) -> duckdb.DuckDBPyConnection:
+def _connect() -> duckdb.DuckDBPyConnection:
     """One thread, as the task has one CPU; so sums are made in one order, too."""
     import duckdb
 

@@ -23,6 +23,7 @@ import features.materialize
 from features.builds import Build, Manifest, folder
 from features.online import OnlineRow, read
 from features.payments import project as payments
+from features.profiles import made
 from features.store import historical as offline
 from features.store import registry
 from features.store.registry import Change, registered
@@ -353,7 +354,12 @@ def test_online_rows_of_another_definition_are_dropped(
 def test_feasts_own_command_line_sees_the_same_registry(
     store: feast.FeatureStore, tmp_path: Path
 ) -> None:
-    apply(store, payments)
+    lake = Place.at(tmp_path)
+    for profile in payments.profiles:  # made, but no day has ended
+        nothing = made.Manifest(definition_hash=profile.definition_hash, log="", tenant="", parts=1)
+        made.publish(lake, profile, nothing, None)
+    folders = made.values_folders(lake, payments)
+    registry.apply(store, payments, built(tmp_path), profiles=folders)
     publish_empty(tmp_path)
     environment = {**os.environ, "RAYPIPE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     environment.pop("RAYPIPE_PROJECT", None)
