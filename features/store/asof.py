@@ -7,25 +7,31 @@ Of several, the one with the newest time counts, then with the newest ``created`
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from features.store.duck import scan
 from features.store.names import TIMESTAMP
-from features.store.state import MOMENT, quoted
+from features.store.state import MOMENT
 from raypipe.errors import StageError, UsageError
 from raypipe.lake import Place
 
 if TYPE_CHECKING:
     import duckdb
     import ray.data
+    from pyarrow import dataset as ds
+
+Ints = npt.NDArray[np.int64]
 
 ROWS_PER_TASK = 250_000
 """Rows that one task of a join on Ray holds, with their results."""
@@ -34,8 +40,6 @@ _HALF = 2**63
 _WHOLE = 2**64
 _EVER = 2**61
 """Microseconds: later than any time."""
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,14 @@ def join(
         UsageError: a needed column is missing or of another type, or a result's name is taken.
         StageError: a source has no files, or not the wanted columns.
     """
-    import duckdb
-
     _check(rows, sources)
-    with duckdb.connect(config={"temp_directory": str(spill)} if spill else {}) as con:
-        con.execute("SET enable_progress_bar = false")
-        # Every answer is sorted by position: an order before that is work for nothing.
-        con.execute("SET preserve_insertion_order = false")
-        for source in sources:
-            found = _join_one(con, rows, source, known_only, few)
+    cores = os.cpu_count() or 1
+    workers = 1 if few else max(min(len(sources), cores), 1)
+    asked = _Asked(rows, sources)
+    how = _How(known_only, few, spill, cores // workers)
+    work = partial(_join_one, asked=asked, how=how)
+    with ThreadPoolExecutor(workers) as pool:
+        for source, found in zip(sources, pool.map(work, sources), strict=True):
             for name in source.columns:
                 rows = rows.append_column(name, found.column(name))
     return rows
@@ -135,92 +138,171 @@ def _check(rows: pa.Table, sources: Sequence[Source]) -> None:
             )
 
 
-def _join_one(
-    con: duckdb.DuckDBPyConnection, rows: pa.Table, source: Source, known_only: bool, few: bool
-) -> pa.Table:
-    import duckdb
+class _Asked:
+    """Keys and times of the asked rows, as numbers."""
 
-    asked = {"_position": pa.array(np.arange(rows.num_rows))}
-    asked |= {f"_k{i}": rows.column(k) for i, k in enumerate(source.keys)}
-    if source.timeless:
-        asked["_t"] = pa.array(np.full(rows.num_rows, _EVER))
-    else:
-        asked["_t"] = rows.column(TIMESTAMP).cast(pa.int64())
-    con.register("asked", pa.table(asked))
-    scan(con, source.files).create_view("files", replace=True)
-    try:
-        known, order = _known(con, source, known_only, few)
-        return con.sql(_statement(source, known, order)).to_arrow_table()
-    except duckdb.BinderException as e:
-        raise StageError(
-            f"the files of view {source.view!r} are not of today's declaration: {e}",
-            hint="`raypipe features` computes them again.",
-        ) from e
+    def __init__(self, rows: pa.Table, sources: Sequence[Source]) -> None:
+        self.size = rows.num_rows
+        self.times = np.full(self.size, _EVER)
+        if TIMESTAMP in rows.column_names and rows.schema.field(TIMESTAMP).type == MOMENT:
+            self.times = rows.column(TIMESTAMP).cast(pa.int64()).to_numpy()
+        self.known: dict[str, pa.Array] = {}
+        """By key column: its different values; a value's number is its place there."""
+        self._numbers: dict[str, Ints] = {}
+        for name in dict.fromkeys(k for s in sources for k in s.keys):
+            found = rows.column(name).combine_chunks().dictionary_encode()
+            self.known[name] = found.dictionary
+            self._numbers[name] = _numbers(found.indices)
 
+    def keys(self, source: Source) -> Ints:
+        """The key of each asked row as a number; -1 where a part of it is null."""
+        return _together([self._numbers[k] for k in source.keys], self._sizes(source))
 
-def _known(
-    con: duckdb.DuckDBPyConnection, source: Source, known_only: bool, few: bool
-) -> tuple[str, str]:
-    """SQL of the rows that may count, with their time ``at``, and of their order within a key."""
-    keys = [f"_k{i}" for i in range(len(source.keys))]
-    named = ", ".join(f"{quoted(c)} AS {k}" for c, k in zip(source.keys, keys, strict=True))
-    columns = "".join(f", {quoted(c)}" for c in source.columns)
-    made = f"epoch_us({quoted(source.created)})" if source.created else "0"
-    known = f"SELECT epoch_us({TIMESTAMP}) AS _at, {made} AS _made, {named}{columns} FROM files"  # noqa: S608
-    known += " WHERE " + ("true" if source.timeless else _between(con, source))
-    if few:
-        theirs, ours = ", ".join(map(quoted, source.keys)), ", ".join(keys)
-        known += f" AND ({theirs}) IN (SELECT ({ours}) FROM asked)"  # noqa: S608
-    if source.created is None or not known_only:
-        return known, _order("_at", f"coalesce(_made, {-_EVER})")
-    known += " AND _made IS NOT NULL"
-    lags = con.sql(f"SELECT min(_made - _at), max(_made - _at) FROM ({known})")  # noqa: S608
-    ((least, most),) = lags.fetchall()
-    if least is None or most <= 0 or least == most:
-        # Who is newer was also there later: one order serves both.
-        return known, _order("greatest(_at, _made)", "_made")
-    # A row that comes in when a newer one is there already never counts.
-    turn = f"PARTITION BY {', '.join(keys)} ORDER BY greatest(_at, _made), _at, _made"
-    known = f"""
-        SELECT * EXCLUDE (_newer), row_number() OVER ({turn}) AS _turn FROM (
-          SELECT *, max(row(_at, _made)) OVER ({turn} ROWS BETWEEN UNBOUNDED PRECEDING
-            AND 1 PRECEDING) AS _newer FROM ({known})
-        ) WHERE _newer IS NULL OR row(_at, _made) > _newer
-    """  # noqa: S608
-    return known, _order("greatest(_at, _made)", "_turn")
+    def keys_of(self, source: Source, rows: pa.Table) -> Ints:
+        """Keys of the source's rows in the same numbers; -1 where nobody asks for them."""
+        parts = [
+            _numbers(pc.index_in(rows.column(k), value_set=self._values(k, rows)))
+            for k in source.keys
+        ]
+        return _together(parts, self._sizes(source))
+
+    def wanted(self, source: Source, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows of a source's batch whose keys are asked for."""
+        for name in source.keys:
+            found = pc.is_in(batch.column(name), value_set=self._values(name, batch))
+            batch = batch.filter(found)
+        return batch
+
+    def _values(self, name: str, rows: pa.Table | pa.RecordBatch) -> pa.Array:
+        return self.known[name].cast(rows.schema.field(name).type)
+
+    def _sizes(self, source: Source) -> list[int]:
+        return [len(self.known[k]) for k in source.keys]
 
 
-def _between(con: duckdb.DuckDBPyConnection, source: Source) -> str:
-    """Times outside of which no row counts: whole row groups need not be read."""
-    ((oldest, newest),) = con.sql("SELECT min(_t), max(_t) FROM asked").fetchall()
-    if newest is None:
-        return "false"
-    found = f"{TIMESTAMP} <= '{_moment(newest)}'::TIMESTAMPTZ"
-    if source.ttl_us:
-        found += f" AND {TIMESTAMP} >= '{_moment(oldest - source.ttl_us)}'::TIMESTAMPTZ"
+def _numbers(indices: pa.Array | pa.ChunkedArray) -> Ints:
+    found: Ints = pc.fill_null(indices, -1).to_numpy(zero_copy_only=False).astype(np.int64)
     return found
 
 
-def _moment(microseconds: int) -> str:
-    return (_EPOCH + timedelta(microseconds=microseconds)).isoformat()
+def _together(parts: Sequence[Ints], sizes: Sequence[int]) -> Ints:
+    """One number for the numbers of each part, -1 where one of them is."""
+    if math.prod(sizes) >= _HALF:
+        raise UsageError(f"keys with {sizes} values are too many to be joined at once")
+    out = np.zeros(len(parts[0]), np.int64)
+    for part, size in zip(parts, sizes, strict=True):
+        out = np.where((out < 0) | (part < 0), -1, out * size + part)
+    return out
+
+
+@dataclass(frozen=True)
+class _How:
+    known_only: bool
+    few: bool
+    spill: Path | None
+    threads: int
+
+
+def _join_one(source: Source, *, asked: _Asked, how: _How) -> pa.Table:
+    """The wanted columns of one source for each asked row."""
+    import duckdb
+
+    times = np.full(asked.size, _EVER) if source.timeless else asked.times
+    known = _read(source, asked, times, how.few)
+    made = known.column(source.created) if source.created else None
+    # Only numbers are joined; the columns are taken afterwards, in half the time of joining them.
+    ours = {"position": np.arange(asked.size), "key": asked.keys(source), "t": times}
+    theirs = {
+        "place": np.arange(known.num_rows),
+        "key": asked.keys_of(source, known),
+        "since": _microseconds(known.column(TIMESTAMP)),
+        "made": np.zeros(known.num_rows, np.int64) if made is None else _microseconds(made),
+    }
+    spill = {"temp_directory": str(how.spill)} if how.spill else {}
+    with duckdb.connect(config={"threads": str(how.threads), **spill}) as con:
+        con.execute("SET enable_progress_bar = false")
+        # Answers come with their positions: keeping an order would be work for nothing.
+        con.execute("SET preserve_insertion_order = false")
+        con.register("asked", pa.table(ours))
+        con.register("known", pa.table(theirs))
+        found = con.sql(_statement(con, source, how.known_only)).to_arrow_table()
+    place = np.full(asked.size, -1)
+    place[found.column("position").to_numpy()] = found.column("place").to_numpy()
+    columns = known.select(list(source.columns)).combine_chunks()
+    return columns.take(pa.array(place, mask=place < 0))
+
+
+def _read(source: Source, asked: _Asked, times: Ints, few: bool) -> pa.Table:
+    """The source's rows that may count, with keys, times and the wanted columns."""
+    import pyarrow.dataset as ds
+
+    place = source.files[0]
+    files = ds.dataset([f.key for f in source.files], filesystem=place.filesystem)
+    created = [source.created] if source.created else []
+    names = list(dict.fromkeys([*source.keys, TIMESTAMP, *created, *source.columns]))
+    lacking = sorted(set(names) - set(files.schema.names))
+    if lacking:
+        raise StageError(
+            f"the files of view {source.view!r} are not of today's declaration: no {lacking}",
+            hint="`raypipe features` computes them again.",
+        )
+    scanner = files.scanner(names, filter=_between(files.schema, source, times))
+    if not few:
+        return scanner.to_table()
+    schema = pa.schema([files.schema.field(n) for n in names])
+    return pa.Table.from_batches(
+        (asked.wanted(source, batch) for batch in scanner.to_batches()), schema
+    )
+
+
+def _between(schema: pa.Schema, source: Source, at: Ints) -> ds.Expression | None:
+    """Times outside of which no row counts: whole row groups need not be read."""
+    if source.timeless or not len(at):
+        return None
+    kind, time = schema.field(TIMESTAMP).type, pc.field(TIMESTAMP)
+
+    def moment(microseconds: int) -> pa.Scalar:
+        return pa.scalar(microseconds, pa.int64()).cast(MOMENT).cast(kind)
+
+    found = time <= moment(int(at.max()))
+    return found & (time >= moment(int(at.min()) - source.ttl_us)) if source.ttl_us else found
+
+
+def _microseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
+
+
+def _statement(con: duckdb.DuckDBPyConnection, source: Source, known_only: bool) -> str:
+    """SQL of which known row stands for which asked one, where one does."""
+    known = "SELECT * FROM known WHERE key >= 0"
+    if source.created is None or not known_only:
+        order = _order("since", f"coalesce(made, {-_EVER})")
+    else:
+        known += " AND made IS NOT NULL"
+        lags = con.sql(f"SELECT min(made - since), max(made - since) FROM ({known})")  # noqa: S608
+        ((least, most),) = lags.fetchall()
+        if least is None or most <= 0 or least == most:
+            # Who is newer was also there later: one order serves both.
+            order = _order("greatest(since, made)", "made")
+        else:
+            # A row that comes in when a newer one is there already never counts.
+            turn = "PARTITION BY key ORDER BY greatest(since, made), since, made"
+            known = f"""
+                SELECT *, row_number() OVER ({turn}) AS turn FROM (
+                  SELECT *, max(row(since, made)) OVER ({turn} ROWS BETWEEN UNBOUNDED PRECEDING
+                    AND 1 PRECEDING) AS newest FROM ({known})
+                ) WHERE newest IS NULL OR row(since, made) > newest
+            """  # noqa: S608
+            order = _order("greatest(since, made)", "turn")
+    alive = f"WHERE asked.t - known.since <= {source.ttl_us}" if source.ttl_us else ""
+    return f"""
+        SELECT asked.position, known.place
+        FROM asked ASOF JOIN (SELECT *, {order} AS rank FROM ({known})) known
+          ON asked.key = known.key AND asked.t::HUGEINT * {_WHOLE} + {_WHOLE - 1} >= known.rank
+        {alive}
+    """  # noqa: S608
 
 
 def _order(first: str, second: str) -> str:
     """One number that orders by two: ASOF compares only one."""
     return f"({first})::HUGEINT * {_WHOLE} + ({second})::HUGEINT + {_HALF}"
-
-
-def _statement(source: Source, known: str, order: str) -> str:
-    same = " AND ".join(f"asked._k{i} = known._k{i}" for i in range(len(source.keys)))
-    wanted = [f"known.{quoted(c)}" for c in source.columns]
-    if source.ttl_us:
-        wanted = [f"CASE WHEN asked._t - known._at <= {source.ttl_us} THEN {c} END" for c in wanted]
-    columns = "".join(
-        f", {sql} AS {quoted(name)}" for sql, name in zip(wanted, source.columns, strict=True)
-    )
-    return f"""
-        SELECT _position{columns}
-        FROM asked ASOF LEFT JOIN (SELECT *, {order} AS _place FROM ({known})) known
-          ON {same} AND asked._t::HUGEINT * {_WHOLE} + {_WHOLE - 1} >= known._place
-        ORDER BY _position
-    """  # noqa: S608 - names come from the registry

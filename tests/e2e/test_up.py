@@ -180,7 +180,7 @@ def test_the_summary_says_what_lies_in_home(up: Up) -> None:
 
 
 def test_progress_is_a_line_a_stage_and_nothing_else(up: Up) -> None:
-    stages = ["simulate", "load", "features", "feast", "dataset", "sweep", "evaluate"]
+    stages = ["simulate", "load", "features", "profiles", "feast", "dataset", "sweep", "evaluate"]
     stages += ["worker", "serve", "replay"]
     assert [line.split()[0] for line in up.progress if line.endswith(" started\n")] == stages
     # On a machine that is busy with other things Ray warns of slow starts.
