@@ -27,7 +27,6 @@ from raypipe.errors import StageError, UsageError
 from raypipe.lake import Place
 
 if TYPE_CHECKING:
-    import duckdb
     import ray.data
     from pyarrow import dataset as ds
 
@@ -36,10 +35,12 @@ Ints = npt.NDArray[np.int64]
 ROWS_PER_TASK = 250_000
 """Rows that one task of a join on Ray holds, with their results."""
 
-_HALF = 2**63
-_WHOLE = 2**64
 _EVER = 2**61
 """Microseconds: later than any time."""
+
+_NEVER = -_EVER
+_BITS = 62
+"""Of a rank; one is left for what is before all, one for the sign."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def _numbers(indices: pa.Array | pa.ChunkedArray) -> Ints:
 
 def _together(parts: Sequence[Ints], sizes: Sequence[int]) -> Ints:
     """One number for the numbers of each part, -1 where one of them is."""
-    if math.prod(sizes) >= _HALF:
+    if math.prod(sizes) >= 2**_BITS:
         raise UsageError(f"keys with {sizes} values are too many to be joined at once")
     out = np.zeros(len(parts[0]), np.int64)
     for part, size in zip(parts, sizes, strict=True):
@@ -205,31 +206,91 @@ class _How:
 
 def _join_one(source: Source, *, asked: _Asked, how: _How) -> pa.Table:
     """The wanted columns of one source for each asked row."""
-    import duckdb
-
     times = np.full(asked.size, _EVER) if source.timeless else asked.times
     known = _read(source, asked, times, how.few)
-    made = known.column(source.created) if source.created else None
+    keys, since = asked.keys_of(source, known), _microseconds(known.column(TIMESTAMP))
+    made = _microseconds(known.column(source.created)) if source.created else np.zeros_like(since)
+    counts = keys >= 0
+    if source.created and how.known_only:
+        counts &= made > _NEVER
+    rows = np.flatnonzero(counts)
+    rows, first, second = _timeline(keys, since, made, rows, known_only=how.known_only)
+    limits, ranks = _ranks(times, first, second)
     # Only numbers are joined; the columns are taken afterwards, in half the time of joining them.
-    ours = {"position": np.arange(asked.size), "key": asked.keys(source), "t": times}
-    theirs = {
-        "place": np.arange(known.num_rows),
-        "key": asked.keys_of(source, known),
-        "since": _microseconds(known.column(TIMESTAMP)),
-        "made": np.zeros(known.num_rows, np.int64) if made is None else _microseconds(made),
-    }
+    place = _newest(asked.keys(source), limits, keys[rows], ranks, how)
+    found = np.flatnonzero(place >= 0)
+    place[found] = rows[place[found]]
+    if source.ttl_us:
+        place[found[times[found] - since[place[found]] > source.ttl_us]] = -1
+    columns = known.select(list(source.columns)).combine_chunks()
+    return columns.take(pa.array(place, mask=place < 0))
+
+
+def _timeline(
+    keys: Ints, since: Ints, made: Ints, rows: Ints, *, known_only: bool
+) -> tuple[Ints, Ints, Ints]:
+    """Rows with the time from which each counts, and what decides between equal times."""
+    if not known_only:
+        return rows, since[rows], made[rows]
+    key, at, there = keys[rows], since[rows], made[rows]
+    usable = np.maximum(at, there)
+    lag = there - at
+    if not len(rows) or lag.max() <= 0 or lag.min() == lag.max():
+        return rows, usable, there  # who is newer was there later, too
+    # A row that comes in when a newer one of its key is there already never counts.
+    order = np.lexsort((there, at, usable, key))
+    newness = np.empty(len(rows), np.int64)
+    newness[np.lexsort((there, at, key))] = np.arange(len(rows))
+    newness = newness[order]  # keys come first in both orders, so it grows from key to key
+    best = np.maximum.accumulate(newness)
+    kept = order[np.append(True, newness[1:] > best[:-1])]
+    return rows[kept], usable[kept], np.arange(len(kept))
+
+
+def _ranks(times: Ints, first: Ints, second: Ints) -> tuple[Ints, Ints]:
+    """Per time the greatest rank that counts, and per row its rank: by first, then by second."""
+    if not len(first):
+        return times, first
+    # Mostly `second` is near `first`, or small: both fit into one number.
+    ties = min((second - second.min(), _from_least(second - first)), key=np.max)
+    low, bits = first.min(), int(ties.max()).bit_length()
+    if int(first.max() - low).bit_length() + bits < _BITS:
+        limits = np.clip(times - low, -1, first.max() - low)
+        return (limits << bits) + (2**bits - 1), ((first - low) << bits) + ties
+    order = np.lexsort((second, first))
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    return np.searchsorted(first[order], times, side="right") - 1, ranks
+
+
+def _from_least(numbers: Ints) -> Ints:
+    found: Ints = numbers - numbers.min()
+    return found
+
+
+def _newest(asked: Ints, limits: Ints, known: Ints, ranks: Ints, how: _How) -> Ints:
+    """Per asked key the place of the known row with the greatest rank up to the limit, else -1."""
+    import duckdb
+
     spill = {"temp_directory": str(how.spill)} if how.spill else {}
     with duckdb.connect(config={"threads": str(how.threads), **spill}) as con:
         con.execute("SET enable_progress_bar = false")
         # Answers come with their positions: keeping an order would be work for nothing.
         con.execute("SET preserve_insertion_order = false")
-        con.register("asked", pa.table(ours))
-        con.register("known", pa.table(theirs))
-        found = con.sql(_statement(con, source, how.known_only)).to_arrow_table()
-    place = np.full(asked.size, -1)
-    place[found.column("position").to_numpy()] = found.column("place").to_numpy()
-    columns = known.select(list(source.columns)).combine_chunks()
-    return columns.take(pa.array(place, mask=place < 0))
+        con.register(
+            "asked",
+            pa.table({"position": np.arange(len(asked)), "key": asked, "most": limits}),
+        )
+        con.register(
+            "known", pa.table({"place": np.arange(len(known)), "key": known, "turn": ranks})
+        )
+        found = con.sql(
+            "SELECT position, place FROM asked ASOF JOIN known"
+            " ON asked.key = known.key AND asked.most >= known.turn"
+        ).to_arrow_table()
+    out = np.full(len(asked), -1)
+    out[found.column("position").to_numpy()] = found.column("place").to_numpy()
+    return out
 
 
 def _read(source: Source, asked: _Asked, times: Ints, few: bool) -> pa.Table:
@@ -268,41 +329,8 @@ def _between(schema: pa.Schema, source: Source, at: Ints) -> ds.Expression | Non
     return found & (time >= moment(int(at.min()) - source.ttl_us)) if source.ttl_us else found
 
 
-def _microseconds(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
-
-
-def _statement(con: duckdb.DuckDBPyConnection, source: Source, known_only: bool) -> str:
-    """SQL of which known row stands for which asked one, where one does."""
-    known = "SELECT * FROM known WHERE key >= 0"
-    if source.created is None or not known_only:
-        order = _order("since", f"coalesce(made, {-_EVER})")
-    else:
-        known += " AND made IS NOT NULL"
-        lags = con.sql(f"SELECT min(made - since), max(made - since) FROM ({known})")  # noqa: S608
-        ((least, most),) = lags.fetchall()
-        if least is None or most <= 0 or least == most:
-            # Who is newer was also there later: one order serves both.
-            order = _order("greatest(since, made)", "made")
-        else:
-            # A row that comes in when a newer one is there already never counts.
-            turn = "PARTITION BY key ORDER BY greatest(since, made), since, made"
-            known = f"""
-                SELECT *, row_number() OVER ({turn}) AS turn FROM (
-                  SELECT *, max(row(since, made)) OVER ({turn} ROWS BETWEEN UNBOUNDED PRECEDING
-                    AND 1 PRECEDING) AS newest FROM ({known})
-                ) WHERE newest IS NULL OR row(since, made) > newest
-            """  # noqa: S608
-            order = _order("greatest(since, made)", "turn")
-    alive = f"WHERE asked.t - known.since <= {source.ttl_us}" if source.ttl_us else ""
-    return f"""
-        SELECT asked.position, known.place
-        FROM asked ASOF JOIN (SELECT *, {order} AS rank FROM ({known})) known
-          ON asked.key = known.key AND asked.t::HUGEINT * {_WHOLE} + {_WHOLE - 1} >= known.rank
-        {alive}
-    """  # noqa: S608
-
-
-def _order(first: str, second: str) -> str:
-    """One number that orders by two: ASOF compares only one."""
-    return f"({first})::HUGEINT * {_WHOLE} + ({second})::HUGEINT + {_HALF}"
+def _microseconds(column: pa.ChunkedArray) -> Ints:
+    """Times as numbers; a null one is before all others."""
+    moments = column.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
+    found: Ints = pc.fill_null(moments, _NEVER).to_numpy()
+    return found
