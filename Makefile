@@ -8,7 +8,7 @@ SUITE ?=
 EXPORT := $(BIN)/uv export --frozen --no-emit-project --all-groups --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check lock bench clean
+.PHONY: help setup run test test-fast check lock peers bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,11 @@ lock: $(READY) ## write the lock files again after a change of pyproject.toml
 	$(EXPORT) -o requirements.lock
 	echo 'boto3>=1.40' | $(BIN)/uv pip compile --universal --python-version 3.11 \
 	  --generate-hashes --no-header --quiet -o deploy/aws.lock -
+	echo 'pyspark>=4.0,<4.1' | $(BIN)/uv pip compile --universal --python-version 3.11 \
+	  --generate-hashes --no-header --quiet -o benchmarks/peers/peers.lock -
+
+peers: $(READY) ## what only benchmarks compare with: PySpark (needs Java)
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r benchmarks/peers/peers.lock
 
 bench: $(READY) ## a benchmark: SUITE=windows ARGS=--quick (no SUITE lists them)
 	$(BIN)/python -m benchmarks $(SUITE) $(ARGS)

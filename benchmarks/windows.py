@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.harness import Result, alternate, check, summarise
+from benchmarks.peers import spark
 from raypipe.clock import DAY_MS
 from raypipe.events.schema import EventType, Field, Kind
 from raypipe.project import Entity, Label, Model, Project
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> Result:
     events = args.events or (25_000 if args.quick else 200_000)
     batch_events = args.batch_events or (150_000 if args.quick else 2_000_000)
     kernel, mismatches = _against_peers(events, args.repeats)
-    batch, differing = _against_plain(batch_events, 2 if args.quick else args.repeats)
+    batch, differing, without = _batches(batch_events, 2 if args.quick else args.repeats)
     state_bytes = _state_bytes(100_000 if args.quick else 1_000_000)
     seconds = {name: summarise(s).median for name, s in (kernel | batch).items()}
     return Result(
@@ -90,6 +92,9 @@ def run(args: argparse.Namespace) -> Result:
             "ratio_vs_polars": seconds["polars"] / seconds["kernel"],
             "ratio_vs_polars_expressions": seconds["polars expressions"] / seconds["kernel"],
             "ratio_vs_duckdb": seconds["duckdb"] / seconds["kernel"],
+            "ratio_vs_pyspark": seconds["spark"] / seconds["Ray Data"]
+            if "spark" in seconds
+            else None,
             "ray_data_vs_plain": seconds["plain process"] / seconds["Ray Data"],
             "ray_data_row_keys_per_s": batch_events * len(ENTITIES) / seconds["Ray Data"],
             "state_bytes_per_card_30_events": state_bytes,
@@ -103,6 +108,7 @@ def run(args: argparse.Namespace) -> Result:
             "polars is DataFrame.rolling().agg(), its fastest form; expressions are rolling_*_by()",
             f"Ray Data and plain process: {batch_events:,} events, Parquet to Parquet, the same "
             "block function",
+            without or "spark: local[2], warm, the same Parquet; its windows as those of the peers",
             "state: card and chargeback views of the payments project, 30 payments a card",
         ),
     )
@@ -324,15 +330,17 @@ def _state_bytes(cards: int) -> float:
     return (payments.nbytes + disputes.nbytes) / cards
 
 
-def _against_plain(n: int, repeats: int) -> tuple[dict[str, list[float]], int]:
+def _batches(n: int, repeats: int) -> tuple[dict[str, list[float]], int, str]:
+    """Seconds of each batch, values that differ, and why Spark is missing ("" if it isn't)."""
     from features.batch import EntityPass, prepare, run_entity, write_block
     from raypipe.config import Settings
     from raypipe.lake import Place
     from raypipe.runtime import session
 
-    with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder:
+    without = spark.obstacle()
+    with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder, ExitStack() as open_ones:
         table = _write_events(Path(folder) / "events.parquet", n)
-        outs = {name: Path(folder) / name for name in ("ray", "plain")}
+        outs = {name: Path(folder) / name for name in ("ray", "plain", "spark")}
         events, ray_out = Place.at(table), Place.at(outs["ray"])
 
         def with_ray() -> None:
@@ -348,12 +356,41 @@ def _against_plain(n: int, repeats: int) -> tuple[dict[str, list[float]], int]:
                 rows = prepare(pq.read_table(table, columns=columns), plan, "payment")
                 write_block(rows, plan, Place.at(outs["plain"]))
 
+        candidates: dict[str, Callable[[], None]] = {"Ray Data": with_ray, "plain process": plain}
+        if not without:
+            lengths = [span.length for span in DEFAULT_SPANS]
+            candidates["spark"] = open_ones.enter_context(
+                spark.spark(table, outs["spark"], list(ENTITIES), lengths, os.cpu_count() or 1)
+            )
         session.start(Settings(home=Path(folder) / "home"))
         try:
-            samples = alternate({"Ray Data": with_ray, "plain process": plain}, repeats=repeats)
+            samples = alternate(candidates, repeats=repeats)
         finally:
             session.stop()
-        return samples, _differing(outs["ray"], outs["plain"])
+        bad = _differing(outs["ray"], outs["plain"])
+        return (
+            samples,
+            bad if without else bad + _outside(outs["ray"], outs["spark"], table),
+            without,
+        )
+
+
+def _outside(ours: Path, theirs: Path, events: Path) -> int:
+    """Counts and sums that Spark's sliding windows don't bound: at most as much as them."""
+    amounts = pq.read_table(events, columns=["offset", "amount"]).sort_by("offset")["amount"]
+    bad = 0
+    for entity in ENTITIES:
+        a = pq.read_table(ours / "at_event" / entity).sort_by("offset")
+        b = pq.read_table(theirs / entity).sort_by("offset")
+        check(a.num_rows == b.num_rows, f"Spark gave {b.num_rows} rows, expected {a.num_rows}")
+        for i, span in enumerate(DEFAULT_SPANS):
+            for column, name, less in (
+                ("count", f"{entity}_count_{span.label}", 1),
+                ("sum", f"{entity}_amount_sum_{span.label}", amounts.to_numpy()),
+            ):
+                upper = b[f"{column}_{i}"].to_numpy() - less
+                bad += int((a[name].to_numpy() > upper).sum())
+    return bad
 
 
 def _write_events(path: Path, n: int) -> Path:
