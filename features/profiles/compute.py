@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from features.profiles import made
 from features.profiles.days import Days, Ints, midnight
 from features.profiles.made import Manifest, Segment
-from features.store.duck import scan
+from features.store.duck import connect, scan
 from features.store.names import CREATED, TIMESTAMP, newest_column
 from features.store.state import MOMENT
 from raypipe.aborts import reach
@@ -28,13 +28,12 @@ from raypipe.profiles import DAY, KEY, Profile
 from raypipe.windows.hashing import BUCKETS, bucket_of, hash_column, key_seed
 
 if TYPE_CHECKING:
-    import duckdb
     import ray.data
 
 _PARQUET = {"compression": "zstd"}
 _WRITTEN = pa.schema([("file", pa.string()), ("sha256", pa.string()), ("rows", pa.int64())])
 _MEMORY = "1GB"
-"""What DuckDB holds in a task before it spills."""
+"""What DuckDB holds in a task before it spills. One thread a task, so sums have one order, too."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def write_facts(table: pa.Table, run: Run) -> pa.Table:
 
 
 def _write_facts(table: pa.Table, run: Run, part: int) -> pa.Table:
-    with _connect() as con:
+    with connect(threads=1, memory=_MEMORY) as con:
         for kind, event in enumerate(run.events):
             names = run.profile.fact_columns(event)
             rows = table.filter(pc.equal(table.column("kind"), kind))
@@ -210,7 +209,7 @@ def write_values(task: pa.Table, run: Run) -> pa.Table:
     """Values of one key range on the new days; returns a row about the file (_WRITTEN)."""
     (given,) = task.to_pylist()
     profile, days = run.profile, run.days
-    with _connect() as con:
+    with connect(threads=1, memory=_MEMORY) as con:
         scan(con, [run.out / n for n in given["files"]], together=True).create_view("facts")
         found = con.sql(
             profile.values_sql(), params={"first": days.first, "last": days.last}
@@ -227,15 +226,6 @@ def write_values(task: pa.Table, run: Run) -> pa.Table:
         **{n: found.column(n) for n in profile.column_names},
     }
     return _write(run, run.file("values", given["part"]), pa.table(out))
-
-
-def _connect() -> duckdb.DuckDBPyConnection:
-    """One thread, as the task has one CPU; so sums are made in one order, too."""
-    import duckdb
-
-    con = duckdb.connect(config={"threads": 1, "memory_limit": _MEMORY})
-    con.execute("SET enable_progress_bar = false")
-    return con
 
 
 def _write(run: Run, file: str, table: pa.Table) -> pa.Table:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.store.duck import connect
 from features.store.names import TIMESTAMP
 from features.store.state import MOMENT
 from raypipe.errors import StageError, UsageError
@@ -270,11 +271,7 @@ def _from_least(numbers: Ints) -> Ints:
 
 def _newest(asked: Ints, limits: Ints, known: Ints, ranks: Ints, how: _How) -> Ints:
     """Per asked key the place of the known row with the greatest rank up to the limit, else -1."""
-    import duckdb
-
-    spill = {"temp_directory": str(how.spill)} if how.spill else {}
-    with duckdb.connect(config={"threads": str(how.threads), **spill}) as con:
-        con.execute("SET enable_progress_bar = false")
+    with connect(threads=how.threads, spill=how.spill) as con:
         # Answers come with their positions: keeping an order would be work for nothing.
         con.execute("SET preserve_insertion_order = false")
         con.register(

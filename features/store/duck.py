@@ -6,8 +6,11 @@ credentials: DuckDB's httpfs would have to be downloaded and told them again.
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from raypipe.errors import ConfigError
@@ -17,6 +20,30 @@ if TYPE_CHECKING:
     import duckdb
 
 _PARTS = "/part-*.parquet"
+
+
+def connect(
+    *, threads: int | None = None, memory: str | None = None, spill: Path | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A connection to nothing, without a progress bar.
+
+    Args:
+        threads: all of the machine's when None.
+        memory: how much it holds before it spills, as "1GB"; most of the machine's when None.
+        spill: local folder for what memory can't hold; one of the machine's temporary folder when
+            None. It is made at the first spill and removed with the connection.
+    """
+    import duckdb
+
+    place = spill or Path(tempfile.gettempdir()) / f"raypipe-spill-{os.getpid()}"
+    config: dict[str, str | bool | int | float | list[str]] = {"temp_directory": str(place)}
+    if threads is not None:
+        config["threads"] = threads
+    if memory is not None:
+        config["memory_limit"] = memory
+    con = duckdb.connect(config=config)
+    con.execute("SET enable_progress_bar = false")
+    return con
 
 
 def scan(

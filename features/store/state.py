@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from features.store.duck import scan
+from features.store import duck
 from features.store.names import CREATED, TIMESTAMP, state_folder
 from raypipe.errors import StageError
 from raypipe.lake import Place
@@ -42,10 +42,9 @@ def connect(build: Place, view: WindowView, spill: Path) -> duckdb.DuckDBPyConne
     """
     import duckdb
 
-    con = duckdb.connect(config={"temp_directory": str(spill)})
-    con.execute("SET enable_progress_bar = false")
+    con = duck.connect(spill=spill)
     files = state_folder(build, view.name).files()
-    found = scan(con, files) if files else con.from_arrow(_empty(view))
+    found = duck.scan(con, files) if files else con.from_arrow(_empty(view))
     values = "".join(f", {quoted(c)}::DOUBLE AS {quoted(c)}" for c in view.column_names)
     try:
         found.project(
