@@ -54,6 +54,13 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
         Meta(description="by name; null where missing, or as a whole when the model is unknown"),
     ]
     feature_bytes: Annotated[str, Meta(description="base64 of little-endian float32, exact")]
+    profile_times: Annotated[
+        tuple[int, ...],
+        Meta(
+            description="by declared profile, the midnight (ms UTC) that its values are of, -1 for "
+            "none known; empty when the profiles couldn't be read"
+        ),
+    ]
 
 
 class ProblemError(msgspec.Struct, frozen=True):
@@ -112,6 +119,7 @@ def detail(record: DecisionRecord, names: Sequence[str] | None) -> DecisionDetai
         experiment=record.experiment,
         features=named,
         feature_bytes=base64.b64encode(record.features).decode(),
+        profile_times=record.profile_times,
     )
 
 
