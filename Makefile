@@ -23,7 +23,7 @@ run: $(READY) ## from nothing to a serving system (ARGS="--once" ends by itself)
 
 # CI=true adds what only a clean tree can show; locally `make check` is its own step.
 test: $(READY) $(if $(filter true,$(CI)),check) ## all tests (ARGS="-k word" selects)
-	$(BIN)/python -m pytest $(ARGS)
+	@bash scripts/test $(ARGS)
 
 test-fast: $(READY) ## tests without Ray and without the slow ones
 	$(BIN)/python -m pytest -m "not ray and not slow" $(ARGS)
