@@ -15,6 +15,14 @@ class Verifier(Protocol):
         """The credential behind a key text, or None."""
 
 
+class Keys(Verifier, Protocol):
+    """A verifier that needs the worker, and one for reads while the worker is away."""
+
+    @property
+    def remembered(self) -> Verifier:
+        """Knows what was verified lately; raises Unavailable for anything else."""
+
+
 async def authorize(header: str | None, scope: Scope, keys: Verifier) -> Credential:
     """The caller's credential.
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
+from raypipe.errors import Unavailable
 from raypipe.tenancy.keys import Credential, Presented
 
 FRESH_S = 1.0
 """How long an answer is believed: a revoked key is refused everywhere after this."""
+
+AWAY_S = 300.0
+"""How long a read believes it while the worker, which alone can say more, is away."""
 
 _LIMIT = 10_000
 
@@ -49,3 +53,28 @@ class Credentials:
             self._known.clear()
         self._known[shown.digest] = (now, found)
         return found
+
+    @property
+    def remembered(self) -> Remembered:
+        """Knows what the worker said lately, for reads while it is away."""
+        return Remembered(self._known, self._clock)
+
+
+class Remembered:
+    """Verifies keys without the worker: only those that it confirmed within AWAY_S."""
+
+    def __init__(
+        self, known: Mapping[bytes, tuple[float, Credential]], clock: Callable[[], float]
+    ) -> None:
+        self._known = known
+        self._clock = clock
+
+    async def verify(self, text: str) -> Credential | None:
+        """The credential, None for a malformed key; raises Unavailable when it isn't remembered."""
+        shown = Presented.parse(text)
+        if shown is None:
+            return None
+        since, known = self._known.get(shown.digest, (-AWAY_S, None))
+        if known is None or self._clock() - since >= AWAY_S:
+            raise Unavailable("the worker, which knows the API keys, is away", hint="Retry.")
+        return known

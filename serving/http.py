@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import re
 import time
 import uuid
@@ -15,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
+from features.parity_report import Report
 from raypipe.errors import (
     BodyTooLarge,
     MalformedBody,
@@ -25,8 +28,9 @@ from raypipe.errors import (
 from raypipe.tenancy.keys import Credential
 from raypipe.tenancy.keys import Scope as KeyScope
 from serving import schemas
-from serving.auth import Verifier, authorize
+from serving.auth import Keys, authorize
 from serving.decide import Decider, Worker, deadline
+from serving.key_values import KeyValues
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.problems import problem_of
 
@@ -34,6 +38,7 @@ JSON = "application/json"
 READ_TIMEOUT_S = 1.0
 """How long a read waits for the worker."""
 
+_log = logging.getLogger("raypipe.serving")
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _NO_ROUTE = "(none)"
 
@@ -52,19 +57,22 @@ class HttpApp:
 
     ``decider`` is None until a model is loaded, and is exchanged as a whole when another one is;
     a request keeps the one it began with. ``feature_names`` finds the features of an older model
-    by its ``name@version``. ``patience_s`` is how long a key may take to be verified; a worker that
-    Ray starts again is back within a decision's deadline. ``echo_request_id`` is off where the
-    server in front of this application already answers with X-Request-Id.
+    by its ``name@version``, ``last_parity`` the last report of `raypipe parity`. ``patience_s`` is
+    how long a key may take to be verified; a worker that Ray starts again is back within a
+    decision's deadline. ``echo_request_id`` is off where the server in front of this application
+    already answers with X-Request-Id.
     """
 
     def __init__(
         self,
         *,
-        keys: Verifier,
+        keys: Keys,
         worker: Worker,
+        key_values: KeyValues,
         metrics: Metrics,
         documents: Documents,
         feature_names: Callable[[str], Sequence[str] | None],
+        last_parity: Callable[[], Report | None],
         replica: str,
         body_limit: int,
         patience_s: float = READ_TIMEOUT_S,
@@ -73,9 +81,11 @@ class HttpApp:
         self.decider: Decider | None = None
         self._keys = keys
         self._worker = worker
+        self._key_values = key_values
         self._metrics = metrics
         self._documents = documents
         self._feature_names = feature_names
+        self._last_parity = last_parity
         self._replica = replica
         self._body_limit = body_limit
         self._patience_s = patience_s
@@ -83,13 +93,16 @@ class HttpApp:
         routes = (
             ("/v1/decisions", self._decide, "POST"),
             ("/v1/decisions/{decision_id}", self._decision, "GET"),
+            ("/v1/features/{entity}/{key:path}", self._features, "GET"),
             ("/healthz", self._healthz, "GET"),
             ("/readyz", self._readyz, "GET"),
             ("/metrics", self._metrics_text, "GET"),
             ("/openapi.json", self._openapi, "GET"),
             ("/docs", self._docs, "GET"),
         )
-        self._patterns: dict[Any, str] = {handler: path for path, handler, _ in routes}
+        self._patterns: dict[Any, str] = {
+            handler: path.replace(":path", "") for path, handler, _ in routes
+        }
         self.router = Router(
             [Route(path, handler, methods=[method]) for path, handler, method in routes],
             redirect_slashes=False,
@@ -150,6 +163,17 @@ class HttpApp:
             raise NotFound("there is no decision of that id", hint="Ids start with 'dec_'.")
         return _json(schemas.detail(record, self._feature_names(record.model)))
 
+    async def _features(self, request: Request) -> Response:
+        header, away = request.headers.get("authorization"), False
+        try:
+            async with deadline(READ_TIMEOUT_S):
+                credential = await authorize(header, KeyScope.FEATURES_READ, self._keys)
+        except Unavailable:
+            away = True
+            credential = await authorize(header, KeyScope.FEATURES_READ, self._keys.remembered)
+        entity, key = request.path_params["entity"], request.path_params["key"]
+        return _json(await self._key_values.read(credential.tenant, entity, key, away=away))
+
     async def _healthz(self, request: Request) -> Response:
         return _json(schemas.Health("ok"))
 
@@ -169,7 +193,12 @@ class HttpApp:
                 figures = await self._worker.stats()
         except Unavailable:
             figures = None
-        return Response(self._metrics.render(figures), media_type=CONTENT_TYPE)
+        try:
+            parity = await asyncio.to_thread(self._last_parity)
+        except (OSError, Unavailable) as e:
+            _log.warning("the last parity report can't be read: %s", e)
+            parity = None
+        return Response(self._metrics.render(figures, parity), media_type=CONTENT_TYPE)
 
     async def _openapi(self, request: Request) -> Response:
         return Response(self._documents.openapi, media_type=JSON)

@@ -15,6 +15,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from features.parity_report import Report
 from raypipe.ledger.record import DecisionRecord
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -63,6 +64,8 @@ class Metrics:
         ).labels(replica)
         self._worker = _WorkerFigures(replica)
         self._registry.register(self._worker)
+        self._parity = _Parity(replica)
+        self._registry.register(self._parity)
 
     def answered(self, route: str, status: int) -> None:
         """Count a request; ``route`` is a pattern, never a path, so that series stay few."""
@@ -79,9 +82,15 @@ class Metrics:
             self._degraded.inc()
         self._seconds.observe(seconds)
 
-    def render(self, worker: Mapping[str, float] | None) -> bytes:
-        """All samples as text; ``worker`` holds the worker's own figures, None when it is away."""
+    def render(self, worker: Mapping[str, float] | None, parity: Report | None = None) -> bytes:
+        """All samples as text.
+
+        Args:
+            worker: the worker's own figures, None when it is away.
+            parity: the last run of `raypipe parity`, None before the first.
+        """
         self._worker.figures = worker
+        self._parity.report = parity
         return generate_latest(self._registry)
 
 
@@ -100,3 +109,41 @@ class _WorkerFigures(Collector):
             )
             gauge.add_metric([self._replica], value)
             yield gauge
+
+
+class _Parity(Collector):
+    """The last parity run, as it stands in the lake: every replica says the same."""
+
+    def __init__(self, replica: str) -> None:
+        self._replica = replica
+        self.report: Report | None = None
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        report = self.report
+        if report is None:
+            return
+        run = self._gauge("last_run_timestamp_seconds", "When it was.")
+        run.add_metric([self._replica], report.run_at / 1_000)
+        yield run
+        decisions = self._gauge(
+            "decisions", "Decisions of its sample, by what became of them.", "result"
+        )
+        for result in ("compared", "version", "featureless", "broken"):
+            decisions.add_metric([self._replica, result], getattr(report, result))
+        yield decisions
+        mismatches = self._gauge("mismatches", "Feature values that differed, by cause.", "cause")
+        for cause, count in report.mismatches.items():
+            mismatches.add_metric([self._replica, cause], count)
+        yield mismatches
+        features = self._gauge(
+            "feature_mismatches", "The same by feature, where there are any.", "feature", "cause"
+        )
+        for feature in report.features:
+            for cause, count in feature.mismatches.items():
+                features.add_metric([self._replica, feature.feature, cause], count)
+        yield features
+
+    @staticmethod
+    def _gauge(name: str, what: str, *labels: str) -> GaugeMetricFamily:
+        about = f"Of the last run of `raypipe parity`. {what}"
+        return GaugeMetricFamily(f"raypipe_parity_{name}", about, labels=["replica", *labels])

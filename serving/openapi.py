@@ -22,6 +22,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
     answers = (
         schemas.Decision,
         schemas.DecisionDetail,
+        schemas.KeyFeatures,
         schemas.Health,
         schemas.Readiness,
         schemas.Problem,
@@ -41,6 +42,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
         "paths": {
             "/v1/decisions": {"post": _decide(event, name, currency, body_limit)},
             "/v1/decisions/{decision_id}": {"get": _decision()},
+            "/v1/features/{entity}/{key}": {"get": _features(project)},
             "/healthz": {"get": _plain("The process answers", "Health")},
             "/readyz": {"get": _plain("Whether decisions can be made", "Readiness", "503")},
             "/metrics": {"get": _text("Figures for Prometheus", "text/plain")},
@@ -188,6 +190,36 @@ def _decision() -> dict[str, Any]:
         ],
         "responses": {
             "200": _json("The record", "DecisionDetail"),
+            **_problems("401", "403", "404", "503"),
+        },
+    }
+
+
+def _features(project: Project) -> dict[str, Any]:
+    entities = list(dict.fromkeys(v.entity for v in project.views))
+    return {
+        "operationId": "features",
+        "summary": "Read the window values of a key as of now",
+        "description": "Counts nothing. A key without events has counts of 0. While the worker is "
+        "away the online store's last values are answered, `degraded`.",
+        "security": [{"key": ["features:read"]}],
+        "parameters": [
+            {
+                "name": "entity",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "enum": entities},
+            },
+            {
+                "name": "key",
+                "in": "path",
+                "required": True,
+                "description": "percent-encoded; it may contain slashes",
+                "schema": {"type": "string", "minLength": 1},
+            },
+        ],
+        "responses": {
+            "200": _json("The values", "KeyFeatures"),
             **_problems("401", "403", "404", "503"),
         },
     }

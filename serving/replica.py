@@ -25,6 +25,7 @@ class Replica:
     def __init__(self, settings: Settings, options: Options) -> None:
         from ray import serve
 
+        from features import parity_report
         from features.profiles.lookup import ProfileReader
         from raypipe.events.row import RowValidator
         from raypipe.project import load_project
@@ -33,6 +34,7 @@ class Replica:
         from serving import loopback
         from serving.credentials import Credentials
         from serving.docs import render
+        from serving.key_values import KeyValues, OnlineStore
         from serving.metrics import Metrics
         from serving.openapi import document
         from serving.profiles import OnlineProfiles
@@ -54,9 +56,13 @@ class Replica:
         self._app = HttpApp(
             keys=Credentials(self._worker),
             worker=self._worker,
+            key_values=KeyValues(
+                self._project, self._worker, OnlineStore(settings), settings.tenant, SystemClock()
+            ),
             metrics=Metrics(replica),
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),
             feature_names=lambda reference: feature_names(models, reference),
+            last_parity=lambda: parity_report.last(settings.lake),
             replica=replica,
             body_limit=settings.body_limit_bytes,
             patience_s=settings.decision_deadline_ms / 1000,

@@ -63,6 +63,29 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
     ]
 
 
+class KeyFeatures(msgspec.Struct, frozen=True, kw_only=True):
+    """Window values of one key, as a decision at that moment would see them."""
+
+    entity: str
+    key: str
+    as_of: Annotated[int, Meta(description="ms UTC; later if the key has a later event")]
+    values: Annotated[
+        dict[str, float | None],
+        Meta(description="by feature; null where there is none: a mean of no events"),
+    ]
+    degraded: Annotated[
+        bool,
+        Meta(
+            description="the worker is away: these are the online store's last values, "
+            "null where a window is shorter than their age"
+        ),
+    ]
+    age_ms: Annotated[
+        int | None, Meta(description="how old the oldest state is; null unless degraded")
+    ]
+    definition_hash: str
+
+
 class ProblemError(msgspec.Struct, frozen=True):
     """One broken rule, with a JSON pointer (RFC 6901) to the place in the body."""
 

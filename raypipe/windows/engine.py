@@ -84,6 +84,21 @@ class WindowEngine:
         ]
         return b"".join(parts) if reads else b""
 
+    def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
+        """Window values of one key of an entity as of ``now`` (ms), by column; changes nothing.
+
+        A key that no event had reads as one without events. No column for an unknown entity.
+        """
+        found: dict[str, float] = {}
+        for name, state in self.states.items():
+            view, rows = state.view, self._row[name]
+            if view.entity == entity:
+                rows.keys[0] = key_hash(view, {"tenant": tenant, view.key: key})
+                rows.times[0], rows.modes[0] = now, kernel.READ
+                values = state.process(rows).before[0].tolist()
+                found |= zip(view.column_names, values, strict=True)
+        return found
+
     def apply(self, kind: str, table: pa.Table, offsets: npt.NDArray[np.int64]) -> None:
         """Take events of one type in without reading: replay after a start."""
         for name, state in self.states.items():

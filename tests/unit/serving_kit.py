@@ -15,6 +15,8 @@ import httpx
 import numpy as np
 import xgboost
 
+from features import parity_report
+from features.online import OnlineRow
 from raypipe.clock import HOUR_MS, ManualClock
 from raypipe.errors import Conflict
 from raypipe.events.row import RowValidator
@@ -29,6 +31,7 @@ from serving.credentials import Credentials
 from serving.decide import Decider
 from serving.docs import render
 from serving.http import HttpApp
+from serving.key_values import KeyValues
 from serving.metrics import Metrics
 from serving.openapi import document
 from serving.scorer import feature_names, load_judge
@@ -174,6 +177,15 @@ class MemoryWorker:
         await self._reached()
         return self.records.get((tenant, decision_id))
 
+    async def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
+        await self._reached()
+        mine = [
+            s.event
+            for (t, _), s in self.seen.items()
+            if t == tenant and s.event["sensor_id"] == key and s.event["event_time"] > now - HOUR_MS
+        ]
+        return {"sensor_count_1h": float(len(mine))}
+
     async def verify(self, shown: Presented) -> Credential | None:
         assert self.keys is not None
         return self.keys.verify(shown)
@@ -190,6 +202,16 @@ class MemoryWorker:
             raise self.failure
 
 
+@dataclass
+class MemoryStore:
+    """Rows as the online store has them; a key that is not there is unknown."""
+
+    rows: dict[str, OnlineRow] = field(default_factory=dict)
+
+    def read(self, view: WindowView, key: str, now: int) -> OnlineRow:
+        return self.rows.get(key, OnlineRow(key, None, {}))
+
+
 class Service:
     """The application of one replica over a home folder, called in process."""
 
@@ -197,15 +219,20 @@ class Service:
         self.clock = ManualClock(NOW)
         self.keys = KeyStore(store, self.clock)
         self.worker = MemoryWorker(keys=self.keys)
+        self.stored = MemoryStore()
         self.believed_at = itertools.count()  # each request asks for its key again
-        self.key = self.keys.create("default", ["decisions:write", "decisions:read"])
+        self.key = self.keys.create(
+            "default", ["decisions:write", "decisions:read", "features:read"]
+        )
         self.home = home
         self.app = HttpApp(
             keys=Credentials(self.worker, lambda: float(next(self.believed_at))),
             worker=self.worker,
+            key_values=KeyValues(PROJECT, self.worker, self.stored, "default", self.clock),
             metrics=Metrics("r1"),
             documents=DOCUMENTS,
             feature_names=lambda reference: feature_names(Place.at(home) / "models", reference),
+            last_parity=lambda: parity_report.last(Place.at(home)),
             replica="r1",
             **{"body_limit": BODY_LIMIT} | options,
         )

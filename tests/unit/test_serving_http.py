@@ -17,9 +17,11 @@ import xgboost
 from hypothesis import given
 from hypothesis import strategies as st
 
+from features.parity_report import Cause, FeatureParity, Report, store
 from raypipe.errors import IntegrityError, Unavailable
 from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind
+from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord
 from serving.body import MAX_DEPTH
 from serving.decide import Decider
@@ -706,6 +708,43 @@ def test_metrics_are_there_without_the_worker_too(service: Service) -> None:
     text = service.get("/metrics", key=None).text
     assert 'raypipe_worker_up{replica="r1"} 0.0' in text
     assert "raypipe_worker_events" not in text
+
+
+def test_metrics_tell_the_last_parity_run(service: Service, home: Path) -> None:
+    assert "raypipe_parity" not in service.get("/metrics", key=None).text
+    report = Report(
+        run_at=NOW,
+        seconds=0.5,
+        tenant="default",
+        entity="sensor",
+        keys=1,
+        since=0,
+        end_offset=9,
+        decisions=6,
+        compared=4,
+        version=2,
+        featureless=0,
+        broken=0,
+        features=(
+            FeatureParity(feature="heat", compared=4, mismatches={}),
+            FeatureParity(feature="cost", compared=4, mismatches={Cause.LATE: 3}),
+        ),
+    )
+    store(Place.at(home), report)
+    try:
+        for line, value in {
+            'raypipe_parity_last_run_timestamp_seconds{replica="r1"}': NOW / 1000,
+            'raypipe_parity_decisions{replica="r1",result="compared"}': 4,
+            'raypipe_parity_decisions{replica="r1",result="version"}': 2,
+            'raypipe_parity_mismatches{cause="late",replica="r1"}': 3,
+            'raypipe_parity_feature_mismatches{cause="late",feature="cost",replica="r1"}': 3,
+        }.items():
+            assert metric(service, line) == value, line
+        text = service.get("/metrics", key=None).text
+        assert 'raypipe_parity_mismatches{cause="unexplained",replica="r1"} 0.0' in text
+        assert 'feature="heat"' not in text
+    finally:
+        (Place.at(home) / "reports/parity.json").remove()
 
 
 # Anything at all

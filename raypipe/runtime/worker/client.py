@@ -71,6 +71,13 @@ class WorkerClient:
         )
         return None if reply.record is None else ledger.decode(reply.record)
 
+    async def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
+        """Window values of one key as of ``now``, by column; none for an unknown entity."""
+        reply = await self._ask(
+            lambda number: protocol.ReadKey(number, tenant, entity, key, now), protocol.KeyValues
+        )
+        return reply.values
+
     async def verify(self, shown: Presented) -> Credential | None:
         """The credential behind an API key, None for one that is unknown, wrong or revoked.
 

@@ -201,6 +201,10 @@ class WorkerCore:
         found = self._log.find(self._partition, ledger.LOG_KIND, tenant, decision_id)
         return ledger.decode(found[1].column("record")[0].as_py()) if found else None
 
+    def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
+        """Window values of one key as of ``now``, with every event so far; changes nothing."""
+        return self._engine.read(tenant, entity, key, now)
+
     @property
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""

@@ -42,6 +42,16 @@ class Lookup(msgspec.Struct, tag="lookup", array_like=True, frozen=True):
     decision_id: str
 
 
+class ReadKey(msgspec.Struct, tag="read_key", array_like=True, frozen=True):
+    """Ask for the window values of one key of an entity as of ``now``, ms UTC."""
+
+    id: int
+    tenant: str
+    entity: str
+    key: str
+    now: int
+
+
 class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     """Ask for counters and gauges."""
 
@@ -56,7 +66,7 @@ class Verify(msgspec.Struct, tag="verify", array_like=True, frozen=True):
     digest: bytes
 
 
-Request = Observe | Record | Lookup | Stats | Verify
+Request = Observe | Record | Lookup | ReadKey | Stats | Verify
 
 
 class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
@@ -86,6 +96,13 @@ class Found(msgspec.Struct, tag="found", array_like=True, frozen=True):
     record: bytes | None
 
 
+class KeyValues(msgspec.Struct, tag="key_values", array_like=True, frozen=True):
+    """Window values by column; NaN where there is none."""
+
+    id: int
+    values: dict[str, float]
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
     """Counters and gauges by name."""
 
@@ -109,7 +126,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     detail: str
 
 
-Reply = Observed | Recorded | Found | StatsReply | Verified | Failed
+Reply = Observed | Recorded | Found | KeyValues | StatsReply | Verified | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

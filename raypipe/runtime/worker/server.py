@@ -115,7 +115,7 @@ class WorkerServer:
         durable: list[tuple[Connection, protocol.Reply]] = []
         for connection, request in asked:
             reply = self._answer(request)
-            if isinstance(reply, protocol.Recorded | protocol.Found) or (
+            if isinstance(reply, protocol.Recorded | protocol.Found | protocol.KeyValues) or (
                 isinstance(reply, protocol.Observed) and reply.decision is not None
             ):
                 durable.append((connection, reply))
@@ -147,6 +147,8 @@ class WorkerServer:
                         return protocol.Verified(number, None)
                     scopes = tuple(sorted(credential.scopes))
                     return protocol.Verified(number, credential.tenant, scopes)
+                case protocol.ReadKey(id=number, tenant=tenant, entity=entity, key=key, now=now):
+                    return protocol.KeyValues(number, self._core.read(tenant, entity, key, now))
                 case protocol.Stats(id=number):
                     return protocol.StatsReply(number, self._core.stats())
         except RaypipeError as e:

@@ -1,0 +1,110 @@
+"""The log's rows as tables on this node, for whoever asks beside the worker that writes them.
+
+Sealed files are read where they lie. Whole steps of live rows are exported once and found again by
+later calls; what came after them, less than a step, goes to a folder that ends with the reading.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from raypipe.errors import NotFound
+from raypipe.lake import Place
+from raypipe.ledger.record import LOG_KIND, LOG_SCHEMA
+from raypipe.log.export import STEP
+from raypipe.log.port import OFFSET, EventLog
+from raypipe.log.sqlite import SqliteLog
+from raypipe.project import Project
+
+if TYPE_CHECKING:
+    from pyarrow.dataset import Dataset
+
+    from raypipe.config import Settings
+
+PARTITION = 0
+
+
+class LogFiles:
+    """The rows that were in a log when this was made, of one tenant, by kind.
+
+    Args:
+        kept: folder for exported steps, which later readings use again.
+        scratch: folder for the rows after them.
+    """
+
+    def __init__(
+        self, log: EventLog, project: Project, tenant: str, kept: Path, scratch: Path
+    ) -> None:
+        self.end = log.end(PARTITION)
+        """The next offset then."""
+        self.tenant = tenant
+        self._log = log
+        self._project = project
+        self._kept = Place.at(kept)
+        self._scratch = Place.at(scratch)
+        self._found: dict[str, Dataset] = {}
+
+    def table(self, kind: str) -> Dataset:
+        """The tenant's rows of one kind: ``offset`` and the columns that are declared today.
+
+        A column that a row was written without is null. Rows of other tenants can't be reached
+        through it, whatever a reader asks.
+        """
+        import pyarrow.dataset as ds
+
+        return self._all(kind).filter(ds.field("tenant") == self.tenant)
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether the log has events of no other tenant."""
+        import pyarrow.dataset as ds
+
+        others = ds.field("tenant") != self.tenant
+        return not any(
+            self._all(event.name).filter(others).head(1, columns=["tenant"]).num_rows
+            for event in self._project.events
+        )
+
+    def _all(self, kind: str) -> Dataset:
+        import pyarrow.dataset as ds
+
+        if kind not in self._found:
+            whole = self.end // STEP * STEP
+            files = [
+                *self._log.export(PARTITION, kind, self._kept, 0, whole),
+                *self._log.export(PARTITION, kind, self._scratch, whole, self.end),
+            ]
+            schema = LOG_SCHEMA if kind == LOG_KIND else self._project.event(kind).arrow_schema
+            schema = pa.schema(
+                [pa.field(OFFSET, pa.int64()), *(f.with_nullable(True) for f in schema)]
+            )
+            self._found[kind] = ds.dataset([f.url for f in files], schema=schema, format="parquet")
+        return self._found[kind]
+
+
+@contextmanager
+def open_log(settings: Settings, project: Project) -> Iterator[LogFiles]:
+    """The log of a home, with the rows of the settings' tenant; the worker may go on writing.
+
+    Raises NotFound when there is no log yet.
+    """
+    if not settings.log_directory.is_dir():
+        raise NotFound(
+            f"there is no event log at {settings.log_directory}",
+            hint="Bring events in first: `raypipe load`, or `raypipe up`.",
+        )
+    log = SqliteLog.open(settings.log_url)
+    try:
+        # In the home, where only its owner reads: these are events.
+        with tempfile.TemporaryDirectory(prefix=".rows-", dir=settings.home) as scratch:
+            kept = settings.home / "export" / log.id
+            yield LogFiles(log, project, settings.tenant, kept, Path(scratch))
+    finally:
+        log.close()

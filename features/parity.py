@@ -1,0 +1,371 @@
+"""Parity: served decisions, computed again by the batch path and compared in every bit.
+
+A sample of keys is drawn, and every decision about them. What a decision saw is in its record:
+float32 bytes. The same vector is computed again from the log alone, by the functions of the batch
+path, from all events of all keys that these decisions touch up to their offsets; DuckDB filters
+them out of the log's Parquet, so of a large log few columns and few rows enter memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from features.batch import EntityPass, prepare, run_views
+from features.catalogue import entities_of
+from features.log_files import LogFiles, open_log
+from features.parity_report import Cause, Example, FeatureParity, Report, store
+from features.store.repo import spill_folder
+from features.store.state import quoted
+from raypipe.clock import Clock, SystemClock
+from raypipe.errors import UsageError
+from raypipe.ledger.record import LOG_KIND, DecisionRecord, decode
+from raypipe.log.port import OFFSET
+from raypipe.project import Model, Project, load_project
+from raypipe.vector.assemble import FEATURE_VALUE, Assembler, raw_columns
+from raypipe.windows.inputs import Inputs
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from raypipe.config import Settings
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+FeatureNames = Callable[[str], Sequence[str] | None]
+"""The features of a model by its ``name@version``, None when that version is not known."""
+
+EXAMPLES = 3
+"""Most examples kept of one feature."""
+
+
+def run(
+    settings: Settings,
+    feature_names: FeatureNames,
+    *,
+    keys: int,
+    since_ms: int = 0,
+    entity: str | None = None,
+    clock: Clock | None = None,
+) -> Report:
+    """Compare the decisions of a sample of keys; the report, which is also kept for `/metrics`.
+
+    Reads the log beside a running worker, and changes nothing in it.
+
+    Args:
+        keys: most keys to draw, by the settings' seed.
+        since_ms: only decisions made from then on.
+        entity: whose keys are drawn; by default that of the first view.
+
+    Raises NotFound when there is no log, UsageError for an entity without windows.
+    """
+    clock = clock or SystemClock()
+    project = load_project(settings.project)
+    entity, key = _drawn_by(project, entity)
+    began = clock.now_ms()
+    with open_log(settings, project) as files, _connect(settings, project, files) as con:
+        reader = Reader(con, project)
+        drawn = reader.draw(key, keys, settings.seed, since_ms)
+        records = reader.records(key, drawn, since_ms)
+        report = Report(
+            run_at=began,
+            tenant=settings.tenant,
+            entity=entity,
+            keys=drawn.num_rows,
+            since=since_ms,
+            end_offset=files.end,
+            decisions=len(records),
+            **compare(project, reader, records, feature_names),
+            seconds=(clock.now_ms() - began) / 1_000,
+        )
+    store(settings.lake, report)
+    return report
+
+
+def _drawn_by(project: Project, entity: str | None) -> tuple[str, str]:
+    """An entity that has windows, and its key column."""
+    keys = {v.entity: v.key for v in project.views}
+    name = entity or next(iter(keys), "")
+    if name not in keys:
+        raise UsageError(
+            f"{name!r} is no entity with windows",
+            hint="There are: " + (", ".join(keys) or "none"),
+        )
+    return name, keys[name]
+
+
+@contextmanager
+def _connect(
+    settings: Settings, project: Project, files: LogFiles
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    import duckdb
+
+    with duckdb.connect(config={"temp_directory": str(spill_folder(settings.home))}) as con:
+        con.execute("SET enable_progress_bar = false")
+        for kind in (LOG_KIND, *(e.name for e in project.events)):
+            con.register(f"log_{kind}", files.table(kind))
+        yield con
+
+
+class Reader:
+    """Decisions and events of some keys, out of tables ``log_<kind>``."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, project: Project) -> None:
+        self._con = con
+        self._project = project
+        self._decided = f"log_{project.decision}"
+
+    def draw(self, key: str, keys: int, seed: int, since_ms: int) -> pa.Table:
+        """Up to so many keys that were decided about, in column `key`: the same for one seed."""
+        return self._con.sql(
+            f"""
+            SELECT key FROM (
+              SELECT DISTINCT event.{quoted(key)} AS key
+              FROM log_{LOG_KIND} decision JOIN {self._decided} event USING (event_id)
+              WHERE decided_at >= $since AND event.{quoted(key)} IS NOT NULL
+            ) ORDER BY md5($seed || ':' || key), key LIMIT $keys
+            """,  # noqa: S608 -- names come from the declaration, values are parameters
+            params={"since": since_ms, "seed": str(seed), "keys": keys},
+        ).to_arrow_table()
+
+    def records(self, key: str, drawn: pa.Table, since_ms: int) -> list[DecisionRecord]:
+        """The decisions about these keys, in log order."""
+        self._con.register("drawn", drawn)
+        found = self._con.execute(
+            f"""
+            SELECT record FROM log_{LOG_KIND} WHERE decided_at >= $since AND event_id IN (
+              SELECT event_id FROM {self._decided} JOIN drawn ON {quoted(key)} = key
+            ) ORDER BY "{OFFSET}"
+            """,  # noqa: S608 -- names come from the declaration, values are parameters
+            {"since": since_ms},
+        ).fetchall()
+        return [decode(record) for (record,) in found]
+
+    def decided(self, offsets: Ints) -> pa.Table:
+        """The decision events at these offsets, in their order; those that are there."""
+        self._con.register("decided_at", pa.table({OFFSET: offsets}))
+        found = self._con.sql(
+            f'SELECT * FROM {self._decided} SEMI JOIN decided_at USING ("{OFFSET}")'  # noqa: S608
+            f' ORDER BY "{OFFSET}"'
+        ).to_arrow_table()
+        event = self._project.decision_event.arrow_schema
+        return found.cast(pa.schema([pa.field(OFFSET, pa.int64()), *event]))
+
+    def events(self, plan: EntityPass, kind: str, decided: pa.Table) -> pa.Table:
+        """All events of one type up to the last decided one, of every key that was decided about.
+
+        Decided events themselves are among them, also those without a key.
+        """
+        self._con.register("decided", decided.select([OFFSET, plan.key]))
+        columns = [OFFSET, "tenant", "event_id", "event_time", plan.key]
+        for view in plan.views:
+            columns += Inputs(view, kind).columns if kind in view.events else ()
+        key = quoted(plan.key)
+        found = self._con.sql(
+            f"""
+            SELECT {", ".join(map(quoted, dict.fromkeys(columns)))} FROM log_{kind}
+            WHERE "{OFFSET}" <= (SELECT max("{OFFSET}") FROM decided) AND (
+              {key} IN (SELECT {key} FROM decided WHERE {key} IS NOT NULL)
+              OR ({key} IS NULL AND "{OFFSET}" IN (SELECT "{OFFSET}" FROM decided))
+            )
+            """  # noqa: S608 -- names come from the declaration
+        ).to_arrow_table()
+        types = {f.name: f.type for f in self._project.event(kind).arrow_schema}
+        return found.cast(pa.schema([(n, types.get(n, pa.int64())) for n in found.column_names]))
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What the batch path says about n decided events, in the order of their offsets."""
+
+    offsets: Ints
+    event_ids: Sequence[str]
+    raw: Mapping[str, Floats]
+    windows: Mapping[str, Floats]
+    late: Mapping[str, Flags]
+    """By entity: whether an event of the same key that came before was newer."""
+
+    def places(self, records: Sequence[DecisionRecord]) -> Ints:
+        """The place of each record's event; -1 where that is not at its offset."""
+        known = {
+            o: (i, e)
+            for i, (o, e) in enumerate(zip(self.offsets.tolist(), self.event_ids, strict=True))
+        }
+        found = (known.get(r.event_offset, (-1, "")) for r in records)
+        return np.array(
+            [i if e == r.event_id else -1 for (i, e), r in zip(found, records, strict=True)],
+            np.int64,
+        )
+
+    def vectors(self, assembler: Assembler, at: Ints) -> npt.NDArray[np.float32]:
+        """Feature vectors of the rows at these places, float32 [rows, features]."""
+        return assembler.columns(
+            {n: v[at] for n, v in self.raw.items()}, {n: v[at] for n, v in self.windows.items()}
+        )
+
+
+def recompute(project: Project, reader: Reader, offsets: Ints) -> Recomputed:
+    """Compute what a decision is made from again, without the worker.
+
+    A further kind of column is computed here, and handed to the assembler by ``vectors``.
+    """
+    decided = reader.decided(offsets)
+    windows: dict[str, Floats] = {}
+    late: dict[str, Flags] = {}
+    for entity in dict.fromkeys(v.entity for v in project.views):
+        plan = EntityPass.of(project, entity, partitions=1)
+        values, late[entity] = _windows(plan, reader, decided)
+        windows |= values
+    return Recomputed(
+        decided.column(OFFSET).to_numpy(),
+        decided.column("event_id").to_pylist(),
+        raw_columns(project.decision_event, decided),
+        windows,
+        late,
+    )
+
+
+def _windows(
+    plan: EntityPass, reader: Reader, decided: pa.Table
+) -> tuple[dict[str, Floats], Flags]:
+    """One entity's window values of decided events, and which of these came late."""
+    rows = pa.concat_tables(
+        prepare(reader.events(plan, kind, decided), plan, kind) for kind in plan.kinds
+    )
+    rows = rows.take(np.argsort(rows.column(OFFSET).to_numpy(), kind="stable")).combine_chunks()
+    at = np.searchsorted(rows.column(OFFSET).to_numpy(), decided.column(OFFSET).to_numpy())
+    results = run_views(rows, plan, after=False)
+    values = {
+        name: results[view.name][0].before[at, i]
+        for view in plan.views
+        for i, name in enumerate(view.column_names)
+    }
+    return values, came_late(rows.column("key").to_numpy(), rows.column("time").to_numpy())[at]
+
+
+def came_late(keys: Ints, times: Ints) -> Flags:
+    """Whether an earlier row of the same key has a later time [n]; never where the key is 0.
+
+    >>> came_late(np.array([7, 8, 7, 0, 0]), np.array([5, 9, 4, 2, 1])).tolist()
+    [False, False, True, False, False]
+    """
+    order = np.argsort(keys, kind="stable")
+    grouped, late = times[order], np.zeros(len(keys), np.bool_)
+    borders = np.flatnonzero(np.diff(keys[order])) + 1
+    for start, end in pairwise([0, *borders.tolist(), len(keys)]):
+        newest = np.maximum.accumulate(grouped[start:end])
+        late[order[start:end]] = grouped[start:end] < newest
+    late[keys == 0] = False
+    return late
+
+
+def compare(
+    project: Project, reader: Reader, records: Sequence[DecisionRecord], names: FeatureNames
+) -> dict[str, Any]:
+    """The counts and the features of a report about these decisions."""
+    names = cache(names)
+    counts = {"version": 0, "featureless": 0, "broken": 0}
+    groups: dict[tuple[str, ...], list[DecisionRecord]] = {}
+    for record in records:
+        known = names(record.model)
+        if (
+            record.definition_hash != project.definition_hash
+            or known is None
+            or not set(known) <= set(project.feature_names)
+        ):
+            counts["version"] += 1
+        elif not record.features:
+            counts["featureless"] += 1
+        elif len(record.features) != len(known) * FEATURE_VALUE.itemsize:
+            counts["broken"] += 1
+        else:
+            groups.setdefault(tuple(known), []).append(record)
+    offsets = np.unique([r.event_offset for group in groups.values() for r in group])
+    tallies: dict[str, _Tally] = {}
+    if offsets.size:
+        again = recompute(project, reader, offsets)
+        for features, group in groups.items():
+            counts["broken"] += _compare(project, features, group, again, tallies)
+    compared = len(records) - sum(counts.values())
+    done = tuple(tallies[n].done() for n in project.feature_names if n in tallies)
+    return {"compared": compared, "features": done, **counts}
+
+
+class _Tally:
+    """What was seen of one feature so far."""
+
+    def __init__(self, feature: str) -> None:
+        self._feature = feature
+        self.compared = 0
+        self._found: list[Example] = []
+
+    def differs(self, example: Example) -> None:
+        self._found.append(example)
+
+    def done(self) -> FeatureParity:
+        found = sorted(self._found, key=lambda e: (e.cause is not Cause.UNEXPLAINED, e.event_time))
+        times = [e.event_time for e in found]
+        causes = [e.cause for e in found]
+        return FeatureParity(
+            feature=self._feature,
+            compared=self.compared,
+            mismatches={c: causes.count(c) for c in Cause if c in causes},
+            first_time=min(times, default=None),
+            last_time=max(times, default=None),
+            examples=tuple(found[:EXAMPLES]),
+        )
+
+
+def _compare(
+    project: Project,
+    features: tuple[str, ...],
+    records: Sequence[DecisionRecord],
+    again: Recomputed,
+    tallies: dict[str, _Tally],
+) -> int:
+    """Compare decisions of one list of features; returns how many have lost their event."""
+    at = again.places(records)
+    lost = int((at < 0).sum())
+    records, at = [r for r, i in zip(records, at, strict=True) if i >= 0], at[at >= 0]
+    recomputed = again.vectors(Assembler(project, Model("", features)), at)
+    stored = b"".join(r.features for r in records)
+    served = np.frombuffer(stored, FEATURE_VALUE).reshape(-1, len(features))
+    differs = served.view(np.uint32) != recomputed.view(np.uint32)
+    for column, feature in enumerate(features):
+        tally = tallies.setdefault(feature, _Tally(feature))
+        tally.compared += len(records)
+        late = np.zeros(len(records), np.bool_)
+        for entity in entities_of(project, feature):
+            late |= again.late[entity][at]
+        for row in np.flatnonzero(differs[:, column]).tolist():
+            record = records[row]
+            tally.differs(
+                Example(
+                    decision_id=record.decision_id,
+                    event_id=record.event_id,
+                    event_time=record.event_time,
+                    cause=_cause(record, late=bool(late[row])),
+                    served=_number(served[row, column]),
+                    recomputed=_number(recomputed[row, column]),
+                )
+            )
+    return lost
+
+
+def _cause(record: DecisionRecord, *, late: bool) -> Cause:
+    if record.degraded:
+        return Cause.WORKER_AWAY
+    return Cause.LATE if late else Cause.UNEXPLAINED
+
+
+def _number(value: np.float32) -> float | None:
+    return float(value) if np.isfinite(value) else None
