@@ -1,31 +1,60 @@
-"""``raypipe features``: compute the features of all history, or list the declared ones."""
+"""``raypipe features``: compute the features of all history, or show what is declared."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raypipe.cli import _options, _output, _stage
 from raypipe.cli._options import Config, Home, Json, Quiet, Set
+from raypipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
 
 
 def features(
-    list_: Annotated[bool, typer.Option("--list", help="Only list the declared features.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Only list the features: the catalogue.")
+    ] = False,
+    show: Annotated[
+        str | None,
+        typer.Option("--show", metavar="NAME", help="Only show one feature and its lineage."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option("--html", metavar="FILE", help="Only write the catalogue as an HTML page."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     home: Home = None,
     config: Config = None,
     set_: Set = None,
 ) -> int:
-    """Compute all features, or list the declared ones.
+    """Compute all features, or show what is declared.
 
-    Reads the whole event log and hands the results to the feature store.
+    Reads the whole event log and hands the results to the feature store. The catalogue tells of
+    each feature what it is, its owner, where it comes from, how fresh it is and who uses it.
     """
     settings = _options.settings(home, config, set_)
-    if list_:
-        _list(settings.project, as_json=json)
+    if list_ + (show is not None) + (html is not None) > 1:
+        raise UsageError("--list, --show and --html exclude each other")
+    if list_ or show is not None or html is not None:
+        catalogue = _stage.call("features.catalogue:of_settings", settings)
+        if html is not None:
+            _page(catalogue, html, as_json=json)
+        elif show is not None:
+            _show(catalogue, show, as_json=json)
+        else:
+            _list(catalogue, as_json=json)
         return 0
+    return _build(settings, json, quiet)
+
+
+def _build(settings: Settings, json: bool, quiet: bool) -> int:
     from raypipe.runtime import running
 
     with running.claim(settings.home, "features"), _stage.session():
@@ -35,18 +64,51 @@ def features(
     return 0
 
 
-def _list(reference: str, *, as_json: bool) -> None:
-    from raypipe.project import load_project
+def _list(catalogue: Any, *, as_json: bool) -> None:
+    import msgspec
 
-    project = load_project(reference)
-    rows = [(name, "field", project.decision) for name in project.raw_names]
-    rows += [(name, "window", view.name) for view in project.views for name in view.column_names]
-    rows += [(derived.name, "derived", derived.expression) for derived in project.derived]
-    _output.write(
-        {
-            "project": reference,
-            "features": [{"name": n, "kind": kind, "source": source} for n, kind, source in rows],
-        },
-        as_json=as_json,
-        text=_output.table(("FEATURE", "KIND", "FROM"), rows),
-    )
+    header = ("FEATURE", "KIND", "ENTITY", "OWNER", "FRESHNESS", "MODELS", "FROM", "DEFINITION")
+    rows = [
+        (
+            f.name,
+            f.kind,
+            f.entity or "-",
+            f.owner or "-",
+            f.freshness,
+            ", ".join(f.models) or "-",
+            ", ".join(f.inputs or f.sources),
+            f.definition,
+        )
+        for f in catalogue.features
+    ]
+    _output.write(msgspec.to_builtins(catalogue), as_json=as_json, text=_output.table(header, rows))
+
+
+def _show(catalogue: Any, name: str, *, as_json: bool) -> None:
+    import msgspec
+
+    feature = catalogue.feature(name)
+    about = msgspec.to_builtins(feature)
+    seen: dict[str, None] = {}
+    tree = [*(f"model {m}" for m in feature.models), *_tree(catalogue, name, seen)]
+    text = _output.lines({k: v for k, v in about.items() if v}) + "\n\n" + "\n".join(tree)
+    edges = [edge for edge in catalogue.edges if edge[1] in seen]
+    _output.write(about | {"edges": edges}, as_json=as_json, text=text)
+
+
+def _tree(catalogue: Any, name: str, seen: dict[str, None], depth: int = 1) -> Iterator[str]:
+    """What a feature is computed from, down to columns of events; what is below a name once."""
+    sources = catalogue.sources(name)
+    again = name in seen and bool(sources)
+    yield f"{'  ' * depth}{name}{' (above)' if again else ''}"
+    seen[name] = None
+    for source in () if again else sources:
+        yield from _tree(catalogue, source, seen, depth + 1)
+
+
+def _page(catalogue: Any, file: Path, *, as_json: bool) -> None:
+    text = _stage.call("features.catalogue_page:render", catalogue)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, "utf-8")
+    result = {"file": file.absolute(), "features": len(catalogue.features)}
+    _output.write(result, as_json=as_json)
