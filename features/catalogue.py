@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from features.builds import Build, Manifest
+from features.profiles import made
 from features.store.names import online_service, version_service
 from features.store.wording import column_text
+from raypipe.clock import DAY_MS
 from raypipe.errors import IntegrityError, NotFound
 from raypipe.events.schema import Field, Kind
+from raypipe.profiles import Profile
 from raypipe.project import Project, load_project
 from raypipe.windows.aggregates import SINGLE
 from raypipe.windows.conditions import Condition
@@ -36,13 +39,13 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     kind: str
-    """field (of the deciding event), window or derived"""
+    """field (of the deciding event), window, profile or derived"""
     definition: str
     """In words, or the expression of a derived one."""
     entity: str
     """What it describes; empty for what belongs to the event alone."""
     view: str
-    """The window view that computes it; empty for others."""
+    """The window view or profile that computes it; empty for others."""
     owner: str
     """Who answers for it; of a field or a derived one the owners of the models that read it."""
     sources: tuple[str, ...]
@@ -51,9 +54,8 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True):
     """Features that it is computed from directly."""
     span: str
     freshness: str
-    """``at request``, ``not built``, or the newest event in the stored values (ISO 8601).
-
-    That is what the store has. A decision reads windows up to the event before it."""
+    """``at request``, ``not built``, or of when the stored values are (ISO 8601): the newest event
+    of a window, the midnight of a profile. A decision reads windows up to the event before it."""
     models: tuple[str, ...]
     """Models that read it, themselves or through a derived feature."""
     services: tuple[str, ...]
@@ -93,7 +95,12 @@ class Catalogue(msgspec.Struct, frozen=True, kw_only=True):
 def of_settings(settings: Settings) -> Catalogue:
     """The catalogue of the settings' project, with how fresh its current build is."""
     project = load_project(settings.project)
-    return describe(project, settings.project, _current(settings.lake))
+    days = {
+        profile.name: manifest.last_day
+        for profile in project.profiles
+        if (manifest := made.current(settings.lake, profile)) and manifest.last_day is not None
+    }
+    return describe(project, settings.project, _current(settings.lake), days)
 
 
 def _current(lake: Place) -> Manifest | None:
@@ -103,17 +110,29 @@ def _current(lake: Place) -> Manifest | None:
         return None
 
 
-def describe(project: Project, reference: str, build: Manifest | None = None) -> Catalogue:
+def describe(
+    project: Project,
+    reference: str,
+    build: Manifest | None = None,
+    days: Mapping[str, int] | None = None,
+) -> Catalogue:
     """The catalogue of a project.
 
     Args:
         reference: module:attribute that names the project.
         build: the manifest of the current build of the features, if there is one.
+        days: the newest made day of each profile, numbered from 1970-01-01.
     """
+    declared = (
+        *_fields(project),
+        *_windows(project, build),
+        *_profiles(project, days or {}),
+        *_derived(project),
+    )
     users = _users(project)
     features = tuple(
         msgspec.structs.replace(f, models=users.get(f.name, ()), **_more(project, f, users))
-        for f in (*_fields(project), *_windows(project, build), *_derived(project))
+        for f in declared
     )
     edges = [(s, f.name) for f in features for s in (*f.inputs, *(() if f.inputs else f.sources))]
     edges += [(name, f"model {m.name}") for m in project.models for name in m.features]
@@ -133,7 +152,7 @@ def _more(project: Project, feature: Feature, users: Mapping[str, Sequence[str]]
     models = [project.model(name) for name in users.get(feature.name, ())]
     owners = dict.fromkeys(m.owner for m in models if m.owner)
     found: dict[str, Any] = {"owner": feature.owner or ", ".join(owners)}
-    if feature.view:  # services hold window values alone; version 1 is what is registered first
+    if feature.view:  # services hold stored values alone; version 1 is what is registered first
         found["services"] = tuple(
             service
             for m in models
@@ -173,9 +192,7 @@ def _windows(project: Project, build: Manifest | None) -> Iterator[Feature]:
     for view in project.views:
         fresh = NOT_BUILT
         if build is not None and build.views.get(view.name) == view.definition_hash:
-            fresh = datetime.fromtimestamp(build.last_event_ms / 1_000, UTC).isoformat(
-                "T", "seconds"
-            )
+            fresh = _moment(build.last_event_ms)
         for column in view.columns:
             yield _feature(
                 column.name,
@@ -206,6 +223,36 @@ def _span(view: WindowView, column: Column) -> str:
     return span if column.minus < 0 else f"{span} before {view.spans[column.minus].label}"
 
 
+def _profiles(project: Project, days: Mapping[str, int]) -> Iterator[Feature]:
+    for profile in project.profiles:
+        day = days.get(profile.name)
+        for name, value in zip(profile.column_names, profile.values, strict=True):
+            yield _feature(
+                name,
+                "profile",
+                f"{value.description}: {value.sql}" if value.description else value.sql,
+                entity=profile.entity,
+                view=profile.name,
+                owner=profile.owner or project.entity(profile.entity).owner,
+                sources=_facts(project, profile),
+                span=profile.lookback,
+                freshness=NOT_BUILT if day is None else _moment((day + 1) * DAY_MS),
+            )
+
+
+def _facts(project: Project, profile: Profile) -> tuple[str, ...]:
+    """The columns of events that a profile's facts are made of."""
+    found: list[str] = []
+    for kind in profile.events:
+        columns = (profile.key, *profile.fact_columns(project.event(kind)))
+        found += [f"{kind}.{name}" for name in dict.fromkeys(columns)]
+    return tuple(found)
+
+
+def _moment(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1_000, UTC).isoformat("T", "seconds")
+
+
 def _derived(project: Project) -> Iterator[Feature]:
     for derived in project.derived:
         text = f"{derived.description}: " if derived.description else ""
@@ -222,12 +269,15 @@ def _derived(project: Project) -> Iterator[Feature]:
 
 def _sources_below(project: Project, name: str) -> tuple[str, ...]:
     """Columns of events that a derived feature comes from in the end."""
-    event, below = project.decision, closure(project, name)
-    found = [f"{event}.{n}" for n in below if n in project.raw_names]
+    event, below = project.decision, set(closure(project, name))
+    found = [f"{event}.{n}" for n in project.raw_names if n in below]
     for view in project.views:
         for column in view.columns:
             if column.name in below:
                 found += _columns(view, column)
+    for profile in project.profiles:
+        if below & set(profile.column_names):
+            found += _facts(project, profile)
     return tuple(dict.fromkeys(found))
 
 
@@ -254,10 +304,10 @@ def closure(project: Project, name: str) -> tuple[str, ...]:
 
 
 def entities_of(project: Project, name: str) -> tuple[str, ...]:
-    """The entities whose windows a feature reads, itself or through others."""
+    """The entities whose windows or profiles a feature reads, itself or through others."""
     below = set(closure(project, name))
-    views = (v.entity for v in project.views if below & set(v.column_names))
-    return tuple(dict.fromkeys(views))
+    groups = (g.entity for g in project.groups if below & set(g.column_names))
+    return tuple(dict.fromkeys(groups))
 
 
 def _users(project: Project) -> dict[str, tuple[str, ...]]:

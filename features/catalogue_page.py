@@ -24,5 +24,10 @@ def render(catalogue: Catalogue) -> str:
         catalogue=catalogue,
         names={f.name for f in catalogue.features},
         readers=readers,
-        kinds={"field": "field of the event", "window": "window", "derived": "derived"},
+        kinds={
+            "field": "field of the event",
+            "window": "window",
+            "profile": "profile",
+            "derived": "derived",
+        },
     )

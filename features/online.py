@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from features.store.names import state_view
+from features.store.packed.here import open_here
+from features.store.packed.keys import key_prefix, one
+from features.store.packed.reading import ViewReader
 from raypipe.errors import NotFound
+from raypipe.project import Project
 from raypipe.windows.spec import WindowView
 
 if TYPE_CHECKING:
     import feast
 
 _KEYS_PER_CALL = 1_000
+_DOUBLE = "d"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +35,48 @@ class OnlineRow:
     """Milliseconds; None when nothing within the view's horizon is known."""
     values: dict[str, float]
     """Every column, NaN where it has no value; empty when event_time is None."""
+
+
+class StateReader:
+    """Reads states as they were written online, without Feast and its registry.
+
+    Calls are safe from all threads.
+    """
+
+    def __init__(self, project: Project, home: Path, online_url: str | None) -> None:
+        """Open the online store of a home. Raises NotFound when it isn't on this node.
+
+        Args:
+            online_url: setting `online_url`; the embedded store of the home when None.
+        """
+        self._backend, feast_project = open_here(home, online_url)
+        self._views = {
+            v.name: (
+                key_prefix(feast_project, state_view(v.name), [v.key]),
+                ViewReader(
+                    tuple((c, _DOUBLE) for c in v.column_names),
+                    v.horizon * 1_000_000,
+                    self._backend.described,
+                ),
+            )
+            for v in project.views
+        }
+
+    def read(self, view: WindowView, key: str, now: int) -> OnlineRow:
+        """What is known of one key.
+
+        Args:
+            now: milliseconds UTC, by which the row's age is judged.
+
+        Raises:
+            Unavailable, IntegrityError: see Backend.
+        """
+        prefix, reader = self._views[view.name]
+        (known,) = reader.read(self._backend.get([one(prefix, key)]), now * 1_000)
+        if known is None:
+            return OnlineRow(key, None, {})
+        values = (math.nan if v is None else float(v) for v in known[1])
+        return OnlineRow(key, known[0] // 1_000, dict(zip(view.column_names, values, strict=True)))
 
 
 def read(

@@ -8,6 +8,7 @@ them out of the log's Parquet, so of a large log few columns and few rows enter 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,17 +19,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from features.batch import EntityPass, prepare, run_views
-from features.catalogue import entities_of
+from features.catalogue import closure
 from features.log_files import LogFiles, open_log
 from features.parity_report import Cause, Example, FeatureParity, Report, store
+from features.profiles import made
+from features.store.asof import Source, join
+from features.store.names import TIMESTAMP
 from features.store.repo import spill_folder
-from features.store.state import quoted
+from features.store.state import MOMENT, quoted
 from raypipe.clock import Clock, SystemClock
-from raypipe.errors import UsageError
+from raypipe.errors import NotFound, UsageError
+from raypipe.lake import Place
 from raypipe.ledger.record import LOG_KIND, DecisionRecord, decode
 from raypipe.log.port import OFFSET
+from raypipe.profiles import Profile
 from raypipe.project import Model, Project, load_project
 from raypipe.vector.assemble import FEATURE_VALUE, Assembler, raw_columns
 from raypipe.windows.inputs import Inputs
@@ -76,6 +83,7 @@ def run(
         reader = Reader(con, project)
         drawn = reader.draw(key, keys, settings.seed, since_ms)
         records = reader.records(key, drawn, since_ms)
+        found = compare(project, reader, settings.lake, records, feature_names)
         report = Report(
             run_at=began,
             tenant=settings.tenant,
@@ -84,7 +92,7 @@ def run(
             since=since_ms,
             end_offset=files.end,
             decisions=len(records),
-            **compare(project, reader, records, feature_names),
+            **found,
             seconds=(clock.now_ms() - began) / 1_000,
         )
     store(settings.lake, report)
@@ -191,6 +199,7 @@ class Recomputed:
     event_ids: Sequence[str]
     raw: Mapping[str, Floats]
     windows: Mapping[str, Floats]
+    profiles: Mapping[str, Floats]
     late: Mapping[str, Flags]
     """By entity: whether an event of the same key that came before was newer."""
 
@@ -208,17 +217,18 @@ class Recomputed:
 
     def vectors(self, assembler: Assembler, at: Ints) -> npt.NDArray[np.float32]:
         """Feature vectors of the rows at these places, float32 [rows, features]."""
-        return assembler.columns(
-            {n: v[at] for n, v in self.raw.items()}, {n: v[at] for n, v in self.windows.items()}
-        )
+        inputs = ({n: v[at] for n, v in x.items()} for x in (self.raw, self.windows, self.profiles))
+        return assembler.columns(*inputs)
 
 
-def recompute(project: Project, reader: Reader, offsets: Ints) -> Recomputed:
-    """Compute what a decision is made from again, without the worker.
+def recompute(
+    project: Project, reader: Reader, lake: Place, records: Sequence[DecisionRecord]
+) -> Recomputed:
+    """Compute what decisions were made from again, without worker and online store.
 
     A further kind of column is computed here, and handed to the assembler by ``vectors``.
     """
-    decided = reader.decided(offsets)
+    decided = reader.decided(np.unique([r.event_offset for r in records]))
     windows: dict[str, Floats] = {}
     late: dict[str, Flags] = {}
     for entity in dict.fromkeys(v.entity for v in project.views):
@@ -230,6 +240,7 @@ def recompute(project: Project, reader: Reader, offsets: Ints) -> Recomputed:
         decided.column("event_id").to_pylist(),
         raw_columns(project.decision_event, decided),
         windows,
+        _profiles(project, lake, decided, records),
         late,
     )
 
@@ -252,6 +263,41 @@ def _windows(
     return values, came_late(rows.column("key").to_numpy(), rows.column("time").to_numpy())[at]
 
 
+def _profiles(
+    project: Project, lake: Place, decided: pa.Table, records: Sequence[DecisionRecord]
+) -> dict[str, Floats]:
+    """Profile values of decided events, as the batch made them for the days that were served."""
+    out: dict[str, Floats] = {}
+    for i, profile in enumerate(project.profiles):
+        served = {r.event_offset: r.profile_times[i] for r in records}
+        days = np.array([served[o] for o in decided.column(OFFSET).to_pylist()], np.int64)
+        out |= dict.fromkeys(profile.column_names, np.full(len(days), np.nan))
+        known = days >= 0
+        if known.any():
+            key = decided.column(profile.key).filter(pa.array(known))
+            midnight = pa.array(days[known] * 1_000).cast(MOMENT)
+            found = join(
+                pa.table({profile.key: key, TIMESTAMP: midnight}),
+                [_made(profile, lake)],
+                known_only=False,
+                few=True,
+            )
+            for name in profile.column_names:
+                out[name] = out[name].copy()
+                out[name][known] = pc.fill_null(found.column(name), math.nan).to_numpy()
+    return out
+
+
+def _made(profile: Profile, lake: Place) -> Source:
+    manifest = made.current(lake, profile)
+    if manifest is None:
+        raise NotFound(
+            f"profile {profile.name!r} was served and is not there as it is declared now",
+            hint="`raypipe features` makes it again.",
+        )
+    return made.source(lake, profile, manifest)
+
+
 def came_late(keys: Ints, times: Ints) -> Flags:
     """Whether an earlier row of the same key has a later time [n]; never where the key is 0.
 
@@ -269,7 +315,11 @@ def came_late(keys: Ints, times: Ints) -> Flags:
 
 
 def compare(
-    project: Project, reader: Reader, records: Sequence[DecisionRecord], names: FeatureNames
+    project: Project,
+    reader: Reader,
+    lake: Place,
+    records: Sequence[DecisionRecord],
+    names: FeatureNames,
 ) -> dict[str, Any]:
     """The counts and the features of a report about these decisions."""
     names = cache(names)
@@ -285,14 +335,16 @@ def compare(
             counts["version"] += 1
         elif not record.features:
             counts["featureless"] += 1
-        elif len(record.features) != len(known) * FEATURE_VALUE.itemsize:
+        elif len(record.features) != len(known) * FEATURE_VALUE.itemsize or len(
+            record.profile_times
+        ) != len(project.profiles):
             counts["broken"] += 1
         else:
             groups.setdefault(tuple(known), []).append(record)
-    offsets = np.unique([r.event_offset for group in groups.values() for r in group])
+    sound = [r for group in groups.values() for r in group]
     tallies: dict[str, _Tally] = {}
-    if offsets.size:
-        again = recompute(project, reader, offsets)
+    if sound:
+        again = recompute(project, reader, lake, sound)
         for features, group in groups.items():
             counts["broken"] += _compare(project, features, group, again, tallies)
     compared = len(records) - sum(counts.values())
@@ -344,7 +396,8 @@ def _compare(
         tally = tallies.setdefault(feature, _Tally(feature))
         tally.compared += len(records)
         late = np.zeros(len(records), np.bool_)
-        for entity in entities_of(project, feature):
+        below = set(closure(project, feature))
+        for entity in {v.entity for v in project.views if below & set(v.column_names)}:
             late |= again.late[entity][at]
         for row in np.flatnonzero(differs[:, column]).tolist():
             record = records[row]

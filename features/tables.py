@@ -5,7 +5,7 @@ Each table is an Arrow object that yields the tenant's rows alone, so no query c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from features.builds import Build
 from features.log_files import LogFiles
+from features.profiles import made
 from features.store.names import (
     CREATED,
     EVENT_KEY,
@@ -28,6 +29,7 @@ from raypipe.errors import NotFound
 from raypipe.lake import Place
 from raypipe.ledger.record import LOG_KIND, decode
 from raypipe.log.port import OFFSET
+from raypipe.profiles import Profile
 from raypipe.project import Project
 from raypipe.vector.assemble import FEATURE_VALUE
 
@@ -60,6 +62,7 @@ DECISION_SCHEMA = pa.schema(
         pa.field("experiment", pa.string()),
         pa.field("degraded", pa.bool_()),
         pa.field("features", pa.list_(pa.float32())),
+        pa.field("profile_times", pa.list_(pa.int64())),
     ]
 )
 """The fields of a decision record, and the decision's own place in the log."""
@@ -110,6 +113,12 @@ def declared(project: Project) -> dict[str, Table]:
                 ),
             )
         )
+    for profile in project.profiles:
+        values = [(n, pa.float64()) for n in profile.column_names]
+        columns = [(profile.key, pa.string()), (TIMESTAMP, MOMENT), (CREATED, MOMENT), *values]
+        newest = (newest_column(profile.name), pa.int64())
+        about = f"profile of a {profile.entity} at the end of each day"
+        found.append(Table(profile.name, about, pa.schema([*columns, newest])))
     found.append(Table(DECISIONS, "recorded decisions", DECISION_SCHEMA))
     return {t.name: t for t in found}
 
@@ -139,13 +148,23 @@ class Tables:
         """The rows as an object that DuckDB scans; raises NotFound when nothing was built."""
         if table.name == DECISIONS:
             return Decisions(self._files.table(LOG_KIND))
-        if table.name not in self._views:
-            return self._files.table(table.name)
-        return self._features(table)
+        if table.name in self._views:
+            return self._features(table)
+        for profile in self._project.profiles:
+            if profile.name == table.name:
+                return self._profile(table, profile)
+        return self._files.table(table.name)
+
+    def _profile(self, table: Table, profile: Profile) -> Dataset:
+        manifest = made.current(self._lake, profile)
+        if manifest is None or manifest.tenant != self._files.tenant:
+            raise NotFound(
+                f"profile {profile.name!r} was not made for tenant {self._files.tenant!r}",
+                hint="`raypipe features` makes it.",
+            )
+        return _dataset(made.values_files(self._lake, profile, manifest), table.schema)
 
     def _features(self, table: Table) -> Dataset:
-        import pyarrow.dataset as ds
-
         view, folder = self._views[table.name]
         build = Build.current(self._lake)
         if build.manifest.views.get(view.name) != view.definition_hash:
@@ -156,12 +175,7 @@ class Tables:
         is_state = folder is state_folder
         # The one place that knows how a build's files lie.
         files = folder(build.place, view.name if is_state else view.entity).files()
-        found = ds.dataset(
-            [f.key for f in files],
-            schema=table.schema,
-            format="parquet",
-            filesystem=build.place.filesystem,
-        )
+        found = _dataset(files, table.schema)
         if self._files.alone:
             return found
         # Feature files name no tenant: their rows are known by the offsets of its events.
@@ -177,6 +191,14 @@ class Tables:
         if is_state:
             return found.filter(pc.field(CREATED).isin(offsets.cast(MOMENT)))
         return found.filter(pc.field(OFFSET).isin(offsets))
+
+
+def _dataset(files: Sequence[Place], schema: pa.Schema) -> Dataset:
+    import pyarrow.dataset as ds
+
+    filesystem = files[0].filesystem if files else None
+    keys = [f.key for f in files]
+    return ds.dataset(keys, schema=schema, format="parquet", filesystem=filesystem)
 
 
 class Decisions:

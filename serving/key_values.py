@@ -15,19 +15,18 @@ from raypipe.project import Project
 from raypipe.windows.aggregates import Op
 from raypipe.windows.spec import Column, WindowView
 from serving import schemas
-from serving.decide import deadline
+from serving.decide import NoProfiles, Profiles, deadline
 
 if TYPE_CHECKING:
-    import feast
+    from pathlib import Path
 
-    from features.online import OnlineRow
-    from raypipe.config import Settings
+    from features.online import OnlineRow, StateReader
 
 ANSWER_S = 1.0
 """How long the worker has to answer."""
 
-OPEN_S = 30.0
-"""How long the online store has: importing Feast, which happens once, takes seconds."""
+STORE_S = 1.0
+"""How long the online store has."""
 
 _log = logging.getLogger("raypipe.serving")
 
@@ -47,9 +46,9 @@ class StoredState(Protocol):
 
 
 class KeyValues:
-    """Answers for the entities of a project that have windows.
+    """Answers for the entities of a project that have windows or profiles.
 
-    ``stored`` belongs to one tenant: the online store knows no others.
+    ``stored`` and ``profiles`` belong to one tenant: the online store knows no others.
     """
 
     def __init__(
@@ -59,12 +58,14 @@ class KeyValues:
         stored: StoredState,
         stored_tenant: str,
         clock: Clock,
+        profiles: Profiles | None = None,
     ) -> None:
         self._project = project
         self._worker = worker
         self._stored = stored
         self._stored_tenant = stored_tenant
         self._clock = clock
+        self._profiles: Profiles = profiles or NoProfiles()
 
     async def read(
         self, tenant: str, entity: str, key: str, *, away: bool = False
@@ -74,20 +75,21 @@ class KeyValues:
         Args:
             away: whether the worker is known to be away, so that it isn't asked.
 
-        Raises NotFound for an entity without windows or an empty key, Unavailable when neither the
+        Raises NotFound for an entity without any or an empty key, Unavailable when neither the
         worker nor the store answers.
         """
-        views = [v for v in self._project.views if v.entity == entity]
-        if not views or not key:
-            known = ", ".join(dict.fromkeys(v.entity for v in self._project.views))
-            what = f"there is no entity {entity!r} with windows" if key else "the key is empty"
-            raise NotFound(what, hint=f"Ask for /v1/features/ENTITY/KEY; entities: {known}.")
+        known = dict.fromkeys(g.entity for g in self._project.groups)
+        if entity not in known or not key:
+            what = f"there is no entity {entity!r} with features" if key else "the key is empty"
+            raise NotFound(
+                what, hint=f"Ask for /v1/features/ENTITY/KEY; entities: {', '.join(known)}."
+            )
         now = self._clock.now_ms()
         if not away:
             try:
                 async with deadline(ANSWER_S):
                     values = await self._worker.read(tenant, entity, key, now)
-                return self._answer(entity, key, now, values, None)
+                return await self._answer(tenant, entity, key, now, values, None)
             except Unavailable as e:
                 _log.info("answering from the online store: %s", e.detail)
         if tenant != self._stored_tenant:
@@ -95,26 +97,52 @@ class KeyValues:
                 "the worker is away, and the online store holds another tenant's state",
                 hint="Retry.",
             )
-        async with deadline(OPEN_S):
+        views = [v for v in self._project.views if v.entity == entity]
+        async with deadline(STORE_S):
             rows = [await asyncio.to_thread(self._stored.read, v, key, now) for v in views]
         values = {}
         for view, row in zip(views, rows, strict=True):
             values |= aged(view, row, now)
         times = [row.event_time for row in rows if row.event_time is not None]
-        return self._answer(entity, key, now, values, now - min(times, default=now))
+        age = now - min(times, default=now)
+        return await self._answer(tenant, entity, key, now, values, age)
 
-    def _answer(
-        self, entity: str, key: str, now: int, values: Mapping[str, float], age: int | None
+    async def _answer(
+        self,
+        tenant: str,
+        entity: str,
+        key: str,
+        now: int,
+        windows: Mapping[str, float],
+        age: int | None,
     ) -> schemas.KeyFeatures:
+        slow = await self._slow(tenant, entity, key)
+        names = [n for p in self._project.profiles if p.entity == entity for n in p.column_names]
+        values = {**windows, **(dict.fromkeys(names, math.nan) if slow is None else slow)}
         return schemas.KeyFeatures(
             entity=entity,
             key=key,
             as_of=now,
             values={n: v if math.isfinite(v) else None for n, v in values.items()},
-            degraded=age is not None,
+            degraded=age is not None or slow is None,
             age_ms=age,
             definition_hash=self._project.definition_hash,
         )
+
+    async def _slow(self, tenant: str, entity: str, key: str) -> dict[str, float] | None:
+        """Profile values of the key by name; None when the store doesn't say."""
+        profiles = self._project.profiles
+        if not any(p.entity == entity for p in profiles):
+            return {}
+        if tenant != self._stored_tenant:
+            return None
+        asked = {p.key: key if p.entity == entity else None for p in profiles}
+        known = await self._profiles.read({"event_id": f"{entity} {key}", **asked})
+        if known is None:
+            return None
+        mine = {n for p in profiles if p.entity == entity for n in p.column_names}
+        found = zip(self._project.profile_names, known.values, strict=True)
+        return {name: value for name, value in found if name in mine}
 
 
 def aged(view: WindowView, row: OnlineRow, now: int) -> dict[str, float]:
@@ -135,25 +163,23 @@ def _holds(view: WindowView, column: Column, age: int) -> bool:
 
 
 class OnlineStore:
-    """The Feast online store of a home, opened at the first question."""
+    """The online store of a home, opened at the first question: it may not be there before."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, project: Project, home: Path, online_url: str | None) -> None:
+        self._where = project, home, online_url
         self._opening = threading.Lock()
-        self._store: feast.FeatureStore | None = None
+        self._reader: StateReader | None = None
 
     def read(self, view: WindowView, key: str, now: int) -> OnlineRow:
-        """The key's last written row. Raises Unavailable when nothing was registered here."""
-        from features import online
-        from features.store.repo import open_store
+        """The key's last written row. Raises Unavailable when the store isn't here."""
+        from features.online import StateReader
 
         with self._opening:
-            if self._store is None:
-                self._store = open_store(self._settings.home, self._settings.online_url)
-        try:
-            [row] = online.read(self._store, view, [key], now)
-        except NotFound as e:
-            raise Unavailable(
-                f"the worker is away, and the online store can't answer: {e.detail}", hint="Retry."
-            ) from e
-        return row
+            if self._reader is None:
+                try:
+                    self._reader = StateReader(*self._where)
+                except NotFound as e:
+                    raise Unavailable(
+                        f"the worker is away, and so is its deputy: {e.detail}", hint=e.hint
+                    ) from e
+        return self._reader.read(view, key, now)

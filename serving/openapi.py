@@ -196,10 +196,10 @@ def _decision() -> dict[str, Any]:
 
 
 def _features(project: Project) -> dict[str, Any]:
-    entities = list(dict.fromkeys(v.entity for v in project.views))
+    entities = list(dict.fromkeys(g.entity for g in project.groups))
     return {
         "operationId": "features",
-        "summary": "Read the window values of a key as of now",
+        "summary": "Read the windows and profiles of a key as of now",
         "description": "Counts nothing. A key without events has counts of 0. While the worker is "
         "away the online store's last values are answered, `degraded`.",
         "security": [{"key": ["features:read"]}],

@@ -57,7 +57,12 @@ class Replica:
             keys=Credentials(self._worker),
             worker=self._worker,
             key_values=KeyValues(
-                self._project, self._worker, OnlineStore(settings), settings.tenant, SystemClock()
+                self._project,
+                self._worker,
+                OnlineStore(self._project, settings.home, settings.online_url),
+                settings.tenant,
+                SystemClock(),
+                self._profiles,
             ),
             metrics=Metrics(replica),
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),

@@ -64,7 +64,7 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
 
 
 class KeyFeatures(msgspec.Struct, frozen=True, kw_only=True):
-    """Window values of one key, as a decision at that moment would see them."""
+    """Windows and profiles of one key, as a decision at that moment would see them."""
 
     entity: str
     key: str
@@ -76,12 +76,13 @@ class KeyFeatures(msgspec.Struct, frozen=True, kw_only=True):
     degraded: Annotated[
         bool,
         Meta(
-            description="the worker is away: these are the online store's last values, "
-            "null where a window is shorter than their age"
+            description="the worker or the store of profiles is away: windows are the online "
+            "store's last values, null where they are shorter than their age; profiles are null"
         ),
     ]
     age_ms: Annotated[
-        int | None, Meta(description="how old the oldest state is; null unless degraded")
+        int | None,
+        Meta(description="how old the oldest of the last values is; null when they are of now"),
     ]
     definition_hash: str
 

@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from features.store.packed.backend import Backend, open_backend
+from features.store.packed.backend import Backend
+from features.store.packed.here import open_here
 from features.store.packed.keys import key_prefix, one
 from features.store.packed.reading import ViewReader
-from features.store.repo import settings
-from raypipe.errors import NotFound
 from raypipe.profiles import Profile
 from raypipe.project import Project
 
@@ -44,17 +43,8 @@ class ProfileReader:
         Raises:
             NotFound: the embedded store is not there, as on a node that isn't the one it lies on.
         """
-        found = settings(home, online_url)
-        url = found["online_store"]["url"]
-        _, embedded, path = url.partition("sqlite:///")
-        if embedded and not Path(path).exists():
-            raise NotFound(
-                f"no online store at {path}",
-                hint="`raypipe features` makes it. Where replicas run on several nodes, set "
-                "online_url to a Redis that all of them reach.",
-            )
-        self._backend: Backend = open_backend(url)
-        self._profiles = [_Lookup(p, found["project"], self._backend) for p in project.profiles]
+        self._backend, feast_project = open_here(home, online_url)
+        self._profiles = [_Lookup(p, feast_project, self._backend) for p in project.profiles]
 
     def read(self, event: Mapping[str, Any], now_ms: int | None = None) -> Profiles:
         """The newest values of the keys that an event carries.

@@ -83,7 +83,7 @@ def write(home: Path, change: Change = lambda record: record) -> list[DecisionRe
             core.observe(flood(i), i.to_bytes(32, "big"), "flood")
         for tenant in ("default", "other"):
             entry, _ = core.observe(opening(i, tenant), i.to_bytes(32, "big"))
-            row = assembler.row(entry.event, entry.windows).astype(FEATURE_VALUE)
+            row = assembler.row(entry.event, entry.windows, ()).astype(FEATURE_VALUE)
             record = decision(entry.event, entry.offset, row.tobytes())
             if tenant == "default":
                 record = change(record)

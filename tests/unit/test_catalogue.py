@@ -32,7 +32,8 @@ def test_every_feature_is_there_once_in_order_with_its_facts(project: Project) -
             column in project.event(event)
             for event, column in (s.split(".") for s in feature.sources)
         )
-        assert (feature.kind == "window") == bool(feature.view) == bool(feature.span)
+        stored = feature.kind in ("window", "profile")
+        assert stored == bool(feature.view) == bool(feature.span)
         assert set(feature.inputs) <= set(project.feature_names)
         assert (feature.kind == "derived") or not feature.inputs
         assert not (project is payments and not feature.owner)
@@ -100,6 +101,22 @@ def test_conditions_and_several_event_types_are_sources() -> None:
     assert sprayed.sources == ("opening.valve", "opening.mode")
     assert catalogue.feature("valve_all_count_1h").sources == ("opening.valve", "flood.valve")
     assert (sprayed.models, sprayed.services) == ((), ())
+
+
+def test_a_profile_comes_from_the_fields_that_its_facts_read() -> None:
+    found = describe(payments, "x:y", days={"merchant_profile": 20_000})
+    rate = found.feature("merchant_profile_chargeback_rate")
+    assert (rate.kind, rate.entity, rate.span) == ("profile", "merchant", "365d")
+    assert rate.sources == (
+        "transaction.merchant_id", "transaction.event_time", "transaction.amount",
+        "chargeback.merchant_id", "chargeback.amount",
+    )  # fmt: skip
+    assert rate.freshness == "2024-10-05T00:00:00+00:00"
+    assert found.feature("customer_profile_amount_p90").freshness == NOT_BUILT
+    ratio = found.feature("amount_to_p90")
+    assert ratio.inputs == ("amount", "customer_profile_amount_p90")
+    assert "transaction.customer_id" in ratio.sources
+    assert ratio.entity == "customer"
 
 
 def _build(views: dict[str, str]) -> Manifest:

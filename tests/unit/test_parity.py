@@ -132,7 +132,11 @@ def _compare(home: Path, records: list[DecisionRecord]) -> dict:
     ):
         reader = parity.Reader(con, served.project)
         return parity.compare(
-            served.project, reader, records, {"flooding@1": served.MODEL.features}.get
+            served.project,
+            reader,
+            settings.lake,
+            records,
+            {"flooding@1": served.MODEL.features}.get,
         )
 
 
