@@ -195,6 +195,11 @@ class Settings(BaseSettings):
     max_queued_requests: int = Field(
         200, ge=0, description="queued requests before the next is answered with 503"
     )
+    serving_options: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        None,
+        description="YAML file instead of serving/config.yaml: the policy's on_error, autoscaling, "
+        "shutdown; relative to the settings file that names it; unset: as they come",
+    )
     replica_cpus: float = Field(0.2, gt=0, description="CPUs that Ray reserves per replica")
 
     ray_address: str | None = Field(
@@ -346,6 +351,9 @@ def _given(flags: Mapping[str, object], config: Path | None) -> dict[str, tuple[
         _refuse_unknown(values, str(file), str)
         if isinstance(values.get("home"), str):
             values["home"] = file.parent / Path(str(values["home"])).expanduser()
+        options = values.get("serving_options")
+        if isinstance(options, str) and options:
+            values["serving_options"] = file.parent / Path(options).expanduser()
         lake = values.get("lake_url")
         if isinstance(lake, str) and lake and "://" not in lake:
             values["lake_url"] = str(file.parent / Path(lake).expanduser())

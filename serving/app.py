@@ -21,8 +21,8 @@ def app(args: dict[str, str]) -> Application:
     """Build the application from settings: raypipe.toml, then RAYPIPE_*, then ``args``.
 
     Args:
-        args: settings by name, and besides them ``config`` (a settings file), ``options`` (a file
-            instead of serving/config.yaml), ``model`` (by default the project's first) and
+        args: settings by name, and besides them ``config`` (a settings file), ``options`` (as the
+            setting serving_options), ``model`` (by default the project's first) and
             ``version`` (by default the current one, as of this call).
 
     Raises ConfigError for an unknown or wrong setting, NotFound when there is no such model.
@@ -51,7 +51,7 @@ def build(
     from serving.replica import Replica
     from training import registry
 
-    options = load_options(options_file)
+    options = load_options(options_file or settings.serving_options)
     model = model or load_project(settings.project).models[0].name
     # Resolved here, so that all replicas, also later ones, serve the same version.
     version = registry.locate(settings.lake / "models", model, version).name

@@ -11,8 +11,16 @@ from raypipe.cli import _output
 from raypipe.cli._options import Json
 from raypipe.errors import Conflict, UsageError
 
-TEMPLATE = "init_project.txt"
-CONFIG_FILE = "raypipe.toml"
+FILES = {
+    "{name}.py": "project.txt",
+    "raypipe.toml": "settings.txt",
+    "serving.yaml": "serving.txt",
+    "mapping.toml": "mapping.txt",
+    "test_{name}.py": "test.txt",
+    "README.md": "readme.txt",
+    ".gitignore": "gitignore.txt",
+}
+"""What is written, out of which template."""
 
 
 def init(
@@ -21,32 +29,39 @@ def init(
     ],
     json: Json = False,
 ) -> int:
-    """Begin a project of your own.
+    """Begin a project of your own, in a new folder NAME.
 
-    Writes NAME.py with its declarations and raypipe.toml, which names it, to the working directory;
-    does nothing if one of them is there already.
+    Writes declarations (events, windows, a model), a mapping file with made-up tables for it,
+    settings with the policy, a test and a README. All of it works as it comes. Refuses a folder
+    that is there already.
     """
-    module, config = Path(f"{name}.py"), Path(CONFIG_FILE)
     _check_name(name)
-    for file in (module, config):
-        if file.exists():
-            raise Conflict(f"{file} exists already", hint="Use another name or an empty folder.")
+    folder = Path(name)
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        raise Conflict(
+            f"{folder} exists already", hint="Use another name or another folder."
+        ) from None
     from importlib.resources import files
     from string import Template
 
-    template = Template((files("raypipe.cli") / TEMPLATE).read_text("utf-8"))
-    module.write_text(template.substitute(name=name), "utf-8")
-    config.write_text(
-        "# Every setting: docs/reference/settings.md, or `raypipe doctor`.\n"
-        f'project = "{name}:project"\n',
-        "utf-8",
-    )
+    from raypipe.cli import _sample
+
+    written = []
+    for target, source in FILES.items():
+        template = Template((files("raypipe.cli") / "scaffold" / source).read_text("utf-8"))
+        file = folder / target.format(name=name)
+        file.write_text(template.substitute(name=name), "utf-8")
+        written.append(file.name)
+    (folder / "data").mkdir()
+    _sample.write(folder / "data")
     _output.write(
-        {"module": module.absolute(), "config": config.absolute()},
+        {"folder": folder.absolute(), "files": [*written, "data/orders.csv", "data/refunds.csv"]},
         as_json=json,
-        text=f"{module}  declares events, features and a model: make them yours\n"
-        f"{config}  names it\n"
-        "Next: `raypipe features --list`, then `raypipe load TABLE --map FILE`.",
+        text=f"{folder}/{name}.py declares events, features and a model: make them yours\n"
+        f"{folder}/README.md  has the commands; all of them work on the sample in data/\n"
+        f"Next: cd {folder} && raypipe features --list",
     )
     return 0
 
@@ -57,5 +72,7 @@ def _check_name(name: str) -> None:
 
     if not name.isidentifier() or iskeyword(name) or name != name.lower() or not name.isascii():
         raise UsageError(f"{name!r} is no module name", hint="As in: shop_orders")
-    if find_spec(name) is not None and not Path(f"{name}.py").exists():
+    # A folder of that name here looks like a package; what is in the way is told further on.
+    found = find_spec(name)
+    if found is not None and found.origin is not None:
         raise UsageError(f"a module {name!r} is installed already", hint="Choose another name.")

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from raypipe.cli import _options, _output, _stage
-from raypipe.cli._options import Config, Home, Json, Set
+from raypipe.cli._options import Config, Home, Json, Quiet, Set
 from raypipe.errors import UsageError
 
 WIDEST = 60
@@ -48,6 +48,7 @@ def sql(
         int, typer.Option("--memory", metavar="MB", min=64, help="Most memory of the query.")
     ] = 1_024,
     json: Json = False,
+    quiet: Quiet = False,
     home: Home = None,
     config: Config = None,
     set_: Set = None,
@@ -69,7 +70,7 @@ def sql(
         "features.query:run", settings, query, limit=limit, timeout_s=timeout, memory_mb=memory
     )
     _write(found, Format.JSON if json else format_)
-    if found.truncated and not json:
+    if found.truncated and not (json or quiet):
         sys.stderr.write(f"Only the first {limit:,} rows; --limit gives more.\n")
     return 0
 

@@ -314,24 +314,17 @@ def test_doctor_tells_what_runs_and_what_died(tmp_path: Path) -> None:
     assert _checks("--home", str(tmp_path))[1]["running"]["state"] == "warn"
 
 
-def test_a_new_project_can_be_listed_at_once(tmp_path: Path) -> None:
-    result = call("init", "shop_orders", "--json")
-    assert result.exit_code == 0
-    assert set(json.loads(result.stdout)) == {"module", "config"}
-    listed = call("features", "--list", "--json")
-    assert listed.exit_code == 0
-    found = json.loads(listed.stdout)
-    assert found["project"] == "shop_orders:project"
-    assert {"amount", "buyer_count_1d", "amount_to_mean"} <= {f["name"] for f in found["features"]}
-    again = call("init", "shop_orders")
-    assert again.exit_code == 1
-    assert "exists already" in again.stderr
-
-
-@pytest.mark.parametrize("name", ["shop-orders", "Shop", "class", "json", "../x"])
-def test_a_name_that_is_no_free_module_name_is_refused(name: str, tmp_path: Path) -> None:
-    assert call("init", name).exit_code == 2
-    assert list(tmp_path.iterdir()) == []
+def test_features_can_be_shown_in_one_way_at_a_time(tmp_path: Path) -> None:
+    assert call("features", "--list", "--html", str(tmp_path / "x.html")).exit_code == 2
+    assert call("features", "--show", "nothing_at_all").exit_code == 1
+    shown = json.loads(call("features", "--show", "amount_to_habit", "--json").stdout)
+    assert ["habit", "amount_to_habit"] in shown["edges"]
+    assert ["transaction.amount", "customer_amount_mean_90d"] in shown["edges"]
+    text = call("features", "--show", "amount_to_habit").stdout
+    assert "      customer_count_90d_before_14d\n        transaction.customer_id" in text
+    page = tmp_path / "folder" / "features.html"
+    assert call("features", "--html", str(page)).exit_code == 0
+    assert "amount_to_habit" in page.read_text()
 
 
 def test_a_simulated_world_can_be_loaded_and_the_log_reports_it(tmp_path: Path) -> None:
