@@ -100,6 +100,7 @@ def open_log(settings: Settings, project: Project) -> Iterator[LogFiles]:
             f"there is no event log at {settings.log_directory}",
             hint="Bring events in first: `raypipe load`, or `raypipe up`.",
         )
+    settings.home.mkdir(parents=True, exist_ok=True)
     log = SqliteLog.open(settings.log_url)
     try:
         # In the home, where only its owner reads: these are events.

@@ -100,12 +100,14 @@ def _only_select(sql: str) -> duckdb.Statement:
 def _connection(settings: Settings, memory_mb: int) -> Iterator[duckdb.DuckDBPyConnection]:
     import duckdb
 
+    spill = spill_folder(settings.home)
+    spill.mkdir(parents=True, exist_ok=True)
     config: dict[str, str | bool | int | float | list[str]] = {
         "autoinstall_known_extensions": "false",
         "autoload_known_extensions": "false",
         "allow_community_extensions": "false",
         "memory_limit": f"{memory_mb}MB",
-        "temp_directory": str(spill_folder(settings.home)),
+        "temp_directory": str(spill),
     }
     with duckdb.connect(":memory:", config=config) as con:
         con.execute("SET enable_progress_bar = false")
