@@ -186,20 +186,16 @@ def _profiles(
     out: dict[str, Floats] = {}
     for i, profile in enumerate(project.profiles):
         served = {r.event_offset: r.profile_times[i] for r in records}
-        days = np.array([served[o] for o in decided.column(OFFSET).to_pylist()], np.int64)
-        out |= dict.fromkeys(profile.column_names, np.full(len(days), np.nan))
-        known = days >= 0
+        midnights = np.array([served[o] for o in decided.column(OFFSET).to_pylist()], np.int64)
+        known = midnights >= 0
+        out |= {name: np.full(len(known), np.nan) for name in profile.column_names}
         if known.any():
-            key = decided.column(profile.key).filter(pa.array(known))
-            midnight = pa.array(days[known] * 1_000).cast(MOMENT)
-            found = join(
-                pa.table({profile.key: key, TIMESTAMP: midnight}),
-                [_made(profile, lake)],
-                known_only=False,
-                few=True,
-            )
+            asked = {
+                profile.key: decided.column(profile.key).filter(pa.array(known)),
+                TIMESTAMP: pa.array(midnights[known] * 1_000).cast(MOMENT),
+            }
+            found = join(pa.table(asked), [_made(profile, lake)], known_only=False, few=True)
             for name in profile.column_names:
-                out[name] = out[name].copy()
                 out[name][known] = pc.fill_null(found.column(name), math.nan).to_numpy()
     return out
 
