@@ -45,6 +45,8 @@ class LogFiles:
         self.end = log.end(PARTITION)
         """The next offset then."""
         self.tenant = tenant
+        self.spill = scratch / "spill"
+        """Folder for what a reader's memory can't hold; gone with the reading."""
         self._log = log
         self._project = project
         self._kept = Place.at(kept)

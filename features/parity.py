@@ -75,7 +75,7 @@ def run(
     project = load_project(settings.project)
     entity, key = _drawn_by(project, entity)
     began = clock.now_ms()
-    with open_log(settings, project) as files, connect(settings, project, files) as con:
+    with open_log(settings, project) as files, connect(project, files) as con:
         reader = Reader(con, project)
         drawn = reader.draw(key, keys, settings.seed, since_ms)
         records = reader.records(key, drawn, since_ms)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from features.batch import EntityPass
 from features.log_files import LogFiles
-from features.store.repo import spill_folder
+from features.store import duck
 from features.store.state import quoted
 from raypipe.ledger.record import LOG_KIND, DecisionRecord, decode
 from raypipe.log.port import OFFSET
@@ -22,22 +22,13 @@ from raypipe.windows.inputs import Inputs
 if TYPE_CHECKING:
     import duckdb
 
-    from raypipe.config import Settings
-
 Ints = npt.NDArray[np.int64]
 
 
 @contextmanager
-def connect(
-    settings: Settings, project: Project, files: LogFiles
-) -> Iterator[duckdb.DuckDBPyConnection]:
+def connect(project: Project, files: LogFiles) -> Iterator[duckdb.DuckDBPyConnection]:
     """A connection with the log's rows as tables ``log_<kind>``."""
-    import duckdb
-
-    spill = spill_folder(settings.home)
-    spill.mkdir(parents=True, exist_ok=True)
-    with duckdb.connect(config={"temp_directory": str(spill)}) as con:
-        con.execute("SET enable_progress_bar = false")
+    with duck.connect(spill=files.spill) as con:
         for kind in (LOG_KIND, *(e.name for e in project.events)):
             con.register(f"log_{kind}", files.table(kind))
         yield con

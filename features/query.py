@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from features.log_files import open_log
-from features.store.repo import spill_folder
+from features.store import duck
 from features.tables import Table, Tables, declared
 from raypipe.errors import Forbidden, RaypipeError, StageError, UsageError
 from raypipe.project import load_project
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from raypipe.config import Settings
 
 _CLOSED = (
+    "SET autoinstall_known_extensions = false",
+    "SET autoload_known_extensions = false",
+    "SET allow_community_extensions = false",
     "SET python_enable_replacements = false",
     "SET enable_external_access = false",
     "SET lock_configuration = true",
@@ -66,7 +69,10 @@ def run(settings: Settings, sql: str, *, limit: int, timeout_s: float, memory_mb
     known = declared(project)
     statement = _only_select(sql)
     text = sql.lower()
-    with open_log(settings, project) as files, _connection(settings, memory_mb) as con:
+    with (
+        open_log(settings, project) as files,
+        duck.connect(memory=f"{memory_mb}MB", spill=files.spill) as con,
+    ):
         opened = Tables(project, files, settings.lake)
         for table in known.values():
             if table.name.lower() in text:  # what isn't named isn't read
@@ -94,24 +100,6 @@ def _only_select(sql: str) -> duckdb.Statement:
     if kind != duckdb.StatementType.SELECT:
         raise UsageError(f"{kind.name} is not allowed", hint="Only SELECT reads, and nothing else.")
     return statements[0]
-
-
-@contextmanager
-def _connection(settings: Settings, memory_mb: int) -> Iterator[duckdb.DuckDBPyConnection]:
-    import duckdb
-
-    spill = spill_folder(settings.home)
-    spill.mkdir(parents=True, exist_ok=True)
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "autoinstall_known_extensions": "false",
-        "autoload_known_extensions": "false",
-        "allow_community_extensions": "false",
-        "memory_limit": f"{memory_mb}MB",
-        "temp_directory": str(spill),
-    }
-    with duckdb.connect(":memory:", config=config) as con:
-        con.execute("SET enable_progress_bar = false")
-        yield con
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def _compare(home: Path, records: list[DecisionRecord]) -> dict:
     settings = served.settings(home)
     with (
         parity.open_log(settings, served.project) as files,
-        parity.connect(settings, served.project, files) as con,
+        parity.connect(served.project, files) as con,
     ):
         reader = parity.Reader(con, served.project)
         return parity.compare(
