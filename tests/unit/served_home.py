@@ -12,6 +12,7 @@ from raypipe.clock import MINUTE_MS
 from raypipe.config import Settings
 from raypipe.ledger.record import DecisionRecord, Reason, decision_id
 from raypipe.log.sqlite import SqliteLog
+from raypipe.project import Model
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.vector.assemble import FEATURE_VALUE, Assembler
 from tests.domains.greenhouse import OPENING, project
@@ -19,7 +20,8 @@ from tests.domains.greenhouse import OPENING, project
 PROJECT = "tests.domains.greenhouse:project"
 START = 1_790_000_000_000
 HISTORY, LIVE = 60, 90
-MODEL = project.model("flooding")
+MODEL = Model("flooding", project.feature_names)
+"""Reads everything, so that everything is compared."""
 
 Change = Callable[[DecisionRecord], DecisionRecord]
 
