@@ -116,9 +116,9 @@ class KeyValues:
         windows: Mapping[str, float],
         age: int | None,
     ) -> schemas.KeyFeatures:
-        slow = await self._slow(tenant, entity, key)
         names = [n for p in self._project.profiles if p.entity == entity for n in p.column_names]
-        values = {**windows, **(dict.fromkeys(names, math.nan) if slow is None else slow)}
+        slow = await self._slow(tenant, entity, key) if names else {}
+        values = {**windows, **dict.fromkeys(names, math.nan), **(slow or {})}
         return schemas.KeyFeatures(
             entity=entity,
             key=key,
@@ -130,12 +130,10 @@ class KeyValues:
         )
 
     async def _slow(self, tenant: str, entity: str, key: str) -> dict[str, float] | None:
-        """Profile values of the key by name; None when the store doesn't say."""
-        profiles = self._project.profiles
-        if not any(p.entity == entity for p in profiles):
-            return {}
+        """Profile values that are known of the key, by name; None when the store doesn't say."""
         if tenant != self._stored_tenant:
-            return None
+            return {}
+        profiles = self._project.profiles
         asked = {p.key: key if p.entity == entity else None for p in profiles}
         known = await self._profiles.read({"event_id": f"{entity} {key}", **asked})
         if known is None:

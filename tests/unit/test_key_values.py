@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from features.online import OnlineRow
-from raypipe.clock import HOUR_MS, MINUTE_MS
+from features.profiles.lookup import Profiles
+from raypipe.clock import HOUR_MS, MINUTE_MS, ManualClock
 from raypipe.errors import Unavailable
 from raypipe.tenancy.keys import Credential, KeyStore, Presented, Scope
 from raypipe.windows.engine import WindowEngine
 from raypipe.windows.spec import WindowView, count, last, since_last, spans
 from serving.credentials import AWAY_S, FRESH_S, Credentials
-from serving.key_values import aged
+from serving.key_values import KeyValues, aged
 from tests.domains.greenhouse import project
+from tests.domains.orchard import project as orchard
 from tests.unit import served_home as served
-from tests.unit.serving_kit import NOW, Service, body, train
+from tests.unit.serving_kit import NOW, MemoryStore, Service, body, train
 from tests.unit.test_serving_credentials import Clock, Holder
 
 VALVE_VIEWS = [v for v in project.views if v.entity == "valve"]
@@ -162,6 +166,46 @@ def test_a_key_that_the_worker_never_confirmed_waits_for_it(service: Service) ->
     leave(service)
     assert service.get("/v1/features/sensor/s-1").status_code == 503
     assert service.get("/v1/features/sensor/s-1", key="rp_x").status_code == 401
+
+
+# Profiles
+
+
+class Slow:
+    """The online store of profiles, with one tree in it."""
+
+    answers = True
+
+    async def read(self, event: Mapping[str, Any]) -> Profiles | None:
+        known = event["tree"] == "t1"
+        if not self.answers:
+            return None
+        return Profiles((7.5, 1.0), (NOW,)) if known else Profiles((math.nan, math.nan), (-1,))
+
+
+class Worker:
+    """Windows of any tree."""
+
+    async def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
+        return {"tree_count_1d": 2.0}
+
+
+def test_profiles_of_the_key_stand_beside_its_windows() -> None:
+    slow = Slow()
+    reader = KeyValues(orchard, Worker(), MemoryStore(), "default", ManualClock(NOW), profiles=slow)
+
+    def ask(tenant: str = "default", key: str = "t1") -> tuple[dict[str, float | None], bool]:
+        found = asyncio.run(reader.read(tenant, "tree", key))
+        return found.values, found.degraded
+
+    names = ("tree_year_yield_mean", "tree_year_frosts_4d")
+    nothing = {"tree_count_1d": 2.0} | dict.fromkeys(names)
+    known = {"tree_count_1d": 2.0} | dict(zip(names, (7.5, 1.0), strict=True))
+    assert ask() == (known, False)
+    assert ask(key="t2") == (nothing, False)
+    assert ask(tenant="acme") == (nothing, False)
+    slow.answers = False
+    assert ask() == (nothing, True)
 
 
 # Age
