@@ -1,8 +1,11 @@
-"""Point-in-time joins: to each row what a view knew of its key at the row's time. By DuckDB's ASOF.
+"""Point-in-time joins: to each row what a view knew of its key at the row's time.
 
 Every row comes back once and in its place. A view's row counts for a time when it is not later,
 not older than the TTL and, with ``known_only``, was there by then (its ``created`` is not later).
 Of several, the one with the newest time counts, then with the newest ``created``.
+
+Keys and times become numbers, one binary search finds the places of the known rows, and then the
+columns are taken from there.
 """
 
 from __future__ import annotations
@@ -13,7 +16,6 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +23,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.store.duck import connect
 from features.store.names import TIMESTAMP
 from features.store.state import MOMENT
 from raypipe.errors import StageError, UsageError
@@ -66,17 +67,17 @@ def join(
     *,
     known_only: bool = True,
     few: bool = False,
-    spill: Path | None = None,
 ) -> pa.Table:
     """The rows with the wanted columns of every source, null where nothing is known.
+
+    Holds the rows and, of each source, what isn't too late or too old for all of them.
 
     Args:
         rows: the key columns of all sources and ``event_timestamp`` (timestamp[us, UTC]), which
             may be left out where every source is timeless. Null keys are unknown keys.
         known_only: whether ``created`` must not be later than the row's time; else it only
             decides between rows of one time.
-        few: the rows have few of the sources' keys: the others are passed over first.
-        spill: local folder for what memory can't hold.
+        few: the rows have few of the sources' keys: the others are passed over as they are read.
 
     Returns:
         the rows as they are, then the columns of each source in the types of its files.
@@ -86,12 +87,9 @@ def join(
         StageError: a source has no files, or not the wanted columns.
     """
     _check(rows, sources)
-    cores = os.cpu_count() or 1
-    workers = 1 if few else max(min(len(sources), cores), 1)
-    asked = _Asked(rows, sources)
-    how = _How(known_only, few, spill, cores // workers)
-    work = partial(_join_one, asked=asked, how=how)
-    with ThreadPoolExecutor(workers) as pool:
+    work = partial(_join_one, asked=_Asked(rows, sources), known_only=known_only, few=few)
+    threads = 1 if few else max(min(len(sources), os.cpu_count() or 1), 1)
+    with ThreadPoolExecutor(threads) as pool:
         for source, found in zip(sources, pool.map(work, sources), strict=True):
             for name in source.columns:
                 rows = rows.append_column(name, found.column(name))
@@ -197,34 +195,27 @@ def _together(parts: Sequence[Ints], sizes: Sequence[int]) -> Ints:
     return out
 
 
-@dataclass(frozen=True)
-class _How:
-    known_only: bool
-    few: bool
-    spill: Path | None
-    threads: int
-
-
-def _join_one(source: Source, *, asked: _Asked, how: _How) -> pa.Table:
+def _join_one(source: Source, *, asked: _Asked, known_only: bool, few: bool) -> pa.Table:
     """The wanted columns of one source for each asked row."""
     times = np.full(asked.size, _EVER) if source.timeless else asked.times
-    known = _read(source, asked, times, how.few)
+    known = _read(source, asked, times, few)
     keys, since = asked.keys_of(source, known), _microseconds(known.column(TIMESTAMP))
     made = _microseconds(known.column(source.created)) if source.created else np.zeros_like(since)
     counts = keys >= 0
-    if source.created and how.known_only:
+    if source.created and known_only:
         counts &= made > _NEVER
     rows = np.flatnonzero(counts)
-    rows, first, second = _timeline(keys, since, made, rows, known_only=how.known_only)
-    limits, ranks = _ranks(times, first, second)
-    # Only numbers are joined; the columns are taken afterwards, in half the time of joining them.
-    place = _newest(asked.keys(source), limits, keys[rows], ranks, how)
+    rows, first, second = _timeline(keys, since, made, rows, known_only=known_only)
+    ours = asked.keys(source)
+    bits = _BITS - int(ours.max(initial=0)).bit_length()
+    limits, ranks = _ranks(times, first, second, bits)
+    # Only numbers are joined; the columns are taken afterwards.
+    place = _newest(ours, limits, keys[rows], ranks)
     found = np.flatnonzero(place >= 0)
     place[found] = rows[place[found]]
     if source.ttl_us:
         place[found[times[found] - since[place[found]] > source.ttl_us]] = -1
-    columns = known.select(list(source.columns)).combine_chunks()
-    return columns.take(pa.array(place, mask=place < 0))
+    return _take(known.select(list(source.columns)), place)
 
 
 def _timeline(
@@ -248,14 +239,17 @@ def _timeline(
     return rows[kept], usable[kept], np.arange(len(kept))
 
 
-def _ranks(times: Ints, first: Ints, second: Ints) -> tuple[Ints, Ints]:
-    """Per time the greatest rank that counts, and per row its rank: by first, then by second."""
+def _ranks(times: Ints, first: Ints, second: Ints, most: int) -> tuple[Ints, Ints]:
+    """Per time the greatest rank that counts, and per row its rank: by first, then by second.
+
+    Ranks are below 2**most, unless there are more rows.
+    """
     if not len(first):
-        return times, first
+        return np.full(len(times), -1), first
     # Mostly `second` is near `first`, or small: both fit into one number.
     ties = min((second - second.min(), _from_least(second - first)), key=np.max)
     low, bits = first.min(), int(ties.max()).bit_length()
-    if int(first.max() - low).bit_length() + bits < _BITS:
+    if int(first.max() - low).bit_length() + bits <= most:
         limits = np.clip(times - low, -1, first.max() - low)
         return (limits << bits) + (2**bits - 1), ((first - low) << bits) + ties
     order = np.lexsort((second, first))
@@ -269,25 +263,46 @@ def _from_least(numbers: Ints) -> Ints:
     return found
 
 
-def _newest(asked: Ints, limits: Ints, known: Ints, ranks: Ints, how: _How) -> Ints:
+def _newest(asked: Ints, limits: Ints, known: Ints, ranks: Ints) -> Ints:
     """Per asked key the place of the known row with the greatest rank up to the limit, else -1."""
-    with connect(threads=how.threads, spill=how.spill) as con:
-        # Answers come with their positions: keeping an order would be work for nothing.
-        con.execute("SET preserve_insertion_order = false")
-        con.register(
-            "asked",
-            pa.table({"position": np.arange(len(asked)), "key": asked, "most": limits}),
-        )
-        con.register(
-            "known", pa.table({"place": np.arange(len(known)), "key": known, "turn": ranks})
-        )
-        found = con.sql(
-            "SELECT position, place FROM asked ASOF JOIN known"
-            " ON asked.key = known.key AND asked.most >= known.turn"
-        ).to_arrow_table()
-    out = np.full(len(asked), -1)
-    out[found.column("position").to_numpy()] = found.column("place").to_numpy()
+    if not len(known):
+        return np.full(len(asked), -1)
+    bits = int(ranks.max()).bit_length()
+    rows = (known << bits) | ranks
+    order = np.argsort(rows)
+    wanted = np.where((asked < 0) | (limits < 0), -1, (asked << bits) | limits)
+    turn = np.argsort(wanted)  # looked up in order, which caches like
+    found = np.searchsorted(rows[order], wanted[turn], side="right") - 1
+    place = order[found]
+    place[(found < 0) | (known[place] != asked[turn])] = -1
+    out = np.empty(len(asked), np.int64)
+    out[turn] = place
     return out
+
+
+def _take(columns: pa.Table, place: Ints) -> pa.Table:
+    """The rows at these places, null where a place is negative."""
+    missing = place < 0
+    there = np.where(missing, 0, place)
+    indices = pa.array(place, mask=missing)
+    out = []
+    for column in columns.combine_chunks().columns:
+        whole = column.chunk(0) if column.num_chunks else pa.array([], column.type)
+        if len(whole) and pa.types.is_floating(whole.type):
+            out.append(_take_numbers(whole, there, missing))
+        else:
+            out.append(whole.take(indices))
+    return pa.table(out, names=columns.column_names)
+
+
+def _take_numbers(column: pa.Array, there: Ints, missing: npt.NDArray[np.bool_]) -> pa.Array:
+    """As Arrow's take, in half of its time."""
+    valid = ~missing
+    if column.null_count:
+        valid &= column.is_valid().to_numpy(zero_copy_only=False)[there]
+    values = np.frombuffer(column.buffers()[1], column.type.to_pandas_dtype())[column.offset :]
+    bitmap = pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.Array.from_buffers(column.type, len(there), [bitmap, pa.py_buffer(values[there])])
 
 
 def _read(source: Source, asked: _Asked, times: Ints, few: bool) -> pa.Table:

@@ -10,7 +10,6 @@ import pyarrow as pa
 from features.store.asof import Source, join
 from features.store.duck import parts
 from features.store.names import EVENT_ENTITY
-from features.store.repo import home_of, spill_folder
 from raypipe.errors import NotFound
 from raypipe.lake import Place
 
@@ -43,8 +42,7 @@ def historical(
         NotFound: no such service, view or feature.
         UsageError, StageError: see asof.join.
     """
-    found = sources(store, lake, features)
-    return join(rows, found, known_only=known_only, spill=spill_folder(home_of(store)))
+    return join(rows, sources(store, lake, features), known_only=known_only)
 
 
 def sources(store: feast.FeatureStore, lake: Place, features: str | Sequence[str]) -> list[Source]:
