@@ -38,7 +38,10 @@ CONFIG_FILE = "raypipe.toml"
 ENV_PREFIX = "RAYPIPE_"
 
 RESERVED_ENV = frozenset(
-    {"DEBUG", "CONFIG", "API_KEY", "ONLINE_PASSWORD", "ABORT_AT", "ABORT_ONCE"}
+    {
+        *("DEBUG", "CONFIG", "API_KEY", "ONLINE_PASSWORD", "ONLINE_PASSWORD_FILE"),
+        *("ABORT_AT", "ABORT_ONCE"),
+    }
 )
 """RAYPIPE_* variables that are no settings."""
 
@@ -94,7 +97,10 @@ def _online_url(url: str) -> str:
             return f"sqlite:///{_absolute(Path(path))}"
     elif parts.scheme in ("redis", "rediss") and parts.hostname:
         if parts.password is not None:
-            raise ValueError("put the password into RAYPIPE_ONLINE_PASSWORD, not into the URL")
+            raise ValueError(
+                "put the password into RAYPIPE_ONLINE_PASSWORD or a file that "
+                "RAYPIPE_ONLINE_PASSWORD_FILE names, not into the URL"
+            )
         of_tls = parts.scheme == "rediss" and parts.query.startswith("ssl_ca_certs=/")
         if re.fullmatch(r"(/\d{0,5})?", parts.path) and (of_tls or not parts.query):
             return url
@@ -166,7 +172,7 @@ class Settings(BaseSettings):
     online_url: Annotated[str, AfterValidator(_online_url)] = Field(
         default_factory=lambda data: f"sqlite:///{data['home']}/feast/online.db",
         description="the online feature store; sqlite is the embedded one; a password of Redis "
-        "comes from RAYPIPE_ONLINE_PASSWORD alone",
+        "comes from RAYPIPE_ONLINE_PASSWORD or the file that RAYPIPE_ONLINE_PASSWORD_FILE names",
         json_schema_extra={
             "default_text": "sqlite:///HOME/feast/online.db",
             "allowed": "`sqlite:///FILE`, `redis://[USER@]HOST:PORT/DB`, `rediss://...`",
@@ -288,6 +294,11 @@ class Settings(BaseSettings):
     def lake(self) -> Place:
         """The place that ``lake_url`` names."""
         return Place.at(self.lake_url)
+
+    @property
+    def embedded_online(self) -> bool:
+        """Whether the online store is a file, which one node alone has."""
+        return self.online_url.startswith("sqlite:")
 
     @property
     def http_url(self) -> str:

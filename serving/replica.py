@@ -50,7 +50,7 @@ class Replica:
         self._profiles = None
         if self._project.profiles:
             reader = ProfileReader(self._project, settings.home, settings.online_url)
-            self._profiles = OnlineProfiles(reader)
+            self._profiles = OnlineProfiles(reader, settings.tenant)
         models = settings.lake / "models"
         replica = serve.get_replica_context().replica_id.unique_id
         self._app = HttpApp(

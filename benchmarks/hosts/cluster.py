@@ -33,12 +33,15 @@ PARTS = (
 OBJECT_STORE = 100_000_000
 HTTP_PORT = 8000
 DASHBOARD_PORT = 8265
+ONLINE_PORT = 6380
+"""Of the Redis on the head: Ray's own port is a Redis' usual one."""
 POLL_S = 2.0
 """Each look at the nodes starts a process on the head."""
 ANSWER = "answer: "
 SETTINGS = """\
 home = "~/.raypipe"
 lake_url = "{lake}"
+online_url = "redis://{online}/0"
 tls_dir = "~/.raypipe/tls"
 ray_address = "auto"
 http_host = "0.0.0.0"
@@ -90,11 +93,26 @@ class Cluster:
                 shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, target)
-        settings = SETTINGS.format(lake=self.lake, port=HTTP_PORT)
+        online = f"{self.head.address}:{ONLINE_PORT}"
+        settings = SETTINGS.format(lake=self.lake, online=online, port=HTTP_PORT)
         (self.checkout / "deploy" / "cluster.toml").write_text(settings)
         self.call(self.client, "raypipe cluster secrets")
+        self._start_online_store()
         file = self.checkout / "cluster.local.yaml"
         file.write_text(yaml.safe_dump(self._file(), sort_keys=False))
+
+    def _start_online_store(self) -> None:
+        """A Redis on the head, with the password that all nodes are about to get."""
+        password = self.client.home / ".raypipe" / "cluster" / "online_password"
+        address, folder = self.head.address, self.head.folder
+        config = folder / "redis.conf"
+        config.write_text(
+            f'bind {address}\nport {ONLINE_PORT}\nrequirepass {password.read_text()}\nsave ""\n'
+            f"dir {folder}\nlogfile redis.log\ndaemonize yes\n"
+        )
+        answers = f"(exec 3<>/dev/tcp/{address}/{ONLINE_PORT}) 2>/dev/null"
+        script = f"redis-server {config} && until {answers}; do sleep 0.05; done"
+        self.call(self.head, script, timeout_s=30)
 
     def _file(self) -> dict[str, Any]:
         declared: dict[str, Any] = yaml.safe_load((self.checkout / "cluster.yaml").read_text())
@@ -199,6 +217,14 @@ class Cluster:
         lines = self.call(self.head, self.on_head(f'python -c "{script}"')).splitlines()
         [answer] = [line for line in lines if line.startswith(ANSWER)]
         return json.loads(answer.removeprefix(ANSWER))
+
+    def online_readers(self) -> set[str]:
+        """Addresses of connections to the online store that read last, lost hosts' included."""
+        ask = f"redis-cli -h {self.head.address} -p {ONLINE_PORT} client list"
+        script = f"REDISCLI_AUTH=$(cat ~/.raypipe/online_password) {ask}"
+        lines = self.call(self.head, script).splitlines()
+        clients = [dict(word.split("=", 1) for word in line.split()) for line in lines]
+        return {c["addr"].rpartition(":")[0] for c in clients if c["cmd"] == "mget"}
 
     def user(self, script: str, *, timeout_s: float = 180.0) -> str:
         """What the user types in the checkout on the client; its output."""

@@ -20,7 +20,12 @@ from pathlib import Path
 from typing import IO
 
 INIT = Path(__file__).with_name("init.sh")
-TOOLS = ("ip", "nsenter", "setpriv", "unshare", "ssh", "ssh-keygen", "rsync", "/usr/sbin/sshd")
+TOOLS = (
+    *("ip", "nsenter", "setpriv", "unshare", "ssh", "ssh-keygen", "rsync", "/usr/sbin/sshd"),
+    "redis-server",
+)
+"""What hosts are made of, and what runs on them beside raypipe."""
+PACKAGES = ("openssh-client", "openssh-server", "rsync", "iproute2", "redis-server")
 START_S = 20.0
 
 # The kernel ends the process when the one that started it has ended, however that was.
@@ -48,7 +53,7 @@ def obstacle() -> str:
         return "namespaces with networks need root"
     lacking = [tool for tool in TOOLS if shutil.which(tool) is None]
     if lacking:
-        return f"not installed: {', '.join(lacking)} (apt-get install openssh-server rsync)"
+        return f"not installed: {', '.join(lacking)} (apt-get install {' '.join(PACKAGES)})"
     flags = ("--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc")
     trial = "ip link add x0 type veth peer name x1 && ip link add x2 type bridge"
     run = subprocess.run(
@@ -60,8 +65,7 @@ def obstacle() -> str:
 def require() -> None:
     """Install what is missing where that can be done; raises RuntimeError naming the obstacle."""
     if shutil.which("apt-get") and os.geteuid() == 0 and any(not shutil.which(t) for t in TOOLS):
-        names = ("openssh-client", "openssh-server", "rsync", "iproute2")
-        for words in (["update"], ["install", "-y", "--no-install-recommends", *names]):
+        for words in (["update"], ["install", "-y", "--no-install-recommends", *PACKAGES]):
             subprocess.run(["apt-get", "-qq", *words], capture_output=True, check=False)
     problem = obstacle()
     if problem:

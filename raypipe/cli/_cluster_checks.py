@@ -71,6 +71,7 @@ def judge(found: Survey, settings: Settings, now_ms: int) -> list[Check]:
             f"{settings.lake_url}: written and read by every node",
             "Set lake_url to what all nodes mount, or to s3://... with a role that may write it.",
         ),
+        _online(found, settings),
         _certificates(found, settings, now_ms),
         _each(
             "worker",
@@ -133,6 +134,25 @@ def _environment(found: Survey) -> Check:
     if drift:
         return Check("environment", "fail", "; ".join(drift), _SYNC)
     return Check("environment", "ok", f"{len(names)} variables: the same on every node")
+
+
+def _online(found: Survey, settings: Settings) -> Check:
+    if settings.embedded_online:
+        alone = len(found.reports) < 2
+        return Check(
+            "online store",
+            "ok" if alone else "fail",
+            "a file" + ("" if alone else ": replicas read profiles on its own node only"),
+            "" if alone else "Set online_url to a Redis that all nodes reach.",
+        )
+    return _each(
+        "online store",
+        found,
+        lambda r: r.online,
+        f"{settings.online_url}: answers every node",
+        "Set online_url to a Redis that all nodes reach; `raypipe cluster secrets` makes its "
+        "password, and `ray up` brings all nodes the same one (mode 0600).",
+    )
 
 
 def _certificates(found: Survey, settings: Settings, now_ms: int) -> Check:

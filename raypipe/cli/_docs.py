@@ -50,8 +50,8 @@ One frozen value, from four sources; a later one wins: defaults, `raypipe.toml`,
 
 An unknown name is refused, with the nearest known one, in each of them. `raypipe doctor` shows
 every value with where it came from. Not settings: `RAYPIPE_CONFIG`, `RAYPIPE_DEBUG`,
-`RAYPIPE_API_KEY`, `RAYPIPE_ONLINE_PASSWORD`, and `RAYPIPE_ABORT_AT`, `RAYPIPE_ABORT_ONCE` for
-recovery tests.
+`RAYPIPE_API_KEY`, `RAYPIPE_ONLINE_PASSWORD`, `RAYPIPE_ONLINE_PASSWORD_FILE`, and
+`RAYPIPE_ABORT_AT`, `RAYPIPE_ABORT_ONCE` for recovery tests.
 
 | setting | default | allowed | meaning |
 |---|---|---|---|

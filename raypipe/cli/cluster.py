@@ -98,7 +98,7 @@ def secrets(
     ] = False,
     json: Json = False,
 ) -> int:
-    """Make the credentials of a cluster: Ray's token, and the certificate of its nodes.
+    """Make the credentials of a cluster: Ray's token, the online store's password, certificates.
 
     Makes what is missing, checks what is there, and overwrites nothing that is valid. Exits with 1
     for a file that is wrong, expired or readable by others.

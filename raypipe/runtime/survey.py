@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import platform
 import secrets
 import stat
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import raypipe
 from raypipe.errors import RaypipeError
+from raypipe.runtime.launch.clear_text import is_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,10 +55,13 @@ class Report:
     place: str
     """Where raypipe was imported from."""
     environment: dict[str, str]
+    """Of a secret only that it is set."""
     token: str
     """"" when Ray asks for its token there; else what is wrong."""
     lake: str
     """"" when the lake is shared and writable; else what is wrong."""
+    online: str
+    """"" when the online store is embedded or answers; else what is wrong."""
     tls: str
     """sha256 of the authority's certificate, "" without tls_dir; else begins with ``!``."""
     expires_ms: int | None
@@ -118,16 +123,24 @@ def report(settings: Settings, mark: str = "") -> Report:
         packages={name: _version(name) for name in PACKAGES},
         code=code_hash(),
         place=str(Path(raypipe.__file__).resolve().parents[1]),
-        environment={
-            name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
-        },
+        environment=environment(),
         token=_token(),
         lake=_lake(settings, mark),
+        online=online(settings),
         tls=tls,
         expires_ms=expires_ms,
         worker=_worker(settings),
         http=_http(settings),
     )
+
+
+def environment() -> dict[str, str]:
+    """What Ray was started with on this node, without its secrets."""
+    return {
+        name: "set" if is_secret(name, value) else value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(VARIABLES)
+    }
 
 
 def code_hash(root: Path | None = None) -> str:
@@ -193,6 +206,20 @@ def _token() -> str:
     if empty:
         return f"{path} is empty"
     return f"{path} has mode {mode:04o}: others can read it" if mode & 0o077 else ""
+
+
+def online(settings: Settings) -> str:
+    """What is wrong when this node reads from the online store as a replica does; "" if nothing."""
+    if settings.embedded_online:
+        return ""
+    # By name: the stages lie above this package.
+    store = importlib.import_module("features.store.packed.backend")
+    try:
+        with closing(store.open_backend(settings.online_url)) as backend:
+            backend.get([b"rp:doctor"])
+    except RaypipeError as e:
+        return e.detail
+    return ""
 
 
 def _certificates(settings: Settings) -> tuple[str, int | None]:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from features.store.packed.backend import Backend, open_backend
-from features.store.packed.redis import PASSWORD_VARIABLE
+from features.store.packed.password import FILE_VARIABLE, PASSWORD_VARIABLE
 from features.store.packed.sqlite import SqliteBackend
 from raypipe.errors import ConfigError, IntegrityError, Unavailable
 from tests.contract.redis_server import RedisServer, needs_redis
@@ -251,7 +251,7 @@ def test_a_server_that_is_away_is_told_and_comes_back(tmp_path: Path) -> None:
 
 
 @needs_redis
-def test_the_password_comes_from_the_environment(
+def test_the_password_comes_from_the_environment_or_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = RedisServer(
@@ -268,6 +268,7 @@ def test_the_password_comes_from_the_environment(
             with pytest.raises(ConfigError, match="refuses us") as e:
                 open_backend(server.url()).get([b"k"])
             assert PASSWORD_VARIABLE in e.value.hint
+            assert FILE_VARIABLE in e.value.hint
             assert "wrong" not in str(e.value)
         monkeypatch.setenv(PASSWORD_VARIABLE, "right")
         backend = open_backend(server.url())
@@ -278,6 +279,12 @@ def test_the_password_comes_from_the_environment(
         assert named.get([b"k"]) == [value(1)]
         with pytest.raises(ConfigError, match="refuses us"):
             put(named, {b"k": value(2)})
+        monkeypatch.delenv(PASSWORD_VARIABLE)
+        file = tmp_path / "password"
+        file.touch(0o600)
+        file.write_text("right\n")
+        monkeypatch.setenv(FILE_VARIABLE, str(file))
+        assert open_backend(server.url()).get([b"k"]) == [value(1)]
     finally:
         server.kill()
 

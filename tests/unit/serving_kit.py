@@ -7,7 +7,7 @@ import itertools
 import json
 import struct
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,13 @@ from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, encode
+from raypipe.profiles import Profile, Value, facts
 from raypipe.project import Entity, Label, Model, Project
 from raypipe.tenancy.keys import Credential, KeyStore, Presented
 from raypipe.vector.expressions import Derived
 from raypipe.windows.spec import WindowView, count, spans
 from serving.credentials import Credentials
-from serving.decide import Decider
+from serving.decide import Decider, Profiles
 from serving.docs import render
 from serving.http import HttpApp
 from serving.key_values import KeyValues
@@ -69,6 +70,20 @@ PROJECT = Project(
     models=(Model("fault", FEATURES),),
 )
 
+PROFILE = Profile(
+    "sensor_year",
+    "sensor",
+    "sensor_id",
+    facts=(facts("reading", readings="count(*)"),),
+    values=(Value("age", "max(age)"),),
+)
+PROFILED = replace(
+    PROJECT,
+    profiles=(PROFILE,),
+    models=(Model("fault", (*FEATURES, *PROFILE.column_names)),),
+)
+"""The same plant with a profile that its model uses."""
+
 DOCUMENTS = render(document(PROJECT, "EUR", BODY_LIMIT))
 
 
@@ -95,9 +110,11 @@ def train(
     thresholds: dict[str, float] | None = None,
     objective: str = "binary:logistic",
     scale: float = 1.0,
+    project: Project = PROJECT,
 ) -> str:
     """A real model version in home/models, made current; heat and cost speak for a fault."""
     rng = np.random.default_rng(1)
+    names = project.model("fault").features
     X = np.column_stack(
         [
             rng.uniform(-50, 1000, 600),
@@ -106,18 +123,19 @@ def train(
             rng.integers(0, 2, 600),
             rng.uniform(0, 100, 600),
             rng.integers(0, 50, 600),
+            *(rng.integers(0, 300, 600) for _ in names[len(FEATURES) :]),
         ]
     ).astype(np.float32)
     y = (X[:, 0] / 1000 + X[:, 1] / 100_000 > 1.2) * scale
     booster = xgboost.train(
         {"objective": objective, "max_depth": 3, "nthread": 1, "seed": 1},
-        xgboost.DMatrix(X, y, feature_names=list(FEATURES)),
+        xgboost.DMatrix(X, y, feature_names=list(names)),
         num_boost_round=12,
     )
     path = artefact.write(
         Place.at(home) / "models",
         bytes(booster.save_raw("ubj")),
-        project=PROJECT,
+        project=project,
         name="fault",
         created_ms=NOW,
         training={},
@@ -215,7 +233,7 @@ class MemoryStore:
 class Service:
     """The application of one replica over a home folder, called in process."""
 
-    def __init__(self, home: Path, store: Path, **options: Any) -> None:
+    def __init__(self, home: Path, store: Path, project: Project = PROJECT, **options: Any) -> None:
         self.clock = ManualClock(NOW)
         self.keys = KeyStore(store, self.clock)
         self.worker = MemoryWorker(keys=self.keys)
@@ -236,12 +254,14 @@ class Service:
             replica="r1",
             **{"body_limit": BODY_LIMIT} | options,
         )
-        self.judge = load_judge(Place.at(home) / "models", PROJECT, "fault", None, "review")
+        self.judge = load_judge(Place.at(home) / "models", project, "fault", None, "review")
         self.use(self.judge)
 
-    def use(self, judge: Any, deadline_s: float = 5.0) -> None:
+    def use(self, judge: Any, deadline_s: float = 5.0, profiles: Profiles | None = None) -> None:
         validator = RowValidator(READING, "EUR")
-        self.app.decider = Decider(READING, validator, self.worker, judge, self.clock, deadline_s)
+        self.app.decider = Decider(
+            READING, validator, self.worker, judge, self.clock, deadline_s, profiles
+        )
 
     async def call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         transport = httpx.ASGITransport(self.app)

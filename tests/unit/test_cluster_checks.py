@@ -10,7 +10,8 @@ import pytest
 from raypipe.cli._cluster_checks import judge
 from raypipe.clock import DAY_MS
 from raypipe.config import Settings
-from raypipe.runtime.survey import Report, Survey, code_hash
+from raypipe.runtime.survey import Report, Survey, code_hash, environment, online
+from tests.contract.redis_server import RedisServer, needs_redis
 
 NOW = 1_790_000_000_000
 ADDRESSES = ("10.0.0.1", "10.0.0.2", "10.0.0.3")
@@ -27,6 +28,7 @@ def report(address: str) -> Report:
         environment={"RAY_AUTH_MODE": "token", "RAY_health_check_period_ms": "1000"},
         token="",
         lake="",
+        online="",
         tls="a" * 64,
         expires_ms=NOW + 300 * DAY_MS,
         worker="",
@@ -42,7 +44,9 @@ def survey(**changes: object) -> Survey:
 
 
 def settings(tmp_path: Path, **changes: object) -> Settings:
-    values = {"home": tmp_path, "tls_dir": tmp_path / "tls", "ray_address": "auto"} | changes
+    online = {"online_url": "rediss://store:6379/0"}
+    values = {"home": tmp_path, "tls_dir": tmp_path / "tls", "ray_address": "auto", **online}
+    values |= changes
     return Settings(**values)  # type: ignore[arg-type]
 
 
@@ -52,7 +56,7 @@ def test_a_sound_cluster_has_nothing_to_cure(tmp_path: Path) -> None:
         (name, "ok", "")
         for name in (
             *("nodes", "code", "versions", "environment", "token", "shared lake"),
-            *("certificates", "worker", "http port", "clocks"),
+            *("online store", "certificates", "worker", "http port", "clocks"),
         )
     ]
 
@@ -71,6 +75,7 @@ def test_a_sound_cluster_has_nothing_to_cure(tmp_path: Path) -> None:
         ),
         ("token", {"token": "RAY_AUTH_MODE is unset"}, ["10.0.0.3: RAY_AUTH_MODE is unset"]),
         ("shared lake", {"lake": "the nodes see different folders"}, ["10.0.0.3: the nodes see"]),
+        ("online store", {"online": "the online store is away"}, ["10.0.0.3: the online store is"]),
         ("certificates", {"tls": "!/tls/node.key: others can read it"}, ["10.0.0.3: /tls/node"]),
         ("certificates", {"tls": "b" * 64}, ["10.0.0.1: authority aaaa", "10.0.0.3: authority b"]),
         ("certificates", {"expires_ms": NOW}, ["has expired"]),
@@ -129,6 +134,50 @@ def test_several_nodes_need_certificates(tmp_path: Path) -> None:
     alone = replace(found, reports=found.reports[:1])
     named = {c.name: c for c in judge(alone, settings(tmp_path, tls_dir=None), NOW)}
     assert named["certificates"].state == "ok"
+
+
+def test_several_nodes_need_an_online_store_that_all_of_them_reach(tmp_path: Path) -> None:
+    embedded = settings(tmp_path, online_url=f"sqlite:///{tmp_path}/online.db")
+    found = survey()
+    [bad] = [c for c in judge(found, embedded, NOW) if c.state != "ok"]
+    assert (bad.name, bad.state) == ("online store", "fail")
+    assert "online_url" in bad.cure
+    alone = replace(found, reports=found.reports[:1])
+    assert [c for c in judge(alone, embedded, NOW) if c.state != "ok"] == []
+
+
+@needs_redis
+def test_a_node_says_why_it_does_not_reach_the_online_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAYPIPE_ONLINE_PASSWORD", raising=False)
+    server = RedisServer(tmp_path, "requirepass right")
+    given = settings(tmp_path, online_url=server.url())
+    password = tmp_path / "online_password"
+    monkeypatch.setenv("RAYPIPE_ONLINE_PASSWORD_FILE", str(password))
+    try:
+        assert "online_password can't be read" in online(given)
+        password.touch(0o600)
+        password.write_text("wrong")
+        assert "refuses us" in online(given)
+        password.write_text("right")
+        assert online(given) == ""
+        password.chmod(0o644)
+        assert "others can read it" in online(given)
+        password.chmod(0o600)
+    finally:
+        server.kill()
+    assert "is away" in online(given)
+
+
+def test_a_report_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYPIPE_ONLINE_PASSWORD", "hunter2")
+    monkeypatch.setenv("RAYPIPE_API_KEY", "hunter2")
+    monkeypatch.setenv("RAYPIPE_ONLINE_PASSWORD_FILE", "/home/somebody/password")
+    told = environment()
+    assert "hunter2" not in str(told)
+    assert told["RAYPIPE_ONLINE_PASSWORD"] == "set"
+    assert told["RAYPIPE_ONLINE_PASSWORD_FILE"] == "/home/somebody/password"
 
 
 def test_the_code_hash_sees_names_and_bytes(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ def test_the_shipped_cluster_file_has_no_fault_and_names_what_is_to_be_filled_in
         ("cluster.yaml", "/metadata/network/0/SubnetId"),
         ("cluster.yaml", "/metadata/network/0/Groups/0"),
         ("deploy/cluster.toml", "/lake_url"),
+        ("deploy/cluster.toml", "/online_url"),
     }
 
 

@@ -45,7 +45,7 @@ def test_a_check_without_findings_ends_with_0_and_says_that_nothing_was_launched
 def test_values_to_fill_in_end_with_1_and_are_counted_apart(root: Path) -> None:
     done = call("check")
     assert done.exit_code == 1
-    assert done.stdout.endswith("cluster.yaml: faults 0, values to fill in 3.\n")
+    assert done.stdout.endswith("cluster.yaml: faults 0, values to fill in 4.\n")
 
 
 def test_a_fault_is_told_with_place_found_expected_and_cure(root: Path) -> None:
@@ -102,8 +102,8 @@ def test_render_needs_a_region(root: Path) -> None:
 def test_secrets_are_made_once_and_never_printed(root: Path) -> None:
     done = call("secrets", "--dir", "keys")
     assert done.exit_code == 0
-    token = (root / "keys/auth_token").read_text()
-    assert token not in done.output
+    for name in ("auth_token", "online_password"):
+        assert (root / "keys" / name).read_text() not in done.output
     assert "PRIVATE" not in done.output
     assert json.loads(call("secrets", "--dir", "keys", "--json").stdout)["made"] == []
     (root / "keys/auth_token").chmod(0o644)

@@ -50,6 +50,8 @@ def test_node_env_agrees_with_a_session_where_they_overlap() -> None:
         ("period_ms=1000", "period_ms=3000", "line 12", "RAY_health_check_period_ms=1000"),
         ("threshold_ms=60000", "threshold_ms=1000", "line 17", "session.py"),
         ("RAYPIPE_CONFIG=", "RAYPIPE_OTHER=", "/", "no RAYPIPE_CONFIG"),
+        ("RAYPIPE_ONLINE_PASSWORD_FILE", "RAYPIPE_X", "/", "no RAYPIPE_ONLINE_PASSWORD_FILE"),
+        ("ONLINE_PASSWORD_FILE=", "ONLINE_PASSWORD=x", "line 34", "a secret in clear"),
         ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN=abc\nRAY_AUTH_MODE", "line 6", "a secret in clear"),
     ],
 )
@@ -141,6 +143,7 @@ def test_without_a_dashboard_host_ray_keeps_it_on_loopback(tmp_path: Path) -> No
     [
         ("~/.ray/auth_token", GONE, "auth_token"),
         ("~/.ray/auth_token", "~/.ray/auth_token", "~/.raypipe/cluster/auth_token"),
+        ("~/.raypipe/online_password", GONE, "online_password"),
         ("~/.raypipe/tls/node.key", GONE, "node.key"),
         ("~/ca.key", "~/.raypipe/cluster/ca.key", "stays on this machine"),
         ("~/.raypipe/cluster", "~/.raypipe/cluster/", "stays on this machine"),
@@ -250,7 +253,7 @@ def test_head_and_workers_start_ray_in_the_same_environment(tmp_path: Path) -> N
     assert worker is not None
     assert head["RAY_AUTH_MODE"] == "token"
     assert head["RAY_USAGE_STATS_ENABLED"] == "0"  # over what `ray up` says
-    own = {"PATH", "RAYPIPE_CONFIG"}  # they name the home
+    own = {"PATH", "RAYPIPE_CONFIG", "RAYPIPE_ONLINE_PASSWORD_FILE"}  # they name the home
     assert {n: v for n, v in head.items() if n not in own} == {
         n: v for n, v in worker.items() if n not in own
     }

@@ -20,7 +20,7 @@ from raypipe.runtime.launch.credentials import ensure
 from raypipe.runtime.worker.tls import NODE
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
-NAMES = ("auth_token", "ca.key", "tls/ca.crt", "tls/node.key", "tls/node.crt")
+NAMES = ("auth_token", "online_password", "ca.key", "tls/ca.crt", "tls/node.key", "tls/node.crt")
 openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
 
@@ -51,16 +51,29 @@ def test_secrets_are_readable_by_their_owner_alone(tmp_path: Path) -> None:
     ensure(tmp_path / "c")
     modes = {n: stat.S_IMODE((tmp_path / "c" / n).stat().st_mode) for n in (".", "tls", *NAMES)}
     assert {n for n, m in modes.items() if m & 0o077} == {"tls/ca.crt", "tls/node.crt"}
-    assert modes["auth_token"] == 0o600
+    assert modes["auth_token"] == modes["online_password"] == 0o600
 
 
-def test_a_token_is_random_hex_of_32_bytes(tmp_path: Path) -> None:
-    tokens = set()
-    for name in "ab":
-        ensure(tmp_path / name)
-        tokens.add((tmp_path / name / "auth_token").read_text())
-    assert len(tokens) == 2
-    assert all(len(bytes.fromhex(token)) == 32 for token in tokens)
+def test_token_and_password_are_random_hex_of_32_bytes(tmp_path: Path) -> None:
+    found = set()
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        ensure(folder)
+        found |= {(folder / name).read_text() for name in ("auth_token", "online_password")}
+    assert len(found) == 4
+    # ElastiCache takes 16 to 128 characters, and of signs other than letters and digits only some.
+    assert all(len(secret) == 64 and secret.isalnum() for secret in found)
+    assert all(len(bytes.fromhex(secret)) == 32 for secret in found)
+
+
+def test_a_password_that_a_redis_has_already_is_kept(tmp_path: Path) -> None:
+    ensure(tmp_path)
+    (tmp_path / "online_password").write_text("a!-&#" * 10 + "\n")
+    assert ensure(tmp_path, renew=True).made == ("tls/node.key", "tls/node.crt")
+    for bad in ("short", "a b" * 20, "é" * 40):
+        (tmp_path / "online_password").write_text(bad)
+        with pytest.raises(IntegrityError, match="online_password doesn't hold 32") as e:
+            ensure(tmp_path)
+        assert bad not in str(e.value)
 
 
 @openssl
@@ -173,15 +186,15 @@ def test_a_damaged_file_is_refused_and_left_alone(tmp_path: Path, name: str, dam
         }[damage]
     )
     before = contents(folder)
-    if (name, damage) == ("auth_token", "strange"):
-        assert ensure(folder).made == ()  # any token is as good as another
+    if name in ("auth_token", "online_password") and damage == "strange":
+        assert ensure(folder).made == ()  # any is as good as another
         return
     with pytest.raises(IntegrityError):
         ensure(folder)
     assert contents(folder) == before
 
 
-@pytest.mark.parametrize("name", ["auth_token", "ca.key", "tls/node.key"])
+@pytest.mark.parametrize("name", ["auth_token", "online_password", "ca.key", "tls/node.key"])
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, name: str) -> None:
     ensure(tmp_path)
     (tmp_path / name).chmod(0o640)
@@ -206,7 +219,7 @@ def test_a_lost_authority_is_not_replaced_in_silence(tmp_path: Path) -> None:
         ensure(tmp_path)
 
 
-@pytest.mark.parametrize("arrival", range(1, 6))
+@pytest.mark.parametrize("arrival", range(1, len(NAMES) + 1))
 def test_a_call_that_is_killed_leaves_nothing_half_and_the_next_one_completes_it(
     tmp_path: Path, arrival: int
 ) -> None:

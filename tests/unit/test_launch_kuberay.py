@@ -21,7 +21,7 @@ STORAGE, CLAIM, POLICY = 0, 1, 3
 def test_the_shipped_resources_have_no_fault_and_name_what_is_to_be_filled_in(name: str) -> None:
     findings = check(ROOT / name)
     assert {f.kind for f in findings} == {"placeholder"}
-    assert {f.place.rpartition("/")[2] for f in findings} == {"image", "lake_url"}
+    assert {f.place.rpartition("/")[2] for f in findings} == {"image", "lake_url", "online_url"}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +68,37 @@ def test_the_shipped_resources_have_no_fault_and_name_what_is_to_be_filled_in(na
             {"name": "RAY_AUTH_TOKEN", "value": "hunter2"},
             "/env/0/value",
             "a secret in clear",
+        ),
+        (f"{WORKER}.{BOX}.env.17", GONE, "/containers/0/env", "no RAYPIPE_ONLINE_PASSWORD from"),
+        (
+            f"{WORKER}.{BOX}.env.17",
+            {"name": "RAYPIPE_ONLINE_PASSWORD", "value": "hunter2"},
+            "/env/17",
+            "no RAYPIPE_ONLINE_PASSWORD from a secret",
+        ),
+        (
+            f"{HEAD}.{BOX}.env.17",
+            {"name": "RAYPIPE_ONLINE_PASSWORD", "value": "hunter2"},
+            "/env/17/value",
+            "a secret in clear",
+        ),
+        (
+            f"{HEAD}.{BOX}.env.17.valueFrom",
+            {"configMapKeyRef": {"name": "x", "key": "y"}},
+            "/env/17",
+            "by valueFrom.secretKeyRef",
+        ),
+        (
+            f"{HEAD}.{BOX}.env.17.valueFrom.secretKeyRef",
+            {"key": "online_password"},
+            "/env/17",
+            "by valueFrom.secretKeyRef",
+        ),
+        (
+            f"{HEAD}.{BOX}.env.0",
+            {"name": "RAYPIPE_ONLINE_PASSWORD_FILE", "value": "/x"},
+            "/env/0/value",
+            "RAYPIPE_ONLINE_PASSWORD_FILE besides",
         ),
         (f"{HEAD}.{POD}.securityContext.runAsNonRoot", False, "/runAsNonRoot", "true"),
         (f"{WORKER}.{POD}.securityContext", GONE, "/seccompProfile/type", "RuntimeDefault"),

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
+from features.store.packed.password import FILE_VARIABLE
 from raypipe.config import load_settings
 from raypipe.errors import ConfigError, InputError
 from raypipe.runtime.launch.check import check
 from raypipe.runtime.launch.credentials import MOUNTED
+from raypipe.runtime.launch.files import NODE_ENV, variables
 from serving.app import APPLICATION, DEPLOYMENT
 from tests.unit.launch_kit import CLUSTER, GONE, ROOT, checkout, documents, faults, put
 
@@ -53,6 +55,10 @@ def test_a_fault_of_the_serve_config_is_named(
         ('"auto"', '"10.0.0.1:6379"', "/ray_address"),
         ('"~/.raypipe"', '".raypipe"', "/home"),
         ("s3://CHANGE-ME/raypipe", "/mnt/shared", "/lake_url"),
+        ("rediss://CHANGE-ME:6379/0", "redis://10.0.0.9:6379/0", "/online_url"),
+        ("rediss://CHANGE-ME:6379/0", "sqlite:////mnt/online.db", "/online_url"),
+        ('online_url = "rediss://CHANGE-ME:6379/0"', "", "/online_url"),
+        ('online_url = "rediss:', 'online_url = "rediss://u:hunter2@h/0" #', "/online_url"),
         ('tls_dir = "~/.raypipe/tls"', "", "/tls_dir"),
         ("http_port = 8000", 'api_key = "rp_live_1"', "/api_key"),
     ],
@@ -64,7 +70,9 @@ def test_a_fault_of_the_settings_file_is_named(
     file = root / SETTINGS
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
-    assert place in [f.place for f in faults(root, CLUSTER) if f.file == SETTINGS]
+    found = [f for f in faults(root, CLUSTER) if f.file == SETTINGS]
+    assert place in [f.place for f in found]
+    assert "hunter2" not in str(found)
 
 
 def test_a_settings_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
@@ -86,6 +94,11 @@ def test_the_certificates_are_mounted_where_the_settings_look_for_them() -> None
     assert {f"{folder}/{name}" for name in ("ca.crt", "node.crt", "node.key")} <= MOUNTED.keys()
 
 
+def test_the_password_is_mounted_where_the_environment_says() -> None:
+    [line] = [v for v in variables(ROOT / NODE_ENV, NODE_ENV) if v.name == FILE_VARIABLE]
+    assert MOUNTED[line.value.replace("$HOME", "~")].endswith("/online_password")
+
+
 def test_a_node_can_read_the_settings_file_once_it_is_filled_in(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'CHANGE-ME' is no bucket"):
         load_settings(config=ROOT / SETTINGS)
@@ -94,4 +107,5 @@ def test_a_node_can_read_the_settings_file_once_it_is_filled_in(tmp_path: Path) 
     settings = load_settings(config=filled)
     assert settings.ray_address == "auto"
     assert settings.lake_url == "s3://our-bucket/raypipe"
+    assert settings.online_url == "rediss://our-bucket:6379/0"
     assert settings.home == Path.home() / ".raypipe"

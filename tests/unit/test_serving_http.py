@@ -18,6 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.parity_report import Cause, FeatureParity, Report, store
+from features.profiles.lookup import Profiles
+from raypipe.clock import HOUR_MS
 from raypipe.errors import IntegrityError, Unavailable
 from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind
@@ -25,11 +27,13 @@ from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord
 from serving.body import MAX_DEPTH
 from serving.decide import Decider
+from serving.scorer import load_judge
 from tests.unit.serving_kit import (
     BODY_LIMIT,
     FEATURES,
     HOT,
     NOW,
+    PROFILED,
     PROJECT,
     READING,
     Service,
@@ -123,6 +127,73 @@ def test_windows_see_what_came_before_and_not_the_event_itself(service: Service)
         whole = service.get(f"/v1/decisions/{said['decision_id']}").json()
         counts.append(whole["features"]["sensor_count_1h"])
     assert counts == [0, 1, 2]
+
+
+# Profiles
+
+
+class Told:
+    """An online store of profiles that says one thing."""
+
+    def __init__(self, said: Profiles | None) -> None:
+        self._said = said
+
+    async def read(self, event: object) -> Profiles | None:
+        return self._said
+
+
+@pytest.fixture(scope="module")
+def profiled_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("profiled")
+    train(folder, project=PROFILED)
+    return folder
+
+
+@pytest.fixture
+def profiled(profiled_home: Path, tmp_path: Path) -> Service:
+    return Service(profiled_home, tmp_path / "tenants.db", PROFILED)
+
+
+def test_profiles_reach_the_vector_and_their_times_the_record(profiled: Service) -> None:
+    profiled.use(profiled.judge, profiles=Told(Profiles((41.5,), (NOW - HOUR_MS,))))
+    said = profiled.post(body()).json()
+    assert (said["action"], said["degraded"]) == ("approve", False)
+    whole = profiled.get(f"/v1/decisions/{said['decision_id']}").json()
+    assert whole["features"]["sensor_year_age"] == 41.5
+    [record] = profiled.worker.records.values()
+    assert np.frombuffer(record.features, "<f4")[-1] == 41.5
+    assert record.profile_times == (NOW - HOUR_MS,)
+
+
+def test_a_key_without_profiles_is_a_missing_value_and_no_error(profiled: Service) -> None:
+    profiled.use(profiled.judge, profiles=Told(Profiles((math.nan,), (-1,))))
+    said = profiled.post(body()).json()
+    assert (said["action"], said["degraded"]) == ("approve", False)
+    whole = profiled.get(f"/v1/decisions/{said['decision_id']}").json()
+    assert whole["features"]["sensor_year_age"] is None
+    [record] = profiled.worker.records.values()
+    assert record.profile_times == (-1,)
+
+
+@pytest.mark.parametrize("on_error", ["review", "block"])
+def test_an_online_store_that_is_away_is_on_error_and_no_score(
+    profiled: Service, on_error: str
+) -> None:
+    models = Place.at(profiled.home) / "models"
+    judge = load_judge(models, PROFILED, "fault", None, on_error)
+    profiled.use(judge, profiles=Told(None))
+    said = profiled.post(body()).json()
+    assert (said["action"], said["degraded"], said["score"]) == (on_error, True, None)
+    assert said["reasons"] == []
+    whole = profiled.get(f"/v1/decisions/{said['decision_id']}").json()
+    assert (whole["feature_bytes"], whole["features"]) == ("", None)
+    assert whole["rule_hits"] == ["on_error"]
+    [record] = profiled.worker.records.values()
+    assert record.profile_times == ()
+    assert metric(profiled, "raypipe_decisions_degraded_total") == 1
+    # The decision stands, also when the store is back.
+    profiled.use(judge, profiles=Told(Profiles((1.0,), (NOW,))))
+    assert profiled.post(body()).json() == said | {"replayed": True}
 
 
 # Retries
@@ -584,7 +655,7 @@ def test_a_failing_model_is_on_error_degraded_and_counted_never_a_low_score(
 
 def test_a_failing_feature_is_on_error_with_no_feature_bytes(service: Service) -> None:
     class Broken:
-        def row(self, event: object, windows: object) -> Any:
+        def row(self, event: object, windows: object, profiles: object) -> Any:
             raise ValueError("boom")
 
     service.use(dataclasses.replace(service.judge, features=Broken()))

@@ -18,10 +18,8 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from features.store.packed.layout import ORDER_BYTES, SCHEMA_BYTES
+from features.store.packed.password import FILE_VARIABLE, PASSWORD_VARIABLE, password
 from raypipe.errors import ConfigError, IntegrityError, Unavailable
-
-PASSWORD_VARIABLE = "RAYPIPE_ONLINE_PASSWORD"  # noqa: S105 -- a name
-"""Where the password comes from: a URL is printed, logged and kept in files."""
 
 CONNECT_TIMEOUT_S = 2.0
 ANSWER_TIMEOUT_S = 10.0
@@ -75,18 +73,19 @@ class RedisBackend:
         Nothing is sent yet.
 
         Raises:
-            ConfigError: a password in the URL, or a URL that Redis' client doesn't read.
+            ConfigError: a password in the URL, a URL that Redis' client doesn't read, or see
+                password.
         """
         split = urlsplit(url)
         if split.password is not None:
             raise ConfigError(
                 f"the URL of the online store at {split.hostname!r} has a password in it",
-                hint=f"Put it into the environment: {PASSWORD_VARIABLE}.",
+                hint=f"Put it into {PASSWORD_VARIABLE}, or into a file that {FILE_VARIABLE} names.",
             )
         connect = partial(
             redis.Redis.from_url,
             url,
-            password=os.environ.get(PASSWORD_VARIABLE) or None,
+            password=password(),
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=ANSWER_TIMEOUT_S,
             # Every command here can be sent twice.
@@ -165,7 +164,8 @@ class RedisBackend:
         except (exceptions.AuthenticationError, exceptions.NoPermissionError) as e:
             raise ConfigError(
                 f"the online store {self._place} refuses us: {e}",
-                hint=f"The user stands in the URL, the password in {PASSWORD_VARIABLE}.",
+                hint=f"The user stands in the URL, the password in {PASSWORD_VARIABLE} or the file "
+                f"that {FILE_VARIABLE} names.",
             ) from e
         except exceptions.ConnectionError as e:
             raise Unavailable(

@@ -1,8 +1,9 @@
 """The credentials of a cluster, in a folder of this machine.
 
-auth_token     Ray's token: who has it may run code on the cluster
-tls/ca.crt     whom the nodes trust; tls/node.crt and tls/node.key: what they show
-ca.key         signs the next node.crt; never leaves the folder
+auth_token       Ray's token: who has it may run code on the cluster
+online_password  of the Redis that is the online store, such as ElastiCache takes as its AUTH token
+tls/ca.crt       whom the nodes trust; tls/node.crt and tls/node.key: what they show
+ca.key           signs the next node.crt; never leaves the folder
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -24,12 +26,13 @@ from raypipe.runtime.launch import certificates
 from raypipe.runtime.worker import tls
 
 FOLDER = "~/.raypipe/cluster"
-TOKEN, CA_KEY = "auth_token", "ca.key"
+TOKEN, ONLINE_PASSWORD, CA_KEY = "auth_token", "online_password", "ca.key"
 CA, CERTIFICATE, KEY = (f"tls/{name}" for name in (tls.CA, tls.CERTIFICATE, tls.KEY))
 PUBLIC = (CA, CERTIFICATE)
 
 MOUNTED = {
     "~/.ray/auth_token": f"{FOLDER}/{TOKEN}",
+    "~/.raypipe/online_password": f"{FOLDER}/{ONLINE_PASSWORD}",
     **{f"~/.raypipe/{name}": f"{FOLDER}/{name}" for name in (CA, CERTIFICATE, KEY)},
 }
 """Path on every node -> path on the machine that launches."""
@@ -37,7 +40,8 @@ MOUNTED = {
 SECRET = (f"{FOLDER}/{CA_KEY}",)
 """What no node may have."""
 
-TOKEN_BYTES = 32
+SECRET_BYTES = 32
+"""Random bytes of a token or password, written as twice as many letters and digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,7 @@ class Credentials:
 def ensure(folder: Path, *, renew: bool = False, clock: Clock | None = None) -> Credentials:
     """Make what is missing, check what is there, and overwrite nothing that is valid.
 
-    Renewal replaces node.key and node.crt; the authority and Ray's token stay, so that nodes with
+    Renewal replaces node.key and node.crt; authority, token and password stay, so that nodes with
     the old certificate and nodes with the new one trust each other while it is rolled out.
 
     Raises IntegrityError for a file that is wrong, expired or readable by others, and Unavailable
@@ -61,24 +65,25 @@ def ensure(folder: Path, *, renew: bool = False, clock: Clock | None = None) -> 
     moment = datetime.fromtimestamp((clock or SystemClock()).now_ms() / 1000, UTC)
     made: list[str] = []
     with _owned(folder):
-        _token(folder, made)
+        _random(folder, TOKEN, "a running cluster needs `ray up` to learn the new one", made)
+        _random(folder, ONLINE_PASSWORD, "give the new one to the Redis, then `ray up`", made)
         _authority(folder, made, moment)
         _node(folder, made, moment, renew=renew)
-        for file in (folder / TOKEN, folder / CA_KEY, folder / KEY):
+        for file in (folder / name for name in (TOKEN, ONLINE_PASSWORD, CA_KEY, KEY)):
             if file.exists():
                 _check_mode(file)
         valid_until = _verified(folder, moment)
     return Credentials(folder, tuple(made), valid_until)
 
 
-def _token(folder: Path, made: list[str]) -> None:
-    file = folder / TOKEN
+def _random(folder: Path, name: str, then: str, made: list[str]) -> None:
+    file = folder / name
     if not file.exists():
-        _write(folder, TOKEN, secrets.token_hex(TOKEN_BYTES).encode(), made)
-    elif len(file.read_bytes().strip()) < TOKEN_BYTES:
+        _write(folder, name, secrets.token_hex(SECRET_BYTES).encode(), made)
+    elif not re.fullmatch(rb"[!-~]{%d,}" % SECRET_BYTES, file.read_bytes().strip()):
         raise IntegrityError(
-            f"{file} holds no token of {TOKEN_BYTES} characters or more",
-            hint="Delete it and call again; a running cluster needs `ray up` to learn the new one.",
+            f"{file} doesn't hold {SECRET_BYTES} or more characters of ASCII without blanks",
+            hint=f"Delete it and call again; {then}.",
         )
 
 

@@ -26,7 +26,7 @@ HEALTH_CHECKS = {
     "RAY_health_check_timeout_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
 }
-NEEDED = ("RAY_num_workers_soft_limit", "RAYPIPE_CONFIG")
+NEEDED = ("RAY_num_workers_soft_limit", "RAYPIPE_CONFIG", "RAYPIPE_ONLINE_PASSWORD_FILE")
 
 
 def session_values() -> dict[str, str]:

@@ -10,6 +10,9 @@ from raypipe.runtime.launch.node import Finding, Node
 HOME = "/home/raypipe"
 """Home of the user of deploy/Dockerfile: what $HOME of node.env is in a container."""
 
+PASSWORD, PASSWORD_FILE = "RAYPIPE_ONLINE_PASSWORD", "RAYPIPE_ONLINE_PASSWORD_FILE"
+"""A pod has the first, from a secret, where a host has the second."""
+
 TLS = f"{HOME}/.raypipe/tls"
 
 
@@ -28,8 +31,18 @@ def pod_findings(group: Node, environment: Sequence[Variable]) -> Iterator[Findi
 
 def _environment(container: Node, environment: Sequence[Variable]) -> Iterator[Finding]:
     env = container["env"]
-    expected = {v.name: v.value.replace("$HOME", HOME) for v in environment}
+    expected = {
+        v.name: v.value.replace("$HOME", HOME) for v in environment if v.name != PASSWORD_FILE
+    }
     given = {item["name"].text: item["value"] for item in env.items()}
+    password = next((item for item in env.items() if item["name"].value == PASSWORD), env)
+    reference = password.at("valueFrom", "secretKeyRef")
+    if not (reference["name"].text and reference["key"].text):
+        yield password.wrong(
+            f"{PASSWORD} by valueFrom.secretKeyRef",
+            "Name the secret with the online_password of `raypipe cluster secrets`.",
+            f"no {PASSWORD} from a secret",
+        )
     for name, value in expected.items():
         if name not in given:
             yield env.wrong(
@@ -40,7 +53,7 @@ def _environment(container: Node, environment: Sequence[Variable]) -> Iterator[F
                 f'"{value}" for {name}, as in {NODE_ENV}', "Change it there, for all nodes."
             )
     for name, node in given.items():
-        if name not in expected:
+        if name not in (*expected, PASSWORD):
             yield node.wrong(
                 f"the variables of {NODE_ENV} only",
                 "Add it there, for all nodes.",

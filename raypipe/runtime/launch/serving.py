@@ -25,6 +25,12 @@ def settings_findings(settings: Node) -> Iterator[Finding]:
         yield settings["lake_url"].wrong(
             "s3://BUCKET/PREFIX", "All nodes share features, models and sweeps there."
         )
+    if not settings["online_url"].text.startswith("rediss://"):
+        yield settings["online_url"].wrong(
+            "rediss://HOST:PORT/DB",
+            "Replicas on all nodes read profiles from one Redis, and its password crosses the "
+            "network.",
+        )
     if not settings["tls_dir"].text:
         yield settings["tls_dir"].wrong(
             "the folder of the mounted certificates", "Replicas and log node talk across nodes."
