@@ -332,7 +332,8 @@ def _state_bytes(cards: int) -> float:
 
 def _batches(n: int, repeats: int) -> tuple[dict[str, list[float]], int, str]:
     """Seconds of each batch, values that differ, and why Spark is missing ("" if it isn't)."""
-    from features.batch import EntityPass, prepare, run_entity, write_block
+    from features.batch import EntityPass, Span, prepare, write_block
+    from features.passes import run_entity
     from raypipe.config import Settings
     from raypipe.lake import Place
     from raypipe.runtime import session
@@ -354,7 +355,7 @@ def _batches(n: int, repeats: int) -> tuple[dict[str, list[float]], int, str]:
                 plan = EntityPass.of(PROJECT, entity, 1)
                 columns = ["offset", "tenant", "event_id", "event_time", f"{entity}_id", "amount"]
                 rows = prepare(pq.read_table(table, columns=columns), plan, "payment")
-                write_block(rows, plan, Place.at(outs["plain"]))
+                write_block(rows, plan, Place.at(outs["plain"]), Span(0, n, ((0, n),)))
 
         candidates: dict[str, Callable[[], None]] = {"Ray Data": with_ray, "plain process": plain}
         if not without:

@@ -1,4 +1,4 @@
-"""Build all features of a project from its log: export, one pass per entity, seal, publish.
+"""Build all features of a project from its log: take in what is new, compute what lacks, publish.
 
 `raypipe features`, or ``python -m features.pipeline``, also as a Ray job.
 """
@@ -6,113 +6,108 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from features.batch import run_entity
-from features.builds import Build, Manifest, folder, new_name
+from features import building
+from features.builds import Build
+from features.intake import PARTITION
 from features.profiles import daily
 from features.profiles.made import values_folders
-from features.store.duck import scan
+from features.steps import Wish
 from raypipe.aborts import reach
 from raypipe.clock import DAY_MS, SystemClock
-from raypipe.errors import IntegrityError, NotFound, RaypipeError, StageError
-from raypipe.lake import Place
+from raypipe.errors import Conflict, RaypipeError
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
 from raypipe.runtime.worker.core import GROUP
-from raypipe.windows import snapshot
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
     from raypipe.runtime.progress import Progress
 
-PARTITION = 0
-SNAPSHOT = "snapshot"
+LOCK = "features.lock"
 
 
-def build(settings: Settings, progress: Progress) -> dict[str, Any]:
-    """Compute every feature from the whole log and hand it to Feast; returns what was built.
+def build(
+    settings: Settings,
+    progress: Progress,
+    *,
+    day: str | None = None,
+    bucket: int | None = None,
+    verify: bool = False,
+) -> dict[str, Any]:
+    """Bring every feature up to the log's end and hand it to Feast; returns what was built.
 
-    Needs a Ray session and starts one if there is none. Raises StageError when the log is empty.
+    Needs a Ray session if there is something to compute, and starts one if there is none.
+
+    Args:
+        day: compute the outputs of this UTC day (2026-03-01) again, too.
+        bucket: of this key range alone.
+        verify: read every file of the build and mend those that changed; without, a file counts
+            as whole when its size is right.
+
+    Raises:
+        Conflict: another process is building.
+        StageError: the log is empty.
+        NotFound: no events arrived on that day, or there is no such key range.
     """
     project = load_project(settings.project)
     if settings.ray_address is not None:
         session.start(settings)
         placement.require_log_node(settings)
-    log = SqliteLog.open(settings.log_url)
-    try:
+    wish = Wish(day, bucket) if day is not None else None
+    with _alone(settings.home), closing(SqliteLog.open(settings.log_url)) as log:
         daily.check(project)
-        made = compute(project, log, settings, progress)
+        made = compute(project, log, settings, progress, wish=wish, verify=verify)
         if project.profiles:
             profiles(project, log, settings, progress, made)
-    finally:
-        log.close()
     publish(project, settings, progress, made)
     return made.describe()
 
 
-def event_files(project: Project, log: SqliteLog, lake: Place, end: int) -> dict[str, list[Place]]:
-    """Parquet files in the lake with all rows before ``end``, by event type that has rows."""
-    present = set(log.kinds(PARTITION))
-    exported = lake / "export" / log.id
-    return {
-        e.name: [
-            _in_lake(file, lake, exported)
-            for file in log.export(PARTITION, e.name, exported, 0, end)
-        ]
-        for e in project.events
-        if e.name in present
-    }
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """Two builds would take each other's unfinished files for leftovers."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(home / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise Conflict(
+                f"another process computes the features of {home}", hint="Wait until it has ended."
+            ) from e
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def compute(project: Project, log: SqliteLog, settings: Settings, progress: Progress) -> Build:
+def compute(
+    project: Project,
+    log: SqliteLog,
+    settings: Settings,
+    progress: Progress,
+    *,
+    wish: Wish | None = None,
+    verify: bool = False,
+) -> Build:
     """Window values of all history and their state for the worker; the build, now current."""
-    end = log.end(PARTITION)
-    events = event_files(project, log, settings.lake, end)
-    if not events.get(project.decision):
-        raise StageError(
-            f"the log has no {project.decision!r} events",
-            hint="Bring some in first: `raypipe simulate` and `raypipe load`.",
-        )
-    session.start(settings)
-    before = _current_name(settings.lake)
-    name = new_name(SystemClock().now_ms())
-    out = folder(settings.lake, name)
-    partitions = settings.features_blocks or 2 * session.cpus()
-    rows, files = 0, dict[str, str]()
-    with progress.stage("features", unit="row-keys") as stage:
-        for entity in project.entities:
-            if any(v.entity == entity.name for v in project.views):
-                rows, made = run_entity(project, entity.name, events, out, partitions=partitions)
-                files |= made
-                stage.advance(rows)
-        stage.say(f"{len(project.window_names)} window values of {len(project.entities)} entities")
-    parts = {n.removeprefix(f"{SNAPSHOT}/"): h for n, h in files.items() if n.endswith(".arrow")}
-    snapshot.seal(out / SNAPSHOT, end, project.definition_hash, parts)
-    paths = {kind: [p.below(settings.lake) or p.name for p in ps] for kind, ps in events.items()}
-    manifest = Manifest(
-        build=name,
-        definition_hash=project.definition_hash,
-        tenant=settings.tenant,
-        end_offset=end,
-        rows=rows,
-        last_event_ms=_last_event([p for ps in events.values() for p in ps]),
-        views={v.name: v.definition_hash for v in project.views},
-        events=paths,
-        files=dict(sorted(files.items())),
-    )
-    done = Build(settings.lake, manifest)
+    plan = building.plan(project, log, settings, wish=wish, verify=verify)
+    done = building.carry_out(project, plan, settings, progress)
     reach("features.before_manifest")
     done.publish()
     reach("features.after_manifest")
-    log.commit(GROUP, PARTITION, end, str(out / SNAPSHOT))
-    # Who opened the build before goes on reading it; older ones and killed ones have no readers.
-    out.parent.prune({name, before})
+    end = done.manifest.end_offset
+    log.commit(GROUP, PARTITION, end, str(building.snapshot_folder(done)))
+    building.prune(done, plan)
     return done
 
 
@@ -120,6 +115,7 @@ def profiles(
     project: Project, log: SqliteLog, settings: Settings, progress: Progress, made: Build
 ) -> None:
     """Profiles of the days that ended since the last time, of the events that a build is of."""
+    session.start(settings)
     with progress.stage("profiles", unit="rows") as stage:
         done = daily.update(
             project,
@@ -129,7 +125,7 @@ def profiles(
             tenant=settings.tenant,
             end=made.manifest.end_offset,
             today=SystemClock().now_ms() // DAY_MS,
-            parts=settings.features_blocks or 2 * session.cpus(),
+            parts=made.manifest.partitions,
         )
         stage.advance(sum(d.rows for d in done))
         stage.say(", ".join(f"{d.profile} until {d.last_day or 'no day yet'}" for d in done))
@@ -152,32 +148,6 @@ def publish(project: Project, settings: Settings, progress: Progress, made: Buil
         stage.say(f"{len(changes)} changes in the registry, {report}, {slow:,} profiles")
 
 
-def _current_name(lake: Place) -> str:
-    try:
-        return Build.current(lake).manifest.build
-    except (NotFound, IntegrityError):
-        return ""
-
-
-def _in_lake(file: Place, lake: Place, folder: Place) -> Place:
-    """A sealed file of the log lies on one node: where all must read it, it is copied once."""
-    if file.below(lake) is not None:
-        return file
-    copy = folder / file.name
-    if not copy.exists():
-        copy.write(file.buffer())
-    return copy
-
-
-def _last_event(files: list[Place]) -> int:
-    import duckdb
-
-    with duckdb.connect() as con:
-        scan(con, files).create_view("events")
-        row = con.execute("select max(event_time) from events").fetchone()
-    return int(row[0]) if row else 0
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """``python -m features.pipeline``; the exit code."""
     parser = argparse.ArgumentParser("features.pipeline", description="Compute all features.")
@@ -185,17 +155,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--home", type=Path, help="folder of everything that raypipe keeps")
     parser.add_argument("--lake-url", help="where what all nodes read and write lies")
     parser.add_argument("--project", help="module:attribute of the declared project")
-    parser.add_argument("--features-blocks", type=int, help="partitions; default: 2 x CPUs")
+    parser.add_argument(
+        "--features-blocks", type=int, help="key ranges; default: as they are, at first 2 x CPUs"
+    )
+    parser.add_argument("--day", help="compute this UTC day again, as 2026-03-01")
+    parser.add_argument("--bucket", type=int, help="of that day, this key range alone")
+    parser.add_argument("--verify", action="store_true", help="mend files whose content changed")
     parser.add_argument("--json", action="store_true", help="print the manifest as JSON")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     flags = vars(parser.parse_args(argv))
     config, as_json, quiet = flags.pop("config"), flags.pop("json"), flags.pop("quiet")
+    again = {name: flags.pop(name) for name in ("day", "bucket", "verify")}
 
     from raypipe.config import load_settings
     from raypipe.runtime.progress import reporter
 
     try:
-        made = build(load_settings(flags, config), reporter(quiet=quiet))
+        made = build(load_settings(flags, config), reporter(quiet=quiet), **again)
     except RaypipeError as e:
         sys.stderr.write(f"{e}\n")
         return e.exit_code

@@ -174,7 +174,7 @@ class Tables:
             )
         is_state = folder is state_folder
         # The one place that knows how a build's files lie.
-        files = folder(build.place, view.name if is_state else view.entity).files()
+        files = folder(build.place, view).files()
         found = _dataset(files, table.schema)
         if self._files.alone:
             return found

@@ -238,7 +238,10 @@ class Settings(BaseSettings):
     )
     dashboard: bool = Field(False, description="start Ray's dashboard, on loopback only")
     features_blocks: int | None = Field(
-        None, ge=1, le=100_000, description="partitions of the batch features; unset: 2 x CPUs"
+        None,
+        ge=1,
+        le=100_000,
+        description="key ranges of the batch features; unset: as they are, at first 2 x CPUs",
     )
 
     trials: int = Field(8, ge=1, le=10_000, description="models tried in a sweep")

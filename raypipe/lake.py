@@ -223,12 +223,16 @@ class Place:
 
     def files(self) -> list[Place]:
         """All files below, in subfolders too, sorted."""
-        found = []
+        return sorted(self / path for path in self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each of these files, by its path from here."""
+        found = {}
         for info in self._list(recursive=True):
             path = info.path[len(self.key) + 1 :]
             if info.is_file and not any(n.startswith(".") for n in path.split("/")):
-                found.append(self / path)
-        return sorted(found)
+                found[path] = int(info.size)
+        return found
 
     def remove(self) -> None:
         """Remove the file, if there is one."""

@@ -257,14 +257,12 @@ def _read_kind(project: Project, made: Build, kind: str, columns: Sequence[str])
 def _read_views(project: Project, made: Build, decided: OffsetTable) -> dict[str, OffsetTable]:
     """The table that holds each window column, zipped with the log and proven free of leaks."""
     holder: dict[str, OffsetTable] = {}
-    for entity in dict.fromkeys(v.entity for v in project.views):
-        views = [v for v in project.views if v.entity == entity]
-        names = [n for v in views for n in v.column_names]
-        table = read_features(made, entity, [*names, *(f"newest_{v.name}" for v in views)])
-        require_equal_offsets(decided, table, entity)
+    for view in project.views:
+        names = view.column_names
+        table = read_features(made, view.name, [*names, f"newest_{view.name}"])
+        require_equal_offsets(decided, table, view.name)
         check_no_leak(
-            decided.offsets,
-            {f"view {v.name!r} [{', '.join(v.column_names)}]": table.newest(v) for v in views},
+            decided.offsets, {f"view {view.name!r} [{', '.join(names)}]": table.newest(view)}
         )
         holder.update(dict.fromkeys(names, table))
     return holder

@@ -37,14 +37,13 @@ def open_build(lake: Place, project: Project) -> Build:
     return build
 
 
-def read_features(build: Build, entity: str, columns: Sequence[str]) -> OffsetTable:
-    """The at_event table of an entity in offset order, every file checked by its hash."""
-    prefix = f"at_event/{entity}/"
-    files = {n: h for n, h in build.manifest.files.items() if n.startswith(prefix)}
+def read_features(build: Build, view: str, columns: Sequence[str]) -> OffsetTable:
+    """The at_event table of a view in offset order, every file checked by its hash."""
+    files = build.files_of("at_event", view)
     if not files:
-        raise IntegrityError(f"the manifest lists no {prefix} files", hint=REBUILD)
+        raise IntegrityError(f"the manifest lists no at_event files of {view!r}", hint=REBUILD)
     tables = [_read_checked(build.place / n, files[n], ["offset", *columns]) for n in sorted(files)]
-    return OffsetTable(pa.concat_tables(tables), f"features of {entity}")
+    return OffsetTable(pa.concat_tables(tables), f"features of {view}")
 
 
 class OffsetTable:
@@ -101,7 +100,7 @@ def read_events(
     return OffsetTable(table.filter(pc.less(table.column("offset"), end_offset)), event.name)
 
 
-def require_equal_offsets(events: OffsetTable, features: OffsetTable, entity: str) -> None:
+def require_equal_offsets(events: OffsetTable, features: OffsetTable, view: str) -> None:
     """Refuse to zip tables that are not about the same events."""
     a, b = events.offsets, features.offsets
     if np.array_equal(a, b):
@@ -109,7 +108,7 @@ def require_equal_offsets(events: OffsetTable, features: OffsetTable, entity: st
     missing, extra = np.setdiff1d(a, b), np.setdiff1d(b, a)
     example = int(missing[0] if len(missing) else extra[0])
     raise IntegrityError(
-        f"features of {entity!r} and the log don't have the same events: {len(missing)} without "
+        f"features of {view!r} and the log don't have the same events: {len(missing)} without "
         f"features, {len(extra)} without event, the first at offset {example}",
         hint=REBUILD,
     )

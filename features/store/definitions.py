@@ -160,18 +160,17 @@ def _sources(
     from feast import FileSource
 
     out: dict[tuple[str, str], feast.FileSource] = {}
-    for entity in dict.fromkeys(v.entity for v in project.views):
-        out["at_event", entity] = FileSource(
-            name=f"at_event_{entity}",
-            path=glob(at_event_folder(build, entity)),
+    for view in project.views:
+        out["at_event", view.name] = FileSource(
+            name=f"at_event_{view.name}",
+            path=glob(at_event_folder(build, view)),
             timestamp_field=TIMESTAMP,
             description=f"one row per {project.decision} event: values before it",
-            owner=project.entity(entity).owner,
+            owner=_owner(view, project),
         )
-    for view in project.views:
         out["state", view.name] = FileSource(
             name=f"state_{view.name}",
-            path=glob(state_folder(build, view.name)),
+            path=glob(state_folder(build, view)),
             timestamp_field=TIMESTAMP,
             created_timestamp_column=CREATED,
             description=f"one row per {' or '.join(view.events)} event: values after it; "
@@ -211,7 +210,7 @@ def _at_event(
         entities=[entities[EVENT_ENTITY]],
         ttl=timedelta(0),
         schema=[event_id, *_fields(view), newest],
-        source=sources["at_event", view.entity],
+        source=sources["at_event", view.name],
         online=False,
         description=view_text(view, f"before each {project.decision} event"),
         tags=_tags(view),

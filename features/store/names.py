@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from raypipe.lake import Place
+from raypipe.windows.spec import WindowView
 
 EVENT_ENTITY = "event"
 """The Feast entity of `*_at_event` views; its join key is EVENT_KEY."""
@@ -11,6 +12,13 @@ EVENT_KEY = "event_id"
 TIMESTAMP = "event_timestamp"
 CREATED = "created"
 """Log offset as a timestamp in microseconds: which of two rows of equal time is newer."""
+
+AT_EVENT = "at_event"
+STATE = "state"
+"""Folders of a build: values before each decision event, values after each counted one."""
+
+DEFINITION_CHARACTERS = 12
+"""Of a definition's hash, in the names of folders."""
 
 
 def at_event_view(view: str) -> str:
@@ -38,11 +46,16 @@ def newest_column(view: str) -> str:
     return f"newest_{view}"
 
 
-def at_event_folder(build: Place, entity: str) -> Place:
-    """Folder of an entity's values before each decision event."""
-    return build / "at_event" / entity
+def at_event_folder(build: Place, view: WindowView) -> Place:
+    """Folder of a view's values before each decision event."""
+    return build / AT_EVENT / definition_folder(view)
 
 
-def state_folder(build: Place, view: str) -> Place:
+def state_folder(build: Place, view: WindowView) -> Place:
     """Folder of a view's values after each counted event."""
-    return build / "state" / view
+    return build / STATE / definition_folder(view)
+
+
+def definition_folder(view: WindowView) -> str:
+    """``<view>/<definition>``: files of one declaration never lie among those of another."""
+    return f"{view.name}/{view.definition_hash[:DEFINITION_CHARACTERS]}"

@@ -43,7 +43,7 @@ def connect(build: Place, view: WindowView, spill: Path) -> duckdb.DuckDBPyConne
     import duckdb
 
     con = duck.connect(spill=spill)
-    files = state_folder(build, view.name).files()
+    files = state_folder(build, view).files()
     found = duck.scan(con, files) if files else con.from_arrow(_empty(view))
     values = "".join(f", {quoted(c)}::DOUBLE AS {quoted(c)}" for c in view.column_names)
     try:

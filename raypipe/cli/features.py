@@ -28,6 +28,16 @@ def features(
         Path | None,
         typer.Option("--html", metavar="FILE", help="Only write the catalogue as an HTML page."),
     ] = None,
+    day: Annotated[
+        str | None,
+        typer.Option("--day", metavar="DATE", help="Compute this UTC day again, as 2026-03-01."),
+    ] = None,
+    bucket: Annotated[
+        int | None, typer.Option("--bucket", help="With --day: this key bucket alone.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read every file and mend those that changed.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     home: Home = None,
@@ -36,9 +46,12 @@ def features(
 ) -> int:
     """Compute all features, or show what is declared.
 
-    Reads the whole event log and hands the results to the feature store. The catalogue tells of
-    each feature what it is, its owner, where it comes from, how fresh it is and who uses it.
+    Brings every view up to the end of the event log and hands the results to the feature store.
+    What is there already is kept; `raypipe plan` shows what would be computed. The catalogue tells
+    of each feature what it is, its owner, where it comes from, how fresh it is and who uses it.
     """
+    if bucket is not None and day is None:
+        raise UsageError("--bucket needs --day", hint="Name the day: --day 2026-03-01.")
     settings = _options.settings(home, config, set_)
     if list_ + (show is not None) + (html is not None) > 1:
         raise UsageError("--list, --show and --html exclude each other")
@@ -51,14 +64,19 @@ def features(
         else:
             _list(catalogue, as_json=json)
         return 0
-    return _build(settings, json, quiet)
+    return _build(settings, json, quiet, day=day, bucket=bucket, verify=verify)
 
 
-def _build(settings: Settings, json: bool, quiet: bool) -> int:
+def _build(settings: Settings, json: bool, quiet: bool, **again: object) -> int:
     from raypipe.runtime import running
 
     with running.claim(settings.home, "features"), _stage.session():
-        manifest = _stage.call("features.pipeline:build", settings, _options.progress(quiet))
+        manifest = _stage.call(
+            "features.pipeline:build",
+            settings,
+            _options.progress(quiet),
+            **again,
+        )
     shown = {name: manifest[name] for name in ("rows", "end_offset", "definition_hash", "folder")}
     _output.write(manifest if json else shown, as_json=json)
     return 0

@@ -14,13 +14,13 @@ from raypipe.lake import Place
 MANIFEST = "snapshot.json"
 
 
-def write_part(place: Place, table: pa.Table) -> str:
-    """Write one view's state (or one key range of it); the file's sha256."""
+def part_bytes(table: pa.Table) -> pa.Buffer:
+    """The file of one view's state, or of one key range of it."""
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression="lz4")
     with pa.ipc.new_file(sink, table.schema, options=options) as writer:
         writer.write_table(table)
-    return place.write(sink.getvalue())
+    return sink.getvalue()
 
 
 def seal(folder: Place, offset: int, definition_hash: str, files: Mapping[str, str]) -> None:
@@ -42,7 +42,7 @@ def save(folder: Place, tables: Iterable[pa.Table], offset: int, definition_hash
     files = {}
     for table in tables:
         name = f"{table.schema.metadata[b'view'].decode()}/part-0000.arrow"
-        files[name] = write_part(folder / name, table)
+        files[name] = (folder / name).write(part_bytes(table))
     seal(folder, offset, definition_hash, files)
 
 
@@ -63,10 +63,11 @@ def load(folder: Place, definition_hash: str) -> tuple[int, Iterator[pa.Table]]:
             f"snapshot {folder.url} was made by another declaration",
             hint="Compute the features again: `raypipe features`.",
         )
-    return int(offset), (_read(place, sha256) for place, sha256 in parts)
+    return int(offset), (read_part(place, sha256) for place, sha256 in parts)
 
 
-def _read(place: Place, sha256: str) -> pa.Table:
+def read_part(place: Place, sha256: str) -> pa.Table:
+    """One part; raises IntegrityError unless its bytes are those that were written."""
     try:
         data = place.buffer()
     except OSError as e:

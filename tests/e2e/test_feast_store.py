@@ -26,6 +26,7 @@ from features.payments import project as payments
 from features.profiles import made
 from features.store import historical as offline
 from features.store import registry
+from features.store.names import at_event_folder, state_folder
 from features.store.registry import Change, registered
 from features.store.repo import home_of, open_store
 from raypipe.clock import DAY_MS, HOUR_MS
@@ -152,26 +153,26 @@ def write_state(home: Path, view: WindowView, rows: list[Row], part: int = 0) ->
     }
     for name in view.column_names:
         table[name] = pa.array([values_of(view, r[2])[name] for r in rows], pa.float64())
-    out = Path(built(home).url) / "state" / view.name
+    out = Path(state_folder(built(home), view).url)
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(table), out / f"part-{part:04d}.parquet")
 
 
 def write_at_event(home: Path, entity: str, ids: list[str], part: int = 0) -> None:
-    """The offset of an event is the number in its id."""
+    """All views of an entity; the offset of an event is the number in its id."""
     offsets = [int(i.removeprefix("e")) for i in ids]
-    table = {
-        "offset": pa.array(offsets, pa.int64()),
-        "event_id": pa.array(ids, pa.string()),
-        "event_timestamp": pa.array([(NOW + o) * 1_000 for o in offsets]).cast(UTC_US),
-    }
     for view in (v for v in PROJECT.views if v.entity == entity):
+        table = {
+            "offset": pa.array(offsets, pa.int64()),
+            "event_id": pa.array(ids, pa.string()),
+            "event_timestamp": pa.array([(NOW + o) * 1_000 for o in offsets]).cast(UTC_US),
+        }
         for name in view.column_names:
             table[name] = pa.array([values_of(view, o)[name] for o in offsets], pa.float64())
         table[f"newest_{view.name}"] = pa.array([o - 1 for o in offsets], pa.int64())
-    out = Path(built(home).url) / "at_event" / entity
-    out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(table), out / f"part-{part:04d}.parquet")
+        out = Path(at_event_folder(built(home), view).url)
+        out.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table(table), out / f"part-{part:04d}.parquet")
 
 
 def publish_empty(home: Path, build: str = BUILD) -> None:
@@ -182,9 +183,13 @@ def publish_empty(home: Path, build: str = BUILD) -> None:
         end_offset=0,
         rows=0,
         last_event_ms=0,
+        log="",
+        partitions=1,
+        rate=0.0,
         views={},
+        segments={},
+        days=[],
         events={},
-        files={},
     )
     Build(Place.at(home), manifest).publish()
 
@@ -285,6 +290,7 @@ def test_plan_names_what_differs_and_apply_does_just_that(store: feast.FeatureSt
         models=(Model("frost", ("heat", "plot_count_1d"), "it is cold", "me"),),
     )
     expected = [
+        "- data source at_event_plot_alarms",
         "- data source state_plot_alarms",
         "~ feature service frost_online (description, features, tags)",
         "- feature view plot_alarms_at_event",
@@ -308,7 +314,8 @@ def test_another_build_moves_the_sources_and_nothing_else(
     assert {c.kind for c in changes} == {"data source", "feature view", "feature service"}
     assert {c.action for c in changes} == {"update"}
     source = store.get_feature_view("hub_state").batch_source
-    assert source.path == str(tmp_path / "features" / "b2" / "state" / "hub" / "part-*.parquet")
+    moved = state_folder(folder(Place.at(tmp_path), "b2"), HUB)
+    assert source.path == f"{moved}/part-*.parquet"
     assert online(store, HUB, "a") == [("a", NOW, 1)]
     assert len(store.get_feature_view("hub_state").materialization_intervals) == 1
 
@@ -346,6 +353,7 @@ def test_online_rows_of_another_definition_are_dropped(
     apply(store, changed)
     assert online(store, other, "a") == []
     assert online(store, PLOT, "a") == [("a", NOW, 2)]
+    write_state(tmp_path, other, [("a", NOW, 1)])
     assert materialize(tmp_path, changed, NOW, store=store).rows == 1
     assert online(store, other, "a") == [("a", NOW, 1)]
 

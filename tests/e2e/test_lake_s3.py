@@ -116,10 +116,10 @@ def lines(
 
 def test_both_lakes_hold_the_same_features(lines: tuple[Done, Done]) -> None:
     local, remote = (Build.current(d.lake) for d in lines)
-    assert local.manifest.files == remote.manifest.files
+    assert local.files == remote.files
     assert local.manifest.rows == remote.manifest.rows == OPENINGS
     assert remote.place.url.startswith("s3://lake/line/features/")
-    for name, sha256 in remote.manifest.files.items():
+    for name, sha256 in remote.files.items():
         assert (remote.place / name).sha256() == sha256
     # What lies on one node was brought to where all can read it; the rest stays where it is.
     for kind in ("opening", "flood"):
@@ -152,7 +152,7 @@ def test_reports_and_results_lie_in_the_lake_and_nothing_of_them_at_home(
     tune = remote.lake / "tune" / "flooding"
     assert "work.json" not in tune.names()
     assert not any("checkpoint_" in f.url for f in tune.files())
-    assert sorted(p.name for p in remote.settings.home.iterdir()) == ["feast"]
+    assert sorted(p.name for p in remote.settings.home.iterdir()) == ["feast", "features.lock"]
 
 
 def test_a_worker_starts_from_the_state_in_the_lake(

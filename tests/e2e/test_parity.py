@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from features.batch import run_entity
+from features.passes import run_entity
 from features.payments import project
 from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
@@ -72,8 +72,8 @@ def at_event(out: Path) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Offsets and window columns of the batch, in offset order."""
     columns: dict[str, np.ndarray] = {}
     offsets: np.ndarray | None = None
-    for entity in project.entities:
-        table = pq.read_table(out / "at_event" / entity.name)
+    for view in project.views:
+        table = pq.read_table(out / "at_event" / view.name)
         order = np.argsort(table["offset"].to_numpy())
         mine = table["offset"].to_numpy()[order]
         assert offsets is None or np.array_equal(offsets, mine)

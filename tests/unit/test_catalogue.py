@@ -127,9 +127,13 @@ def _build(views: dict[str, str]) -> Manifest:
         end_offset=7,
         rows=3,
         last_event_ms=1_790_000_000_000,
+        log="",
+        partitions=1,
+        rate=0.0,
         views=views,
+        segments={},
+        days=[],
         events={},
-        files={},
     )
 
 

@@ -48,8 +48,12 @@ def build(home: Path) -> None:
             rows=0,
             last_event_ms=0,
             views={"valve": view.definition_hash, "gardener": "of another declaration"},
+            log="",
+            partitions=1,
+            rate=0.0,
+            segments={},
+            days=[],
             events={},
-            files={},
         ),
     )
     log = SqliteLog(home / "log")
@@ -77,8 +81,8 @@ def build(home: Path) -> None:
         **values,
     }
     for folder, table in (
-        (at_event_folder(made.place, "valve"), at_event),
-        (state_folder(made.place, "valve"), state),
+        (at_event_folder(made.place, view), at_event),
+        (state_folder(made.place, view), state),
     ):
         assert folder.local is not None
         folder.local.mkdir(parents=True)

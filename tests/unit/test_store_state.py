@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from features.store.names import state_folder
 from features.store.state import connect, newer_rows
 from features.store.written import SCHEMA
 from raypipe.lake import Place
@@ -31,7 +32,7 @@ def values_of(offset: int) -> list[float]:
 
 
 def write(home: Path, *parts: list[Row], columns: tuple[str, ...] = COLUMNS) -> None:
-    folder = home / "state" / VIEW.name
+    folder = Path(state_folder(Place.at(home), VIEW).url)
     folder.mkdir(parents=True)
     for n, rows in enumerate(parts):
         table = {

@@ -24,6 +24,7 @@ from tests.unit.training_kit import (
     World,
     dataset,
     reseal,
+    values_file,
     world,
 )
 from training.dataset import Dataset, build
@@ -136,7 +137,8 @@ def test_other_tenants_and_events_after_the_features_do_not_count(tmp_path: Path
     newer = tmp_path / "export" / "newer.parquet"
     table = pq.read_table(tmp_path / "export" / "purchase-0.parquet").slice(0, 1)
     pq.write_table(table.set_column(0, "offset", pa.array([w.end])), newer)
-    change(features, lambda m: m["events"]["purchase"].append("export/newer.parquet"))
+    newest = ["export/newer.parquet", w.end, w.end + 1, 1, 0]
+    change(features, lambda m: m["events"]["purchase"].append(newest))
     data = build(PROJECT, Place.at(tmp_path), model="fraud", as_of_ms=late(w))
     assert data.offsets.tolist() == w.offsets[1::2].tolist()
     assert data.y.tolist() == [1] + [0] * 29
@@ -161,14 +163,14 @@ def test_an_optional_column_that_older_files_lack_is_missing_there(tmp_path: Pat
     assert not np.isnan(column[30:]).all()
 
 
-@pytest.mark.parametrize("entity", ["buyer", "shop"])
-def test_tables_about_other_events_are_not_zipped(tmp_path: Path, entity: str) -> None:
+@pytest.mark.parametrize("view", ["buyer", "shop"])
+def test_tables_about_other_events_are_not_zipped(tmp_path: Path, view: str) -> None:
     w = world(60)
     features = w.write(tmp_path)
-    path = features / "at_event" / entity / "part-0001.parquet"
+    path = values_file(features, view, 1)
     pq.write_table(pq.read_table(path).slice(1), path)
     reseal(features)
-    with pytest.raises(IntegrityError, match=f"'{entity}'.*1 without features.*offset") as e:
+    with pytest.raises(IntegrityError, match=f"'{view}'.*1 without features.*offset") as e:
         build(PROJECT, Place.at(tmp_path), model="fraud", as_of_ms=late(w))
     assert str(w.offsets[1]) in e.value.detail
 
@@ -176,7 +178,7 @@ def test_tables_about_other_events_are_not_zipped(tmp_path: Path, entity: str) -
 def test_an_offset_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     w = world(60)
     features = w.write(tmp_path)
-    path = features / "at_event" / "shop" / "part-0001.parquet"
+    path = values_file(features, "shop", 1)
     table = pq.read_table(path)
     pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), path)
     reseal(features)
@@ -186,7 +188,7 @@ def test_an_offset_that_occurs_twice_is_refused(tmp_path: Path) -> None:
 
 def test_a_changed_feature_file_is_refused(tmp_path: Path) -> None:
     features = world(60).write(tmp_path)
-    path = features / "at_event" / "shop" / "part-0002.parquet"
+    path = values_file(features, "shop", 2)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

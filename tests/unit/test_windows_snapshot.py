@@ -83,7 +83,7 @@ def test_parts_of_a_partitioned_state_add_up(tmp_path: Path) -> None:
         for part in range(3):
             name = f"{view.name}/part-{part:04d}.arrow"
             mine = table.filter(pa.array(np.arange(table.num_rows) % 3 == part))
-            files[name] = snapshot.write_part(folder / name, mine)
+            files[name] = (folder / name).write(snapshot.part_bytes(mine))
     snapshot.seal(folder, 40, DEFINITION, files)
     merged = WindowEngine(VIEWS, "pay")
     merged.restore(load(tmp_path / "snap")[1])
@@ -171,7 +171,7 @@ def test_no_flipped_bit_goes_unseen(tmp_path: Path, at: int) -> None:
 
 def test_an_unsealed_folder_is_no_snapshot(tmp_path: Path) -> None:
     part = Place.at(tmp_path / "snap" / "card" / "part-0000.arrow")
-    snapshot.write_part(part, engine().snapshot()[0])
+    part.write(snapshot.part_bytes(engine().snapshot()[0]))
     with pytest.raises(IntegrityError, match="no readable manifest"):
         load(tmp_path / "snap")
 
@@ -192,7 +192,9 @@ def test_a_part_outside_the_folder_is_refused(tmp_path: Path) -> None:
 def test_a_part_that_is_written_again_replaces_the_first(tmp_path: Path) -> None:
     folder = Place.at(tmp_path)
     for events in (40, 3):
-        sha256 = snapshot.write_part(folder / "part-0000.arrow", engine(events).snapshot()[0])
+        sha256 = (folder / "part-0000.arrow").write(
+            snapshot.part_bytes(engine(events).snapshot()[0])
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["part-0000.arrow"]
     snapshot.seal(folder, 3, DEFINITION, {"part-0000.arrow": sha256})
     (table,) = load(tmp_path)[1]

@@ -96,7 +96,7 @@ class World:
         """Log export, feature tables and manifest; returns the build's directory."""
         build = home / "features" / BUILD
         events = self._write_events(home / "export")
-        files = self._write_features(build)
+        self._write_features(build)
         manifest = {
             "build": BUILD,
             "definition_hash": PROJECT.definition_hash,
@@ -104,9 +104,16 @@ class World:
             "end_offset": self.end,
             "rows": len(self),
             "last_event_ms": int(self.event_time.max()),
+            "log": "",
+            "partitions": 3,
+            "rate": 0.0,
+            "days": [],
             "views": {v.name: v.definition_hash for v in PROJECT.views},
-            "events": {k: [str(p.relative_to(home)) for p in paths] for k, paths in events.items()},
-            "files": {str(p.relative_to(build)): "" for p in files},
+            "segments": {v.name: [[0, self.end, "", 3, 0]] for v in PROJECT.views},
+            "events": {
+                k: [[str(p.relative_to(home)), 0, self.end, 1, 0] for p in paths]
+                for k, paths in events.items()
+            },
         }
         (build.parent / "manifest.json").write_text(json.dumps(manifest))
         reseal(build)
@@ -146,10 +153,8 @@ class World:
                 out[event.name].append(path)
         return out
 
-    def _write_features(self, build: Path) -> list[Path]:
-        paths = []
-        for entity in PROJECT.entities:
-            views = [v for v in PROJECT.views if v.entity == entity.name]
+    def _write_features(self, build: Path) -> None:
+        for view in PROJECT.views:
             table = pa.table(
                 {
                     "offset": self.offsets,
@@ -157,26 +162,54 @@ class World:
                     "event_timestamp": pa.array(self.event_time * 1000).cast(
                         pa.timestamp("us", "UTC")
                     ),
-                    **{n: self.windows[n] for v in views for n in v.column_names},
-                    **{f"newest_{v.name}": self.newest[v.name] for v in views},
+                    **{n: self.windows[n] for n in view.column_names},
+                    f"newest_{view.name}": self.newest[view.name],
                 }
             )
             # Files of key ranges: each in offset order, all of them interleaved.
             for part in range(3):
-                path = build / "at_event" / entity.name / f"part-{part:04d}.parquet"
+                path = values_file(build, view.name, part)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 pq.write_table(table.take(np.arange(part, len(self), 3)), path)
-                paths.append(path)
-        return paths
+
+
+def values_file(build: Path, view: str, part: int) -> Path:
+    """Where the values before events lie."""
+    (found,) = (v for v in PROJECT.views if v.name == view)
+    return build / "at_event" / view / found.definition_hash[:12] / f"part-{part:04d}.parquet"
 
 
 def reseal(build: Path) -> None:
-    """Bring the manifest's hashes in line with files that were changed on purpose."""
+    """Bring all hashes in line with files that were changed on purpose."""
     path = build.parent / "manifest.json"
     manifest = json.loads(path.read_text())
-    manifest["files"] = {
-        n: hashlib.sha256((build / n).read_bytes()).hexdigest() for n in manifest["files"]
-    }
+    end = manifest["end_offset"]
+    for view in PROJECT.views:
+        files = [values_file(build, view.name, part) for part in range(3)]
+        index = {
+            "view": view.name,
+            "definition": view.definition_hash,
+            "start": 0,
+            "end": end,
+            "inputs": {},
+            "slices": [],
+            "files": [
+                [
+                    str(f.relative_to(build)),
+                    0,
+                    part,
+                    f.stat().st_size,
+                    hashlib.sha256(f.read_bytes()).hexdigest(),
+                ]
+                for part, f in enumerate(files)
+            ],
+            "states": [],
+        }
+        place = build / "index" / view.name / view.definition_hash[:12]
+        place.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(index).encode()
+        (place / f"{0:012d}-{end:012d}.json").write_bytes(text)
+        manifest["segments"][view.name][0][2] = hashlib.sha256(text).hexdigest()
     path.write_text(json.dumps(manifest))
 
 
