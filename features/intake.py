@@ -181,7 +181,7 @@ def _extend(days: list[Day], firsts: Mapping[int, int], start: int, end: int) ->
     """The days with those that begin, or go on, from ``start`` to ``end``."""
     if start >= end:
         return days
-    newest = _number(days[-1].day) if days else None
+    newest = day_number(days[-1].day) if days else None
     cuts: dict[int, int] = {}
     lowest = end
     for number in sorted(firsts, reverse=True):
@@ -208,5 +208,6 @@ def day_name(number: int) -> str:
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=number)).date().isoformat()
 
 
-def _number(name: str) -> int:
+def day_number(name: str) -> int:
+    """The number since 1970 of a day as it is written; the reverse of ``day_name``."""
     return (date.fromisoformat(name) - date(1970, 1, 1)).days

@@ -68,7 +68,7 @@ def build(
         daily.check(project)
         made = compute(project, log, settings, progress, wish=wish, verify=verify)
         if project.profiles:
-            profiles(project, log, settings, progress, made)
+            profiles(project, settings, progress, made)
     publish(project, settings, progress, made)
     return made.describe()
 
@@ -111,22 +111,11 @@ def compute(
     return done
 
 
-def profiles(
-    project: Project, log: SqliteLog, settings: Settings, progress: Progress, made: Build
-) -> None:
+def profiles(project: Project, settings: Settings, progress: Progress, made: Build) -> None:
     """Profiles of the days that ended since the last time, of the events that a build is of."""
     session.start(settings)
     with progress.stage("profiles", unit="rows") as stage:
-        done = daily.update(
-            project,
-            {e.name: made.events(e.name) for e in project.events},
-            settings.lake,
-            log=log.id,
-            tenant=settings.tenant,
-            end=made.manifest.end_offset,
-            today=SystemClock().now_ms() // DAY_MS,
-            parts=made.manifest.partitions,
-        )
+        done = daily.update(project, made, SystemClock().now_ms() // DAY_MS)
         stage.advance(sum(d.rows for d in done))
         stage.say(", ".join(f"{d.profile} until {d.last_day or 'no day yet'}" for d in done))
 

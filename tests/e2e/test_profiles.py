@@ -113,7 +113,7 @@ def process(home: Path, abort_at: str = "") -> None:
         f"given = Settings(home=Path(sys.argv[1]), project={NAME!r}, features_blocks=3)\n"
         "log = SqliteLog.open(given.log_url)\n"
         "made = compute(project, log, given, Quiet())\n"
-        "profiles(project, log, given, Quiet(), made)\n"
+        "profiles(project, given, Quiet(), made)\n"
     )
     address = ray.get_runtime_context().gcs_address
     done = subprocess.run(
@@ -150,9 +150,7 @@ def test_another_definition_starts_anew_and_broken_sql_changes_nothing(
     other = replace(project, profiles=(changed,))
 
     def run(p: Project) -> None:
-        files = {e.name: events.events(e.name) for e in p.events}
-        end = events.manifest.end_offset
-        update(p, files, lake, log=old.log, tenant=old.tenant, end=end, today=10**6, parts=3)
+        update(p, events, today=10**6)
 
     run(other)
     new = made.current(lake, changed)

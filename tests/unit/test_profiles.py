@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from features.builds import Day
+from features.intake import day_name
 from features.profiles.compute import Run, prepare, write_facts, write_values
 from features.profiles.days import Days, finished
 from raypipe.clock import DAY_MS, HOUR_MS
@@ -151,52 +153,39 @@ def test_a_profile_that_does_not_fit_its_project_is_refused(profile: Profile, sa
 # days
 
 
-def exported(folder: Path, arrivals: list[int], begin: int = 0) -> list[Place]:
-    table = pa.table(
-        {
-            "offset": pa.array(range(begin, begin + len(arrivals)), pa.int64()),
-            "received_at": pa.array(arrivals, pa.int64()),
-        }
-    )
-    path = folder / f"{begin}.parquet"
-    pq.write_table(table, path)
-    return [Place.at(path)]
+def on(*days: tuple[int, int, int]) -> list[Day]:
+    """Days of a log: number from DAY_0, first offset, the one behind the last."""
+    return [Day(day_name(DAY_0 + d), start, end) for d, start, end in days]
 
 
-def on(*days: float) -> list[int]:
-    return [round((DAY_0 + d) * DAY_MS) for d in days]
-
-
-def test_a_day_is_a_range_of_offsets_that_ends_where_a_later_day_begins(tmp_path: Path) -> None:
-    # The fourth row's clock was behind: it belongs to the day in which it came.
-    files = exported(tmp_path, on(0.1, 0.9, 1.0, 0.5, 1.9, 3.2))
-    days = finished(files, 0, 6, after=None, today=DAY_0 + 9)
+def test_each_offset_is_of_the_day_of_the_log_that_holds_it() -> None:
+    days = finished(on((0, 0, 2), (1, 2, 5), (3, 5, 6)), 0, after=None, today=DAY_0 + 9)
     assert days == Days(DAY_0, DAY_0 + 3, 0, 6, ((DAY_0, 0), (DAY_0 + 1, 2), (DAY_0 + 3, 5)))
     assert days.of(np.arange(6)).tolist() == [DAY_0 + d for d in (0, 0, 1, 1, 1, 3)]
     found = days.newest(np.array([DAY_0 - 1, DAY_0, DAY_0 + 1, DAY_0 + 2, DAY_0 + 3]))
     assert found.tolist() == [-1, 1, 4, 4, 5]
 
 
-def test_today_has_not_ended_and_days_go_on_where_they_were(tmp_path: Path) -> None:
-    files = exported(tmp_path, on(0.1, 1.5, 2.5))
-    days = finished(files, 0, 3, after=None, today=DAY_0 + 2)
+def test_today_has_not_ended_and_days_go_on_where_they_were() -> None:
+    known = on((0, 0, 1), (1, 1, 2), (2, 2, 3))
+    days = finished(known, 0, after=None, today=DAY_0 + 2)
     assert days is not None
     assert (days.first, days.last, days.begin, days.end) == (DAY_0, DAY_0 + 1, 0, 2)
-    assert finished(files, 0, 3, after=None, today=DAY_0) is None
-    # What came after that, though its own clock is of an old day, is of the next.
-    files += exported(tmp_path, on(0.3, 2.6, 3.5), begin=3)
-    days = finished(files, 2, 6, after=DAY_0 + 1, today=DAY_0 + 3)
+    assert finished(known, 0, after=None, today=DAY_0) is None
+    # A finished day that went on in the log: the rest is of the next one.
+    known = on((0, 0, 1), (1, 1, 4), (2, 4, 5), (3, 5, 6))
+    days = finished(known, 2, after=DAY_0 + 1, today=DAY_0 + 3)
     assert days == Days(DAY_0 + 2, DAY_0 + 2, 2, 5, ((DAY_0 + 2, 2),))
-    # Only old rows are new: they wait for the day after the last made one to end.
-    files = exported(tmp_path, on(0.3, 0.4), begin=5)
-    assert finished(files, 5, 7, after=DAY_0 + 2, today=DAY_0 + 3) is None
-    days = finished(files, 5, 7, after=DAY_0 + 2, today=DAY_0 + 4)
-    assert days == Days(DAY_0 + 3, DAY_0 + 3, 5, 7, ((DAY_0 + 3, 5),))
+    # Only such rows are new: they wait for the day after the last made one to end.
+    known = on((0, 0, 1), (1, 1, 7))
+    assert finished(known, 5, after=DAY_0 + 1, today=DAY_0 + 2) is None
+    days = finished(known, 5, after=DAY_0 + 1, today=DAY_0 + 3)
+    assert days == Days(DAY_0 + 2, DAY_0 + 2, 5, 7, ((DAY_0 + 2, 5),))
 
 
-def test_no_rows_are_no_days(tmp_path: Path) -> None:
-    assert finished([], 0, 0, after=None, today=DAY_0) is None
-    assert finished(exported(tmp_path, []), 0, 0, after=None, today=DAY_0) is None
+def test_no_rows_are_no_days() -> None:
+    assert finished([], 0, after=None, today=DAY_0) is None
+    assert finished(on((0, 0, 3)), 3, after=DAY_0, today=DAY_0 + 9) is None
 
 
 # values
