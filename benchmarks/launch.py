@@ -185,9 +185,8 @@ def play(
     mark("first decision")
     visit(cluster)
     mark("decisions begin")
-    story.lines = decide(cluster, sizes, victim, mark)
+    decide(cluster, sizes, victim, story, mark)
     mark("decisions")
-    story.readers = cluster.online_readers()
     cluster.call(cluster.head, cluster.on_head("raypipe down"))
     story.stored = stored(cluster)
     cluster.down()
@@ -245,17 +244,17 @@ def await_decisions(cluster: Cluster) -> None:
 
 
 def decide(
-    cluster: Cluster, sizes: Sizes, victim: Host, mark: Callable[[str], None]
-) -> list[dict[str, Any]]:
+    cluster: Cluster, sizes: Sizes, victim: Host, story: Story, mark: Callable[[str], None]
+) -> None:
     """Ask for all decisions; the host ``victim`` is powered off when a third of them is there."""
     plan = _plan(cluster, cluster.nodes, "d", sizes.decisions, sizes.rate, patience_s=PATIENCE_S)
-    lines = []
     for line in _called(cluster, plan):
-        lines.append(line)
-        if victim.up and len(lines) >= sizes.decisions // 3:
+        story.lines.append(line)
+        if victim.up and len(story.lines) >= sizes.decisions // 3:
+            # A host's connections go with it.
+            story.readers = cluster.online_readers()
             cluster.network.power_off(victim)
             mark("host off")
-    return lines
 
 
 def stored(cluster: Cluster) -> dict[str, list[DecisionRecord]]:

@@ -219,7 +219,7 @@ class Cluster:
         return json.loads(answer.removeprefix(ANSWER))
 
     def online_readers(self) -> set[str]:
-        """Addresses of connections to the online store that read last, lost hosts' included."""
+        """Addresses of living connections to the online store whose last command was a read."""
         ask = f"redis-cli -h {self.head.address} -p {ONLINE_PORT} client list"
         script = f"REDISCLI_AUTH=$(cat ~/.raypipe/online_password) {ask}"
         lines = self.call(self.head, script).splitlines()

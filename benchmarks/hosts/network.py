@@ -189,7 +189,7 @@ class Network:
             _run([*within, *words.split()])
 
     def power_off(self, host: Host) -> None:
-        """Kill everything on it at once; the others hear nothing."""
+        """Kill everything on it at once; of its connections the kernel may reset some."""
         if host.process is not None:
             host.process.kill()
             host.process.wait()

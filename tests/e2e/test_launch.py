@@ -148,8 +148,8 @@ def test_a_cluster_is_launched_works_and_loses_hosts_but_nothing_acknowledged(
     assert {trial["state"] for trial in story.report["sweep"]} <= {"finished", "stopped"}
     assert len(story.lines) == len(story.answered) == SIZES.decisions
     assert story.lost == []
-    # Replicas elsewhere than on the head read profiles; a read that comes late counts as none.
-    assert {node.address for node in cluster.nodes} & story.readers
+    # Both hosts decided with profiles. A read that a starved machine answers late counts as none.
+    assert {node.address for node in cluster.nodes} <= story.readers
     assert len(story.degraded) < SIZES.decisions / 20
     records = [r for found in story.stored.values() for r in found if not r.degraded]
     assert all(r.profile_times and min(r.profile_times) > 0 for r in records)
