@@ -131,11 +131,10 @@ class KeyValues:
 
     async def _slow(self, tenant: str, entity: str, key: str) -> dict[str, float] | None:
         """Profile values that are known of the key, by name; None when the store doesn't say."""
-        if tenant != self._stored_tenant:
-            return {}
         profiles = self._project.profiles
         asked = {p.key: key if p.entity == entity else None for p in profiles}
-        known = await self._profiles.read({"event_id": f"{entity} {key}", **asked})
+        event = {"event_id": f"{entity} {key}", "tenant": tenant, **asked}
+        known = await self._profiles.read(event)
         if known is None:
             return None
         mine = {n for p in profiles if p.entity == entity for n in p.column_names}

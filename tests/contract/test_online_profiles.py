@@ -6,6 +6,7 @@ import asyncio
 import math
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from features.store.packed.keys import key_prefix, one
 from features.store.packed.layout import layout
 from features.store.repo import settings
 from raypipe.clock import DAY_MS, ManualClock, SystemClock
+from serving.key_values import KeyValues
 from serving.profiles import PAUSE_S, OnlineProfiles
 from tests.contract.redis_server import RedisServer, needs_redis
 from tests.domains.orchard import PROFILE, project
@@ -95,6 +97,26 @@ def test_a_store_that_fails_is_told_of_and_left_alone_for_a_while(
     assert asyncio.run(online.ask("t1")) == [KNOWN]
     put(online_url, "t2", newer=1)
     assert asyncio.run(online.ask("t2")) == [KNOWN]
+
+
+class Windows:
+    """A worker, or a store of states, that knows no event of any key."""
+
+    async def read(self, *_: object) -> dict[str, float]:
+        return {}
+
+
+@pytest.mark.parametrize(("tenant", "known"), [("us", list(KNOWN.values)), ("them", [None, None])])
+def test_a_key_is_told_of_with_its_profiles(
+    online_url: str, tenant: str, known: list[float | None]
+) -> None:
+    put(online_url, "t1")
+    windows: Any = Windows()
+    profiles = Online(online_url).profiles
+    values = KeyValues(project, windows, windows, "us", SystemClock(), profiles)
+    found = asyncio.run(values.read(tenant, "tree", "t1"))
+    assert found.values == dict(zip(PROFILE.column_names, known, strict=True))
+    assert not found.degraded
 
 
 @needs_redis

@@ -172,12 +172,12 @@ def test_a_key_that_the_worker_never_confirmed_waits_for_it(service: Service) ->
 
 
 class Slow:
-    """The online store of profiles, with one tree in it."""
+    """The online store of one tenant's profiles, with one tree in it."""
 
     answers = True
 
     async def read(self, event: Mapping[str, Any]) -> Profiles | None:
-        known = event["tree"] == "t1"
+        known = (event["tenant"], event["tree"]) == ("default", "t1")
         if not self.answers:
             return None
         return Profiles((7.5, 1.0), (NOW,)) if known else Profiles((math.nan, math.nan), (-1,))
