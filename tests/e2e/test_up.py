@@ -179,6 +179,21 @@ def test_the_summary_says_what_lies_in_home(up: Up) -> None:
     assert not (home.parent / ".ray").exists()  # nothing in the user's own folder
 
 
+def test_decisions_know_the_profiles_of_yesterday_and_a_key_is_told_of_with_its(up: Up) -> None:
+    decisions = logged(up.shell.home)[1].values()
+    known = [r for r in decisions if min(r.profile_times, default=-1) > 0]
+    assert len(known) > len(decisions) / 2
+    assert not any(r.degraded for r in decisions)
+    shop = re.search(r'"merchant_id": "([^"]+)"', up.summary["try"])
+    assert shop is not None
+    answer = up.ask("GET", f"/v1/features/merchant/{shop[1]}")
+    assert answer.status_code == 200
+    values = answer.json()["values"]
+    assert values["merchant_count_35d"] > 0
+    assert values["merchant_profile_tenure_days"] > 0
+    assert not answer.json()["degraded"]
+
+
 def test_progress_is_a_line_a_stage_and_nothing_else(up: Up) -> None:
     stages = ["simulate", "load", "features", "profiles", "feast", "dataset", "sweep", "evaluate"]
     stages += ["worker", "serve", "replay"]
