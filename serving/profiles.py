@@ -10,13 +10,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from features.profiles.lookup import ProfileReader, Profiles
-from raypipe.errors import RaypipeError
+from raypipe.errors import RaypipeError, Unavailable
 
 PATIENCE_S = 0.25
 """Longest wait for a server."""
 
 PAUSE_S = 1.0
-"""How long a store that failed isn't asked: requests must not queue up behind its timeouts."""
+"""How long a store that is away isn't asked: requests must not queue up behind its timeouts."""
 
 THREADS = 4
 
@@ -57,6 +57,8 @@ class OnlineProfiles:
             )
             return await asyncio.wait_for(reading, PATIENCE_S)
         except (RaypipeError, TimeoutError) as e:
-            self._away_until = self._monotonic() + PAUSE_S
+            # A damaged value is of its key alone: the store goes on for the others.
+            if isinstance(e, Unavailable | TimeoutError):
+                self._away_until = self._monotonic() + PAUSE_S
             _log.error("no profiles for %s: %s", event["event_id"], str(e) or "no answer in time")
             return None

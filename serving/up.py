@@ -34,7 +34,7 @@ TX_PER_CUSTOMER_DAY = 1.2
 LIVE_REACHES = (1.1, 1.5, 2.0, 3.0, 5.0)
 """Tried in turn: how much longer than at the mean rate the live payments may take."""
 MADE_HERE = ("world", "log", "feast", "snapshots", "staging")
-MADE_IN_THE_LAKE = ("export", "features", "models", "tune", "reports")
+MADE_IN_THE_LAKE = ("export", "features", "profiles", "models", "tune", "reports")
 """What ``--fresh`` drops; keys and tenants stay."""
 
 
