@@ -218,7 +218,7 @@ def _check_stored(settings: Settings, sent: int) -> None:
         offset = 0
         while offset < log.end(0):
             for chunk in log.read(0, offset, 100_000):
-                offset = int(chunk.offsets[-1]) + 1
+                offset += len(chunk)
                 if chunk.kind == LOG_KIND:
                     ids += [
                         e for e in chunk.batch.column("event_id").to_pylist() if e[:6] == "bench-"

@@ -14,7 +14,7 @@ from raypipe.errors import IntegrityError
 from raypipe.log import codec
 from raypipe.log.database import PLACE_BITS, Database, translated
 from raypipe.log.identity import Hashes, Keys, hash_keys, id_column, keys
-from raypipe.log.port import Chunk, DuplicateId, check_kind
+from raypipe.log.port import Chunk, DuplicateId, Group, check_kind
 
 _PAGE_BYTES = 8_000_000
 """Payload that a read loads at a time."""
@@ -23,6 +23,9 @@ _PAGE_BATCHES = 1_024
 
 Stored = tuple[int, int, str, int, int, bytes]
 """place, n, kind, schema id, checksum, payload."""
+
+GROUP = ""
+"""The kind of a stored batch that is a group: its parts have kinds of their own."""
 
 _STORED = "select place, n, kind, schema, crc, payload from batch"
 
@@ -59,6 +62,18 @@ class LiveBatch:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class LiveGroup:
+    """A group about to be appended."""
+
+    payload: bytes
+    rows: dict[str, int]
+    """By kind."""
+
+    def __len__(self) -> int:
+        return sum(self.rows.values())
+
+
 class Live:
     """Batches by place, an id index beside them."""
 
@@ -74,6 +89,16 @@ class Live:
         hashes = hash_keys(kind, names)
         schema = self._schema_id(kind, batch.schema)
         return LiveBatch(kind, schema, codec.encode(batch), names, hashes)
+
+    def prepare_group(self, group: Group) -> LiveGroup:
+        """Make a group ready for insert_group(); raises UsageError for what can't be logged."""
+        for part in group.parts:
+            check_kind(part.kind)
+        schemas = [self._schema_id(p.kind, p.batch.schema) for p in group.parts]
+        rows: dict[str, int] = {}
+        for part in group.parts:
+            rows[part.kind] = rows.get(part.kind, 0) + part.batch.num_rows
+        return LiveGroup(codec.encode_group(group, schemas), rows)
 
     def _schema_id(self, kind: str, schema: pa.Schema) -> int:
         known = self._schema_ids.get(kind)
@@ -96,15 +121,34 @@ class Live:
     ) -> None:
         """Write one batch and its ids inside the caller's transaction."""
         n = len(live)
-        crc = codec.checksum(place, n, live.kind, live.schema, live.payload)
-        db.execute(
-            "insert into batch(place, n, kind, schema, crc, payload, producer, seq, epoch)"
-            " values(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (place, n, live.kind, live.schema, crc, live.payload, *writer),
-        )
+        self._insert(db, (place, n, live.kind, live.schema), live.payload, writer)
         # In the index's own order: neighbours fall on the same pages.
         rows = sorted(zip(_signed(live.hashes), range(place, place + n), strict=True))
         db.executemany("insert into ids values(?, ?)", rows)
+
+    def insert_group(
+        self,
+        db: sqlite3.Connection,
+        place: int,
+        group: LiveGroup,
+        writer: tuple[str, int, int | None],
+    ) -> None:
+        """Write a group inside the caller's transaction."""
+        self._insert(db, (place, len(group), GROUP, 0), group.payload, writer)
+
+    def _insert(
+        self,
+        db: sqlite3.Connection,
+        what: tuple[int, int, str, int],
+        payload: bytes | pa.Buffer,
+        writer: tuple[str, int, int | None],
+    ) -> None:
+        crc = codec.checksum(*what, payload)
+        db.execute(
+            "insert into batch(place, n, kind, schema, crc, payload, producer, seq, epoch)"
+            " values(?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (*what, crc, payload, *writer),
+        )
 
     def check_new(self, db: sqlite3.Connection, low: int, batches: Sequence[LiveBatch]) -> None:
         """Raise DuplicateId when an id is in the partition (from place ``low``) or comes twice."""
@@ -161,10 +205,11 @@ class Live:
         while limit > 0:
             page = self._page(low + offset, limit)
             for stored in page:
-                chunk = self._chunk(stored, low + offset, low + offset + limit)
-                yield chunk
-                offset += len(chunk)
-                limit -= len(chunk)
+                chunks = self._chunks(stored, low + offset, low + offset + limit)
+                yield from chunks
+                came = sum(map(len, chunks))
+                offset += came
+                limit -= came
             if not page:
                 return
 
@@ -192,17 +237,28 @@ class Live:
                 f"{_STORED} where place >= ? and place < ? order by place", (first[0], expected)
             ).fetchall()
 
-    def _chunk(self, stored: Stored, first: int, stop: int) -> Chunk:
+    def _chunks(self, stored: Stored, first: int, stop: int) -> list[Chunk]:
+        """The stored rows with places in [first, stop)."""
         place, n, kind = stored[:3]
-        first, stop = max(first, place), min(stop, place + n)
-        offset = _offset(first)
-        return Chunk(
-            kind,
-            np.arange(offset, offset + stop - first, dtype=np.int64),
-            self._decode(stored).slice(first - place, stop - first),
-        )
+        low, high = max(first, place) - place, min(stop, place + n) - place
+        base = _offset(place)
+        if kind != GROUP:
+            batch = self._decode(stored).slice(low, high - low)
+            return [Chunk(kind, np.arange(base + low, base + high, dtype=np.int64), batch)]
+        self._check(stored)
+        chunks = []
+        for part in codec.decode_group(stored[5], self._schema).parts:
+            a, b = part.positions.searchsorted([low, high])
+            if a < b:
+                offsets = part.positions[a:b].astype(np.int64) + base
+                chunks.append(Chunk(part.kind, offsets, part.batch.slice(a, b - a)))
+        return chunks
 
     def _decode(self, stored: Stored) -> pa.RecordBatch:
+        self._check(stored)
+        return codec.decode(stored[5], self._schema(stored[3]))
+
+    def _check(self, stored: Stored) -> None:
         place, n, kind, schema, crc, payload = stored
         if codec.checksum(place, n, kind, schema, payload) != crc:
             raise IntegrityError(
@@ -210,7 +266,6 @@ class Live:
                 "doesn't match its checksum",
                 hint="Restore the log from a backup; it doesn't go on over damaged rows.",
             )
-        return codec.decode(payload, self._schema(schema))
 
     def _schema(self, id: int) -> pa.Schema:
         schema = self._schemas.get(id)

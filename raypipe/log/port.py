@@ -57,7 +57,7 @@ class LogUnwritable(Unavailable):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of rows of one kind with consecutive offsets."""
+    """Rows of one kind with ascending offsets."""
 
     kind: str
     offsets: Offsets
@@ -70,13 +70,45 @@ class Chunk:
         return f"Chunk({self.kind}, {self.offsets[0]}..{self.offsets[-1]})"
 
 
+@dataclass(frozen=True)
+class Part:
+    """The rows of one kind in a group: int32 ``positions`` [rows] in the group, ascending."""
+
+    kind: str
+    batch: pa.RecordBatch
+    positions: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of several kinds in one order, as a bulk request brings them.
+
+    Over all parts the positions are exactly 0 to rows - 1. The rows' ids are not indexed: whoever
+    appends a group knows its rows to be new, and ``find`` doesn't see them.
+    """
+
+    parts: tuple[Part, ...]
+
+    def __len__(self) -> int:
+        return sum(p.batch.num_rows for p in self.parts)
+
+    @classmethod
+    def of(cls, kind: str, batch: pa.RecordBatch) -> Group:
+        """A group of one kind."""
+        return cls((Part(kind, batch, np.arange(batch.num_rows, dtype=np.int32)),))
+
+
+Appended = tuple[str, pa.RecordBatch] | Group
+"""One element of an append: rows of one kind that ``find`` will know, or a group."""
+
+
 class EventLog(Protocol):
     """What every adapter does; tests/contract/test_log_contract.py says it in cases."""
 
     def append(
         self,
         partition: int,
-        batches: Sequence[tuple[str, pa.RecordBatch]],
+        batches: Sequence[Appended],
         *,
         producer: str,
         seq: int,
@@ -84,10 +116,11 @@ class EventLog(Protocol):
     ) -> list[Offsets]:
         """Write all batches in one durable transaction; return each one's offsets.
 
-        Offsets follow each other in the given order. The same (producer, seq) again returns the
-        same offsets and writes nothing; with batches of other sizes it raises Conflict. Raises
-        Fenced for an epoch that isn't the partition's, DuplicateId, LogUnwritable. ``epoch=None``
-        is a writer outside of fencing.
+        Offsets follow each other in the given order, inside a group in that of its positions. The
+        same (producer, seq) again returns the same offsets and writes nothing; with batches of
+        other sizes it raises Conflict. Raises Fenced for an epoch that isn't the partition's,
+        DuplicateId, LogUnwritable, UsageError for a group whose positions have gaps.
+        ``epoch=None`` is a writer outside of fencing.
         """
         ...
 
@@ -118,11 +151,14 @@ class EventLog(Protocol):
     def read(
         self, partition: int, offset: int, max_events: int, wait_ms: int = 0
     ) -> Iterator[Chunk]:
-        """Rows from ``offset`` on, in offset order, at most ``max_events``, as they were written.
+        """Rows from ``offset`` on, at most ``max_events``, as they were written.
 
-        With nothing there yet it waits up to ``wait_ms`` for an append, of any process. Raises
-        IntegrityError that names the offset when stored bytes are damaged or missing. A call may
-        decode a whole row group of history first, so read history in large steps.
+        Chunks come in offset order, but those of one group interleave: whoever needs the order
+        over kinds merges them. All chunks of a call together cover its offsets without a gap, so
+        the next call's offset is this one's plus the rows that came. With nothing there yet it
+        waits up to ``wait_ms`` for an append, of any process. Raises IntegrityError that names the
+        offset when stored bytes are damaged or missing. A call may decode a whole row group of
+        history first, so read history in large steps.
         """
         ...
 
@@ -133,7 +169,10 @@ class EventLog(Protocol):
     def find(
         self, partition: int, kind: str, tenant: str, id: str
     ) -> tuple[int, pa.RecordBatch] | None:
-        """The offset and the row (a batch of one) of that id, live or sealed; the first wins."""
+        """The offset and the row (a batch of one) of that id, live or sealed; the first wins.
+
+        Rows that were appended in a Group are not found while they are live.
+        """
         ...
 
     def commit(self, group: str, partition: int, offset: int, state_ref: str) -> None:

@@ -26,7 +26,7 @@ from raypipe.log.export import export
 from raypipe.log.history import History
 from raypipe.log.identity import hash_keys
 from raypipe.log.live import Live, LiveBatch
-from raypipe.log.port import Chunk, Offsets, check_kind
+from raypipe.log.port import Appended, Chunk, Group, Offsets, check_kind
 from raypipe.log.sealing import Sealing
 
 BUSY_TIMEOUT_MS = 10_000
@@ -68,7 +68,7 @@ class SqliteLog:
     def append(
         self,
         partition: int,
-        batches: Sequence[tuple[str, pa.RecordBatch]],
+        batches: Sequence[Appended],
         *,
         producer: str,
         seq: int,
@@ -76,18 +76,28 @@ class SqliteLog:
     ) -> list[Offsets]:
         """See EventLog.append."""
         low = _low(partition)
-        sizes = [batch.num_rows for _, batch in batches]
-        rows = [self._live.prepare(kind, batch) for kind, batch in batches if batch.num_rows]
+        sizes = [len(b) if isinstance(b, Group) else b[1].num_rows for b in batches]
+        rows = [
+            self._live.prepare_group(b) if isinstance(b, Group) else self._live.prepare(*b)
+            for b, size in zip(batches, sizes, strict=True)
+            if size
+        ]
         with self._db.write() as db:
             base = books.acknowledged(db, partition, producer, seq, sizes, sealed=False)
             if base is None:
                 books.check_epoch(db, partition, epoch)
-                self._check_new(db, partition, rows)
+                self._check_new(db, partition, [r for r in rows if isinstance(r, LiveBatch)])
                 base = end = books.next_offset(db, partition)
-                for live in rows:
-                    self._live.insert(db, low + end, live, (producer, seq, epoch))
-                    books.add_rows(db, partition, live.kind, len(live))
-                    end += len(live)
+                for row in rows:
+                    writer = (producer, seq, epoch)
+                    if isinstance(row, LiveBatch):
+                        self._live.insert(db, low + end, row, writer)
+                        books.add_rows(db, partition, row.kind, len(row))
+                    else:
+                        self._live.insert_group(db, low + end, row, writer)
+                        for kind, count in row.rows.items():
+                            books.add_rows(db, partition, kind, count)
+                    end += len(row)
                 books.acknowledge(db, partition, producer, seq, base, sizes, sealed=False)
             reach("log.append.before_commit")
         reach("log.append.after_commit")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from raypipe.log.port import Chunk
 from raypipe.windows import kernel
 from raypipe.windows.inputs import Facts, Inputs, key_hash, key_hashes
 from raypipe.windows.spec import WindowView
@@ -99,21 +100,16 @@ class WindowEngine:
                 found |= zip(view.column_names, values, strict=True)
         return found
 
-    def apply(self, kind: str, table: pa.Table, offsets: npt.NDArray[np.int64]) -> None:
-        """Take events of one type in without reading: replay after a start."""
+    def apply(self, chunks: Sequence[Chunk]) -> None:
+        """Take events in, in offset order over all chunks, without reading."""
         for name, state in self.states.items():
-            inputs = self._inputs[name].get(kind)
-            if inputs is None:
-                continue
-            state.process(
-                Rows(
-                    key_hashes(state.view, table),
-                    table.column("event_time").to_numpy(),
-                    np.ascontiguousarray(offsets),
-                    np.full(table.num_rows, kernel.UPDATE, np.uint8),
-                    *inputs.of_columns(table),
-                )
-            )
+            found = [
+                _rows(state.view, inputs, chunk)
+                for chunk in chunks
+                if (inputs := self._inputs[name].get(chunk.kind)) is not None
+            ]
+            if found:
+                state.process(found[0] if len(found) == 1 else _merged(found))
 
     def snapshot(self) -> list[pa.Table]:
         """The state of every view in canonical form."""
@@ -125,6 +121,27 @@ class WindowEngine:
             name = (table.schema.metadata or {}).get(b"view", b"").decode()
             if name in self.states:
                 self.states[name].restore(table)
+
+
+def _rows(view: WindowView, inputs: Inputs, chunk: Chunk) -> Rows:
+    table = pa.Table.from_batches([chunk.batch])
+    return Rows(
+        key_hashes(view, table),
+        table.column("event_time").to_numpy(),
+        np.ascontiguousarray(chunk.offsets),
+        np.full(len(chunk), kernel.UPDATE, np.uint8),
+        *inputs.of_columns(table),
+    )
+
+
+def _merged(found: Sequence[Rows]) -> Rows:
+    """The rows of several event types in offset order."""
+    columns = [np.concatenate([getattr(rows, f.name) for rows in found]) for f in fields(Rows)]
+    whole = Rows(*columns)
+    if bool((np.diff(whole.offsets) > 0).all()):
+        return whole
+    order = np.argsort(whole.offsets)
+    return Rows(*(column[order] for column in columns))
 
 
 def compile_windows(views: Sequence[WindowView], decision: str) -> None:

@@ -25,7 +25,7 @@ from raypipe.errors import (
 )
 from raypipe.lake import Place
 from raypipe.log import export, files, identity, live, sealing, sqlite
-from raypipe.log.port import DECISION, DuplicateId, EventLog, Fenced
+from raypipe.log.port import DECISION, DuplicateId, EventLog, Fenced, Group, Part
 from raypipe.log.sqlite import SqliteLog
 
 ROOT = Path(__file__).parents[2]
@@ -108,16 +108,29 @@ def rows_of(batches: Sequence[tuple[str, pa.RecordBatch]]) -> list[Row]:
 
 
 def rows_in(log: EventLog, offset: int = 0, limit: int = 10**9, partition: int = 0) -> list[Row]:
-    """All rows read, after checking that their offsets follow each other."""
-    out: list[Row] = []
+    """All rows read, in order, after checking that their offsets have no gap."""
+    out: dict[int, Row] = {}
     for chunk in log.read(partition, offset, limit):
         assert len(chunk) > 0
         assert chunk.offsets.dtype == np.int64
         assert len(chunk) == chunk.batch.num_rows
-        expected = range(offset + len(out), offset + len(out) + len(chunk))
-        assert chunk.offsets.tolist() == list(expected)
-        out += rows_of([(chunk.kind, chunk.batch)])
-    return out
+        assert (np.diff(chunk.offsets) > 0).all()
+        rows = rows_of([(chunk.kind, chunk.batch)])
+        out |= zip(chunk.offsets.tolist(), rows, strict=True)
+    assert sorted(out) == list(range(offset, offset + len(out)))
+    return [out[at] for at in sorted(out)]
+
+
+def grouped(layout: str, prefix: str) -> tuple[Group, list[Row]]:
+    """A group and its rows in order, for a layout like 'srsss': sale, refund, ..."""
+    made = {"s": sales, "r": refunds}
+    parts, rows = [], {}
+    for letter in dict.fromkeys(layout):
+        at = [i for i, found in enumerate(layout) if found == letter]
+        kind, batch = made[letter](*(f"{prefix}{i}" for i in at))
+        parts.append(Part(kind, batch, np.array(at, np.int32)))
+        rows |= zip(at, rows_of([(kind, batch)]), strict=True)
+    return Group(tuple(parts)), [rows[at] for at in sorted(rows)]
 
 
 def untouched() -> Iterator[pa.RecordBatch]:
@@ -155,6 +168,60 @@ def test_offsets_follow_each_other_over_batches_kinds_and_appends(log: EventLog)
     assert [o.tolist() for o in first] == [[0, 1], [2, 3], [4]]
     assert [o.tolist() for o in second] == [[5, 6]]
     assert log.end(0) == 7
+
+
+def test_a_group_keeps_the_order_over_its_kinds(log: EventLog) -> None:
+    group, rows = grouped("srssrrs", "g")
+    given = log.append(0, [sales("a"), group, refunds("b")], producer="p", seq=0)
+    assert [o.tolist() for o in given] == [[0], list(range(1, 8)), [8]]
+    expected = [*rows_of([sales("a")]), *rows, *rows_of([refunds("b")])]
+    assert rows_in(log) == expected
+    assert log.counts(0) == {"refund": 4, "sale": 5}
+    for start in range(9):
+        for limit in range(1, 10 - start):
+            assert rows_in(log, start, limit) == expected[start : start + limit]
+
+
+def test_a_group_of_one_kind_and_an_empty_one(log: EventLog) -> None:
+    kind, batch = sales("a", "b")
+    empty = Group.of(*refunds())
+    given = log.append(0, [empty, Group.of(kind, batch)], producer="p", seq=0)
+    assert [o.tolist() for o in given] == [[], [0, 1]]
+    assert rows_in(log) == rows_of([(kind, batch)])
+    assert log.kinds(0) == ["sale"]
+
+
+def test_rows_of_a_group_are_not_found_by_id(log: EventLog) -> None:
+    log.append(0, [grouped("sr", "g")[0], sales("a")], producer="p", seq=0)
+    assert log.find(0, "sale", "t", "g0") is None
+    assert log.find(0, "sale", "t", "a") is not None
+
+
+def test_a_repeated_group_is_written_once(log: EventLog) -> None:
+    group, rows = grouped("ssrs", "g")
+    first = log.append(0, [group], producer="p", seq=0)
+    again = log.append(0, [group], producer="p", seq=0)
+    assert [o.tolist() for o in first] == [o.tolist() for o in again]
+    assert rows_in(log) == rows
+
+
+@pytest.mark.parametrize("positions", [[0, 2], [1, 0], [0, 0], [-1, 0], [0]])
+def test_a_group_with_gaps_is_refused(log: EventLog, positions: list[int]) -> None:
+    kind, batch = sales("a", "b")
+    with pytest.raises(UsageError, match="position"):
+        log.append(
+            0, [Group((Part(kind, batch, np.array(positions, np.int32)),))], producer="p", seq=0
+        )
+    assert log.end(0) == 0
+
+
+def test_an_export_holds_the_rows_of_groups(log: EventLog, tmp_path: Path) -> None:
+    group, rows = grouped("srssrrs", "g")
+    log.append(0, [group], producer="p", seq=0)
+    (found,) = log.export(0, "sale", Place.at(tmp_path / "export"), 0, 7)
+    table = pq.read_table(found.url)
+    assert table.column("offset").to_pylist() == [0, 2, 3, 6]
+    assert table.drop_columns(["offset"]).to_pylist() == [r for k, r in rows if k == "sale"]
 
 
 def test_partitions_count_on_their_own(log: EventLog) -> None:

@@ -93,11 +93,9 @@ class WorkerCore:
             )
         kinds = {e.name for e in self._project.events}
         while offset < end:
-            for chunk in self._log.read(self._partition, offset, REPLAY_ROWS):
-                if chunk.kind in kinds:
-                    table = pa.Table.from_batches([chunk.batch])
-                    self._engine.apply(chunk.kind, table, chunk.offsets)
-                offset = int(chunk.offsets[-1]) + 1
+            chunks = list(self._log.read(self._partition, offset, REPLAY_ROWS))
+            self._engine.apply([chunk for chunk in chunks if chunk.kind in kinds])
+            offset += sum(map(len, chunks))
         return offset
 
     def _restore(self) -> int:
