@@ -190,6 +190,38 @@ class Settings(BaseSettings):
     decision_deadline_ms: int = Field(
         5_000, ge=10, le=120_000, description="a decision not made by then is answered with 503"
     )
+    ingest_port: int = Field(
+        default_factory=lambda data: data["http_port"] + 1,
+        ge=1,
+        le=65_535,
+        description="port of the server that takes bulk events",
+        json_schema_extra={"default_text": "http_port + 1"},
+    )
+    ingest_body_bytes: int = Field(
+        64 * 2**20,
+        ge=1_024,
+        le=64 * 2**20,
+        description="largest body of a bulk request, unpacked",
+    )
+    ingest_waiting_bytes: int = Field(
+        256 * 2**20,
+        ge=1_024,
+        description="bytes of bulk bodies in work before the next is answered with 429",
+    )
+    dedup_seconds: int = Field(
+        600,
+        ge=1,
+        le=86_400,
+        description="how long the ids of bulk events are remembered: one that comes again by then "
+        "is a duplicate",
+    )
+    dedup_ids: int = Field(
+        2**24,
+        ge=1_024,
+        le=2**30,
+        description="ids of bulk events remembered at most, at 24 bytes each; under more load the "
+        "memory is shorter than dedup_seconds",
+    )
     min_replicas: int = Field(1, ge=1, le=10_000, description="serving replicas at rest")
     max_replicas: int = Field(2, ge=1, le=10_000, description="serving replicas under load")
     target_ongoing_requests: float = Field(
@@ -306,8 +338,16 @@ class Settings(BaseSettings):
     @property
     def http_url(self) -> str:
         """Where a client on this machine reaches the HTTP interface."""
+        return self._url(self.http_port)
+
+    @property
+    def ingest_url(self) -> str:
+        """Where a client on this machine sends bulk events."""
+        return self._url(self.ingest_port)
+
+    def _url(self, port: int) -> str:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.http_host, self.http_host)  # noqa: S104
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.http_port}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def load_settings(

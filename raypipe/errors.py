@@ -13,6 +13,7 @@ RaypipeError                  code, headline, HTTP status, exit code; detail and
 ├── NotFound             404
 ├── Conflict             409  the same id came with another body
 │   └── DuplicateId      409  (log.port) a logged row's id came again
+├── Overloaded           429  more is in work than may be; send it again later
 ├── Unavailable          503  a part that is needed is away; retry
 │   ├── EventLost             a worker died before it committed the event; observe it again
 │   └── LogUnwritable         (log.port) the medium refused a write
@@ -156,6 +157,14 @@ class Conflict(RaypipeError):
     code = "conflict"
     headline = "Conflict"
     status = 409
+
+
+class Overloaded(RaypipeError):
+    """So much is in work that nothing more is taken; the same request may come again later."""
+
+    code = "overloaded"
+    headline = "Too much at once"
+    status = 429
 
 
 class Unavailable(RaypipeError):

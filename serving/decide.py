@@ -20,11 +20,11 @@ import numpy.typing as npt
 from raypipe.aborts import reach
 from raypipe.clock import Clock
 from raypipe.errors import Conflict, EventLost, InputError, Unavailable, Violation
+from raypipe.events.body import parse_object
 from raypipe.events.schema import EventType, canonical_json
 from raypipe.ledger.record import DecisionRecord, Reason, decision_id, decode
 from raypipe.policy.policy import Action, Policy
 from raypipe.vector.assemble import FEATURE_VALUE
-from serving.body import parse_object
 
 Vector = npt.NDArray[np.float32]
 

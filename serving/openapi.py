@@ -22,6 +22,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
     answers = (
         schemas.Decision,
         schemas.DecisionDetail,
+        schemas.Taken,
         schemas.KeyFeatures,
         schemas.Health,
         schemas.Readiness,
@@ -42,6 +43,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
         "paths": {
             "/v1/decisions": {"post": _decide(event, name, currency, body_limit)},
             "/v1/decisions/{decision_id}": {"get": _decision()},
+            "/v1/events": {"post": _events(project, currency)},
             "/v1/features/{entity}/{key}": {"get": _features(project)},
             "/healthz": {"get": _plain("The process answers", "Health")},
             "/readyz": {"get": _plain("Whether decisions can be made", "Readiness", "503")},
@@ -195,6 +197,58 @@ def _decision() -> dict[str, Any]:
     }
 
 
+def _events(project: Project, currency: str) -> dict[str, Any]:
+    kinds = [e.name for e in project.events]
+    row = {"oneOf": [_row_schema(e, currency) for e in project.events]}
+    return {
+        "operationId": "events",
+        "summary": "Report many events at once",
+        "description": "Also answered, faster, by the server at the setting ingest_port. JSON "
+        "lines, a JSON array or an Arrow IPC stream, plain or with Content-Encoding gzip or zstd. "
+        "Each row names its event type in `type`, unless the URL does. Good rows are stored and "
+        "counted in the order of the request, whatever becomes of the others; refused rows go to "
+        "quarantine. A row whose event_id came lately is a duplicate.",
+        "security": [{"key": ["events:write"]}],
+        "parameters": [
+            {
+                "name": "type",
+                "in": "query",
+                "schema": {"type": "string", "enum": kinds},
+                "description": "The event type of all rows, which then have no member `type`.",
+            },
+            {
+                "name": "Idempotency-Key",
+                "in": "header",
+                "schema": {"type": "string", "maxLength": 128},
+                "description": "The same request again gets the first answer and counts nothing.",
+            },
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"type": "array", "items": row}},
+                "application/x-ndjson": {"schema": {"type": "string"}},
+                "application/vnd.apache.arrow.stream": {
+                    "schema": {"type": "string", "format": "binary"}
+                },
+            },
+        },
+        "responses": {
+            "200": _json("Every row is stored or was before", "Taken"),
+            "207": _json("Some rows were refused", "Taken"),
+            **_problems("400", "401", "403", "409", "413", "415", "422", "429", "503"),
+        },
+    }
+
+
+def _row_schema(event: EventType, currency: str) -> dict[str, Any]:
+    schema = event_schema(event, currency)
+    schema["properties"] = {"type": {"const": event.name}, **schema["properties"]}
+    schema["required"] = ["type", *schema["required"]]
+    schema["examples"] = [{"type": event.name, **schema["examples"][0]}]
+    return schema
+
+
 def _features(project: Project) -> dict[str, Any]:
     entities = list(dict.fromkeys(g.entity for g in project.groups))
     return {
@@ -230,9 +284,10 @@ _MEANINGS = {
     "401": "No API key, or one that isn't known",
     "403": "The key lacks the scope",
     "404": "Nothing of that id for this tenant",
-    "409": "The event_id came before with another body",
+    "409": "The event_id or Idempotency-Key came before with another body",
     "413": "The body is too large",
-    "415": "Not plain JSON",
+    "415": "Not a form that this route reads",
+    "429": "Too much is in work; send it again later",
     "422": "The event breaks the schema; `errors` names every place",
     "503": "A part is away; a retry with the same event_id is safe",
 }

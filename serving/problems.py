@@ -10,7 +10,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from raypipe.errors import Forbidden, RaypipeError, Unauthenticated, Unavailable
+from raypipe.errors import Forbidden, Overloaded, RaypipeError, Unauthenticated, Unavailable
 
 MEDIA_TYPE = "application/problem+json"
 RETRY_AFTER_S = 1
@@ -71,7 +71,7 @@ def _from_raypipe(error: RaypipeError, request_id: str) -> Problem:
         headers["WWW-Authenticate"] = 'Bearer realm="raypipe"'
     elif isinstance(error, Forbidden):
         headers["WWW-Authenticate"] = 'Bearer realm="raypipe", error="insufficient_scope"'
-    elif isinstance(error, Unavailable):
+    elif isinstance(error, Unavailable | Overloaded):
         headers["Retry-After"] = str(RETRY_AFTER_S)
     return Problem(
         error.status,

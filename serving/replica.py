@@ -34,6 +34,7 @@ class Replica:
         from serving import loopback
         from serving.credentials import Credentials
         from serving.docs import render
+        from serving.events import Events
         from serving.key_values import KeyValues, OnlineStore
         from serving.metrics import Metrics
         from serving.openapi import document
@@ -64,6 +65,7 @@ class Replica:
                 SystemClock(),
                 self._profiles,
             ),
+            events=Events.of(settings, self._project, self._worker),
             metrics=Metrics(replica),
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),
             feature_names=lambda reference: feature_names(models, reference),

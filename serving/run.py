@@ -26,17 +26,21 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     port is taken, before anything is started.
     """
     from raypipe.project import load_project
-    from serving import app
+    from serving import app, ingest
     from training import registry
 
     model = load_project(settings.project).models[0].name
     version = registry.locate(settings.lake / "models", model).name
     if settings.ray_address is None:
-        _require_port(settings)
+        for name in ("http_port", "ingest_port"):
+            _require_port(settings, name)
     session.start(settings)
     with progress.stage("worker") as stage:
         actor.ensure(settings)
         stage.say("window state restored")
+    with progress.stage("ingest") as stage:
+        ingest.ensure(settings)
+        stage.say(f"bulk events at {settings.ingest_url}/v1/events")
     url = settings.http_url
     with progress.stage("serve") as stage:
         app.start(settings)
@@ -45,6 +49,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     return {
         "url": url,
         "docs": f"{url}/docs",
+        "events": f"{settings.ingest_url}/v1/events",
         "model": f"{model}@{version}",
         # The worker, which holds the keys, has made this one.
         "api_key": str(settings.home / LOCAL_KEY_FILE),
@@ -52,21 +57,26 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
 
 
 def stop(settings: Settings) -> int | None:
-    """End serving on a cluster: replicas first, then the worker with a snapshot; its offset.
+    """End serving on a cluster: what takes requests first, then the worker with a snapshot; its
+    offset.
 
     None where no worker ran or it could not save: the log has everything.
     """
     from ray import serve as ray_serve
 
+    from serving import ingest
+
     session.start(settings, warm=False)
+    ingest.stop()
     ray_serve.shutdown()  # type: ignore[no-untyped-call]
     return actor.stop()
 
 
-def _require_port(settings: Settings) -> None:
-    refusal = running.refusal(settings.http_host, settings.http_port)
+def _require_port(settings: Settings, setting: str) -> None:
+    port = getattr(settings, setting)
+    refusal = running.refusal(settings.http_host, port)
     if refusal:
         raise Unavailable(
-            f"nothing can listen on {settings.http_host}:{settings.http_port}: {refusal}",
-            hint="Stop what uses the port, or choose another with --port.",
+            f"nothing can listen on {settings.http_host}:{port}: {refusal}",
+            hint=f"Stop what uses the port, or choose another with the setting {setting}.",
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -61,6 +61,29 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
             "none known; empty when the profiles couldn't be read"
         ),
     ]
+
+
+class Exceptional(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A row that was not taken in."""
+
+    row: Annotated[int, Meta(description="its number in the request, from 0")]
+    outcome: Literal["refused", "duplicate"]
+    reasons: Annotated[
+        tuple[str, ...], Meta(description="JSON pointer: reason; refused rows are in quarantine")
+    ] = ()
+
+
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of a bulk request's rows. The accepted ones are durable and in the windows."""
+
+    accepted: int
+    duplicates: Annotated[int, Meta(description="rows whose event_id came lately")]
+    refused: int
+    first_offset: Annotated[
+        int | None,
+        Meta(description="accepted rows have offsets from here on, in the order of the request"),
+    ]
+    exceptions: Annotated[tuple[Exceptional, ...], Meta(description="all rows but the accepted")]
 
 
 class KeyFeatures(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypipe.clock import DAY_MS, HOUR_MS, SystemClock
 from raypipe.errors import IntegrityError, NotFound, RaypipeError
+from raypipe.events.quarantine import QUARANTINE_FILE
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
@@ -89,7 +90,7 @@ class _Line:
                 shutil.rmtree(self._settings.home / name, ignore_errors=True)
             for name in MADE_IN_THE_LAKE:
                 (self._settings.lake / name).remove_tree()
-            for name in (STATE, "quarantine.db"):
+            for name in (STATE, QUARANTINE_FILE):
                 (self._settings.home / name).unlink(missing_ok=True)
         stages: tuple[tuple[str, Callable[[], list[str]]], ...] = (
             ("history", self._history),
@@ -132,7 +133,7 @@ class _Line:
         (home / STATE).write_text(json.dumps({"world": config, "replayed": 0}))
         with (
             self._progress.stage("load", unit="rows") as stage,
-            closing(Quarantine(home / "quarantine.db")) as quarantine,
+            closing(Quarantine(home / QUARANTINE_FILE)) as quarantine,
         ):
             report = load(
                 log,

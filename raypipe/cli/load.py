@@ -51,7 +51,7 @@ def run(settings: Settings, tables: list[Path], mapping: Path, progress: Progres
     """Load tables into the log of the settings, alone on its home folder."""
     from raypipe.events.load import load as load_tables
     from raypipe.events.mapping import read_mapping
-    from raypipe.events.quarantine import Quarantine
+    from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
     from raypipe.log.sqlite import SqliteLog
     from raypipe.project import load_project
     from raypipe.runtime import running
@@ -60,7 +60,7 @@ def run(settings: Settings, tables: list[Path], mapping: Path, progress: Progres
     rules = read_mapping(mapping, project)
     with running.claim(settings.home, "load"), progress.stage("load", unit="rows") as stage:
         log = SqliteLog.open(settings.log_url)
-        quarantine = Quarantine(settings.home / "quarantine.db")
+        quarantine = Quarantine(settings.home / QUARANTINE_FILE)
         try:
             report = load_tables(
                 log,

@@ -23,8 +23,10 @@ def quarantine(
     set_: Set = None,
 ) -> int:
     """List the rows that were refused, and why."""
+    from raypipe.events.quarantine import QUARANTINE_FILE
+
     settings = _options.settings(home, config, set_, tenant=tenant)
-    file = settings.home / "quarantine.db"
+    file = settings.home / QUARANTINE_FILE
     if not file.is_file():
         result: dict[str, object] = {"counts": {}, "rows": []}
         _output.write(result, as_json=json, text="Nothing was refused.")

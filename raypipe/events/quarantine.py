@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from raypipe.clock import Clock, SystemClock
+
+QUARANTINE_FILE = "quarantine.db"
+"""In the home folder of the worker."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS refused (
@@ -23,6 +27,16 @@ CREATE TABLE IF NOT EXISTS refused (
 ) STRICT;
 CREATE INDEX IF NOT EXISTS refused_by_tenant ON refused (tenant, source);
 """
+
+
+class Refusal(NamedTuple):
+    """A row to be kept: ``body`` is its text, ``reasons`` are ``pointer: reason``."""
+
+    tenant: str
+    source: str
+    event_type: str
+    body: str
+    reasons: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +76,14 @@ class Quarantine:
 
         ``source`` says where the rows came from: a load, a route.
         """
+        return self.keep(
+            Refusal(tenant, source, event_type, body, list(reasons)) for body, reasons in rows
+        )
+
+    def keep(self, refusals: Iterable[Refusal]) -> int:
+        """Keep rows of any source in one durable transaction; returns how many."""
         now = self._clock.now_ms()
-        values = [
-            (now, tenant, source, event_type, body, json.dumps(list(reasons)))
-            for body, reasons in rows
-        ]
+        values = [(now, *r[:4], json.dumps(list(r.reasons))) for r in refusals]
         with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
             self._db.executemany(

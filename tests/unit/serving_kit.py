@@ -31,6 +31,7 @@ from raypipe.windows.spec import WindowView, count, spans
 from serving.credentials import Credentials
 from serving.decide import Decider, Profiles
 from serving.docs import render
+from serving.events import Events
 from serving.http import HttpApp
 from serving.key_values import KeyValues
 from serving.metrics import Metrics
@@ -247,6 +248,9 @@ class Service:
             keys=Credentials(self.worker, lambda: float(next(self.believed_at))),
             worker=self.worker,
             key_values=KeyValues(PROJECT, self.worker, self.stored, "default", self.clock),
+            events=Events(
+                PROJECT, self.worker, "EUR", self.clock, body_limit=BODY_LIMIT, waiting_limit=2**20
+            ),
             metrics=Metrics("r1"),
             documents=DOCUMENTS,
             feature_names=lambda reference: feature_names(Place.at(home) / "models", reference),

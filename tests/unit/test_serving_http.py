@@ -21,11 +21,11 @@ from features.parity_report import Cause, FeatureParity, Report, store
 from features.profiles.lookup import Profiles
 from raypipe.clock import HOUR_MS
 from raypipe.errors import IntegrityError, Unavailable
+from raypipe.events.body import MAX_DEPTH
 from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord
-from serving.body import MAX_DEPTH
 from serving.decide import Decider
 from serving.scorer import load_judge
 from tests.unit.serving_kit import (

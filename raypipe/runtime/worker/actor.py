@@ -45,10 +45,12 @@ class WorkerActor:
     """Runs one WorkerServer in a thread; if that fails, the process ends and Ray restarts it."""
 
     def __init__(self, settings: Settings, partition: int) -> None:
+        from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
         from raypipe.log.sqlite import SqliteLog
         from raypipe.project import load_project
         from raypipe.runtime.worker.connection import Listener, TlsListener, UnixListener
         from raypipe.runtime.worker.core import WorkerCore
+        from raypipe.runtime.worker.intake import Dedup
         from raypipe.runtime.worker.server import WorkerServer
         from raypipe.tenancy.keys import STORE_FILE, KeyStore, ensure_local_key
         from raypipe.windows.engine import compile_windows
@@ -59,7 +61,9 @@ class WorkerActor:
         # A worker that answers its address answers events.
         compile_windows(project.views, project.decision)
         log = SqliteLog.open(settings.log_url)
-        self._core = WorkerCore(project, log, partition)
+        quarantine = Quarantine(settings.home / QUARANTINE_FILE)
+        dedup = Dedup(settings.dedup_ids, settings.dedup_seconds * 1_000)
+        self._core = WorkerCore(project, log, partition, quarantine, dedup)
         ensure_local_key(settings.home)
         listeners: list[Listener] = [UnixListener(Path(self._address.path))]
         if settings.tls_dir is not None:

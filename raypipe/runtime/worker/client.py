@@ -13,9 +13,12 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from raypipe.errors import Conflict, EventLost, RaypipeError, Unavailable
+from raypipe.errors import Conflict, DeclarationError, EventLost, RaypipeError, Unavailable
 from raypipe.ledger import record as ledger
+from raypipe.log.codec import encode_group
+from raypipe.project import Project
 from raypipe.runtime.worker import protocol
+from raypipe.runtime.worker.intake import Bulk
 from raypipe.runtime.worker.reach import Connect
 from raypipe.tenancy.keys import Credential, Presented, Scope
 
@@ -25,7 +28,7 @@ RETRY_S = 0.1
 """Pause between attempts to reach a worker that is away."""
 
 _FAILURES: dict[str, type[RaypipeError]] = {
-    e.code: e for e in (Conflict, EventLost, Unavailable, RaypipeError)
+    e.code: e for e in (Conflict, DeclarationError, EventLost, Unavailable, RaypipeError)
 }
 
 _R = TypeVar("_R", bound=protocol.Reply)
@@ -77,6 +80,30 @@ class WorkerClient:
             lambda number: protocol.ReadKey(number, tenant, entity, key, now), protocol.KeyValues
         )
         return reply.values
+
+    async def ingest(self, project: Project, bulk: Bulk) -> protocol.Ingested:
+        """Take the rows of a bulk request in; returns when they are durable.
+
+        Raises Conflict for a known key with another body, DeclarationError when the worker runs
+        with other declarations.
+        """
+        numbers = {event.name: number for number, event in enumerate(project.events)}
+        group = encode_group(bulk.group, [numbers[part.kind] for part in bulk.group.parts])
+        refused = [(kind, body, list(reasons)) for kind, body, reasons in bulk.refused]
+        return await self._ask(
+            lambda number: protocol.Ingest(
+                number,
+                project.definition_hash,
+                bulk.tenant,
+                bulk.received_at,
+                bulk.source,
+                bulk.body_hash,
+                bulk.key,
+                refused,
+                group,
+            ),
+            protocol.Ingested,
+        )
 
     async def verify(self, shown: Presented) -> Credential | None:
         """The credential behind an API key, None for one that is unknown, wrong or revoked.

@@ -14,7 +14,7 @@ from typing import Protocol
 from raypipe.runtime.worker import protocol, tls
 
 _log = logging.getLogger("raypipe.worker")
-_RECEIVE = 262_144
+_RECEIVE = 1_048_576
 _BACKLOG = 128
 
 

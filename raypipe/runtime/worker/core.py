@@ -10,19 +10,24 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raypipe.aborts import reach
 from raypipe.errors import Conflict, EventLost, IntegrityError, Unavailable
+from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
-from raypipe.log.port import EventLog
+from raypipe.log.port import Appended, Chunk, EventLog, Group
 from raypipe.project import Project
+from raypipe.runtime.worker.intake import DEDUP, Bulk, Dedup, Intake, came_in_bulk
+from raypipe.runtime.worker.receipts import Receipt
 from raypipe.windows import snapshot
 from raypipe.windows.engine import WindowEngine
 
@@ -60,19 +65,28 @@ class WorkerCore:
     committed snapshot and replays the log from there.
     """
 
-    def __init__(self, project: Project, log: EventLog, partition: int = 0) -> None:
+    def __init__(
+        self,
+        project: Project,
+        log: EventLog,
+        partition: int = 0,
+        quarantine: Quarantine | None = None,
+        dedup: Dedup = DEDUP,
+    ) -> None:
         started = time.monotonic()
-        self._project = project
+        self.project = project
         self._log = log
         self._partition = partition
         self._engine = WindowEngine(project.views, project.decision)
         self._schemas = {e.name: live_schema(project, e.name) for e in project.events}
         self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
-        self._events: list[tuple[str, Entry]] = []
+        self._intake = Intake(log, partition, quarantine, dedup)
+        self._events: list[tuple[str, Entry] | Group] = []
+        self._unapplied: list[Chunk] = []
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
         self._seq = 0
         self._epoch = log.begin_epoch(partition)
-        self._next = self._replay()
+        self._next = self._committed = self._replay()
         self._counters = {
             "start_seconds": time.monotonic() - started,
             "events": 0.0,
@@ -91,10 +105,13 @@ class WorkerCore:
                 f"the window state is at offset {offset}, the log ends at {end}",
                 hint="The log lost rows that were acknowledged, or the state is of another log.",
             )
-        kinds = {e.name for e in self._project.events}
+        kinds = {e.name for e in self.project.events}
         while offset < end:
             chunks = list(self._log.read(self._partition, offset, REPLAY_ROWS))
-            self._engine.apply([chunk for chunk in chunks if chunk.kind in kinds])
+            events = [chunk for chunk in chunks if chunk.kind in kinds]
+            self._engine.apply(events)
+            for chunk in events:
+                self._intake.remember(chunk)
             offset += sum(map(len, chunks))
         return offset
 
@@ -104,11 +121,11 @@ class WorkerCore:
         if committed is None:
             return 0
         try:
-            offset, tables = snapshot.load(Place.at(committed[1]), self._project.definition_hash)
+            offset, tables = snapshot.load(Place.at(committed[1]), self.project.definition_hash)
             self._engine.restore(tables)
         except (IntegrityError, Unavailable) as e:
             _log.warning("replaying the whole log: %s", e)
-            self._engine = WindowEngine(self._project.views, self._project.decision)
+            self._engine = WindowEngine(self.project.views, self.project.decision)
             return 0
         return offset
 
@@ -121,10 +138,12 @@ class WorkerCore:
         if there is one. Raises Conflict when the id is taken by another body or, for a decision,
         by an event that came in bulk.
         """
-        kind = kind or self._project.decision
+        kind = kind or self.project.decision
         key = (kind, event["tenant"], event["event_id"])
         entry = self._recent.get(key) or self._stored(*key)
         if entry is None:
+            self._claim(kind, event)
+            self._apply()
             windows = self._engine.observe(kind, event, self._next)
             entry = Entry(self._next, event, windows, body_hash)
             self._next += 1
@@ -139,10 +158,39 @@ class WorkerCore:
                 hint="Send a new event_id, or the same body to get the stored answer.",
             )
         self._counters["retries"] += 1
-        if kind != self._project.decision:
+        if kind != self.project.decision:
             return entry, None
         decided = self.decision(key[1], ledger.decision_id(*key[1:]))
         return entry, None if decided is None else ledger.encode(decided)
+
+    def _claim(self, kind: str, event: dict[str, Any]) -> None:
+        try:
+            self._intake.claim(kind, event)
+        except Conflict:
+            self._counters["conflicts"] += 1
+            raise
+
+    def ingest(self, bulk: Bulk) -> Receipt:
+        """Take validated rows in; returns what may be told to a client after the next commit.
+
+        Rows whose ids came lately are duplicates and are not taken; a request whose key came
+        before gets its first answer. Raises Conflict for a known key with another body.
+        """
+        receipt, group = self._intake.take(bulk, self._next)
+        if group.parts:
+            self._events.append(group)
+            for part in group.parts:
+                offsets = part.positions.astype(np.int64) + self._next
+                self._unapplied.append(Chunk(part.kind, offsets, part.batch))
+            self._next += len(group)
+            self._counters["events"] += len(group)
+        return receipt
+
+    def _apply(self) -> None:
+        """Count the bulk rows that were taken in since the last time, all at once."""
+        if self._unapplied:
+            self._engine.apply(self._unapplied)
+            self._unapplied.clear()
 
     def _remember(self, key: tuple[str, str, str], entry: Entry) -> None:
         self._recent[key] = entry
@@ -158,10 +206,7 @@ class WorkerCore:
         windows, body_hash = row.pop("windows", None), row.pop("body_hash", None)
         if body_hash is None:
             self._counters["conflicts"] += 1
-            raise Conflict(
-                f"event_id {event_id!r} was loaded in bulk (offset {offset})",
-                hint="Only events that first came one by one can be sent again.",
-            )
+            raise came_in_bulk(event_id)
         entry = Entry(offset, row, windows or b"", body_hash)
         self._remember((kind, tenant, event_id), entry)
         return entry
@@ -176,7 +221,7 @@ class WorkerCore:
         stored = self.decision(record.tenant, record.decision_id)
         if stored is not None:
             return stored
-        key = (self._project.decision, record.tenant, record.event_id)
+        key = (self.project.decision, record.tenant, record.event_id)
         entry = self._recent.get(key) or self._stored(*key)
         if entry is None or (entry.offset, entry.event["received_at"], entry.windows) != (
             record.event_offset,
@@ -201,12 +246,18 @@ class WorkerCore:
 
     def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
         """Window values of one key as of ``now``, with every event so far; changes nothing."""
+        self._apply()
         return self._engine.read(tenant, entity, key, now)
+
+    @property
+    def next_offset(self) -> int:
+        """The offset that the next event takes."""
+        return self._next
 
     @property
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""
-        return bool(self._events or self._decisions)
+        return bool(self._events or self._decisions or self._intake.dirty)
 
     def commit(self) -> None:
         """Make everything since the last commit durable, in one transaction.
@@ -216,13 +267,12 @@ class WorkerCore:
         if not self.dirty:
             return
         started = time.monotonic()
-        batches = [
-            (kind, self._batch(kind, [entry for _, entry in run]))
-            for kind, run in groupby(self._events, key=lambda pair: pair[0])
-        ]
+        self._apply()
+        batches = [*self._event_batches(), *self._intake.before_commit()]
         if self._decisions:
             batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
-        first = self._next - len(self._events)
+        if not batches:
+            return  # rows were refused, and no others came
         reach("worker.before_commit")
         offsets = self._log.append(
             self._partition,
@@ -232,14 +282,25 @@ class WorkerCore:
             epoch=self._epoch,
         )
         reach("worker.after_commit")
-        if int(offsets[0][0]) != first:
-            raise IntegrityError(f"the log gave offset {offsets[0][0]}, expected {first}")
+        if int(offsets[0][0]) != self._committed:
+            raise IntegrityError(f"the log gave offset {offsets[0][0]}, expected {self._committed}")
         self._seq += 1
-        self._next = int(offsets[-1][-1]) + 1
+        self._next = self._committed = int(offsets[-1][-1]) + 1
+        self._intake.after_commit()
         self._events.clear()
         self._decisions.clear()
         self._counters["commits"] += 1
         self._counters["commit_seconds"] += time.monotonic() - started
+
+    def _event_batches(self) -> Iterator[Appended]:
+        """The waiting events in order: runs of single ones by kind, and groups as they came."""
+        for kind, run in groupby(
+            self._events, key=lambda e: None if isinstance(e, Group) else e[0]
+        ):
+            if kind is None:
+                yield from (e for e in run if isinstance(e, Group))
+            else:
+                yield kind, self._batch(kind, [e[1] for e in run if not isinstance(e, Group)])
 
     def _batch(self, kind: str, entries: list[Entry]) -> pa.RecordBatch:
         rows = [
@@ -253,7 +314,7 @@ class WorkerCore:
         it, then drop the older ones; returns its offset."""
         self.commit()
         folder, name = Place.at(directory), f"{self._next:012d}-{self._epoch:06d}"
-        made_by = self._project.definition_hash
+        made_by = self.project.definition_hash
         snapshot.save(folder / name, self._engine.snapshot(), self._next, made_by)
         self._log.commit(GROUP, self._partition, self._next, str(folder / name))
         folder.prune({name})
@@ -261,10 +322,14 @@ class WorkerCore:
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges."""
-        return self._counters | {
-            "epoch": float(self._epoch),
-            "log_end": float(self._next),
-            "keys": float(self._engine.keys),
-            "state_bytes": float(self._engine.nbytes),
-            "too_old": float(self._engine.too_old),
-        }
+        return (
+            self._counters
+            | self._intake.stats()
+            | {
+                "epoch": float(self._epoch),
+                "log_end": float(self._next),
+                "keys": float(self._engine.keys),
+                "state_bytes": float(self._engine.nbytes),
+                "too_old": float(self._engine.too_old),
+            }
+        )

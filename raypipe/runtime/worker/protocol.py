@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
-FRAME_LIMIT = 8 * 1024 * 1024
+FRAME_LIMIT = 128 * 1024 * 1024
+"""Above what a bulk request of the largest allowed body becomes."""
+
 _HEAD = struct.Struct("<I")
 
 
@@ -52,6 +54,25 @@ class ReadKey(msgspec.Struct, tag="read_key", array_like=True, frozen=True):
     now: int
 
 
+class Ingest(msgspec.Struct, tag="ingest", array_like=True, frozen=True):
+    """Take validated rows of a bulk request in.
+
+    ``group`` is log.codec.encode_group's bytes, a part's schema being the number of its event type
+    in the project, whose definition hash must be the worker's. ``refused`` are (event type, body,
+    reasons) for the quarantine, ``source`` says there where they came from.
+    """
+
+    id: int
+    definition_hash: str
+    tenant: str
+    received_at: int
+    source: str
+    body_hash: bytes
+    key: str | None
+    refused: list[tuple[str, str, list[str]]]
+    group: bytes
+
+
 class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     """Ask for counters and gauges."""
 
@@ -66,7 +87,7 @@ class Verify(msgspec.Struct, tag="verify", array_like=True, frozen=True):
     digest: bytes
 
 
-Request = Observe | Record | Lookup | ReadKey | Stats | Verify
+Request = Observe | Record | Lookup | ReadKey | Ingest | Stats | Verify
 
 
 class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
@@ -103,6 +124,18 @@ class KeyValues(msgspec.Struct, tag="key_values", array_like=True, frozen=True):
     values: dict[str, float]
 
 
+class Ingested(msgspec.Struct, tag="ingested", array_like=True, frozen=True):
+    """``accepted`` rows took the offsets from ``first_offset`` on; ``duplicates`` are the numbers
+    of the others among the rows that came, little-endian int32. ``received_at`` is the request's
+    own, or that of the first request with its key."""
+
+    id: int
+    received_at: int
+    first_offset: int
+    accepted: int
+    duplicates: bytes
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
     """Counters and gauges by name."""
 
@@ -126,7 +159,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     detail: str
 
 
-Reply = Observed | Recorded | Found | KeyValues | StatsReply | Verified | Failed
+Reply = Observed | Recorded | Found | KeyValues | Ingested | StatsReply | Verified | Failed
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

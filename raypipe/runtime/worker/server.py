@@ -3,7 +3,8 @@
 A Unix socket serves the node; across nodes it is the same frames within TLS (``tls.py``).
 
 Each round reads every waiting frame, works on all, commits once and answers all. What queued
-during the last commit is the next group, so the group grows with the load by itself.
+during the last commit is the next group, so the group grows with the load by itself. Bulk requests
+queue, and a round takes a bounded number of their rows, so that decisions don't wait for them long.
 """
 
 from __future__ import annotations
@@ -11,21 +12,30 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from raypipe.aborts import reach
-from raypipe.errors import RaypipeError
+from raypipe.errors import DeclarationError, RaypipeError
 from raypipe.ledger import record as ledger
+from raypipe.log.codec import decode_group
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.connection import Connection, Listener
 from raypipe.runtime.worker.core import WorkerCore
+from raypipe.runtime.worker.intake import Bulk
 from raypipe.tenancy.keys import KeyStore, Presented
 
 _log = logging.getLogger("raypipe.worker")
+BULK_ROWS = 8_192
+"""Bulk rows from which on a round takes no further request."""
+
 _STRANGERS = 256
 """Connections that have not proven who they are; with more, the oldest is closed."""
+
+_DURABLE = protocol.Recorded | protocol.Found | protocol.KeyValues | protocol.Ingested
+"""Answers that tell of something that the next commit makes durable."""
 
 Asked = list[tuple[Connection, protocol.Request]]
 
@@ -38,6 +48,7 @@ class WorkerServer:
 
     def __init__(self, core: WorkerCore, keys: KeyStore, listeners: Sequence[Listener]) -> None:
         self._core = core
+        self._project = core.project
         self._keys = keys
         self._listeners = listeners
         self._strangers: dict[Connection, None] = {}
@@ -46,6 +57,7 @@ class WorkerServer:
         for listener in listeners:
             self._selector.register(listener.sock, selectors.EVENT_READ, listener)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
+        self._bulk: deque[tuple[Connection, protocol.Ingest]] = deque()
         self._stopping = False
 
     def stop(self) -> None:
@@ -57,7 +69,7 @@ class WorkerServer:
         """Serve until stopped."""
         while not self._stopping:
             asked: Asked = []
-            for key, mask in self._selector.select():
+            for key, mask in self._selector.select(0 if self._bulk else None):
                 if isinstance(key.data, Connection):
                     self._serve(key.data, mask, asked)
                 elif key.fileobj is not self._wake_in:
@@ -113,9 +125,9 @@ class WorkerServer:
 
     def _round(self, asked: Asked) -> None:
         durable: list[tuple[Connection, protocol.Reply]] = []
-        for connection, request in asked:
+        for connection, request in self._due(asked):
             reply = self._answer(request)
-            if isinstance(reply, protocol.Recorded | protocol.Found | protocol.KeyValues) or (
+            if isinstance(reply, _DURABLE) or (
                 isinstance(reply, protocol.Observed) and reply.decision is not None
             ):
                 durable.append((connection, reply))
@@ -126,6 +138,17 @@ class WorkerServer:
             self._reply(connection, reply)
         if durable:
             reach("worker.after_reply")
+
+    def _due(self, asked: Asked) -> Iterator[tuple[Connection, protocol.Request]]:
+        """What this round works on: all that is small, then as much of the bulk as it may take."""
+        for connection, request in asked:
+            if isinstance(request, protocol.Ingest):
+                self._bulk.append((connection, request))
+            else:
+                yield connection, request
+        end = self._core.next_offset + BULK_ROWS
+        while self._bulk and self._core.next_offset < end:
+            yield self._bulk.popleft()
 
     def _answer(self, request: protocol.Request) -> protocol.Reply:
         try:
@@ -149,12 +172,38 @@ class WorkerServer:
                     return protocol.Verified(number, credential.tenant, scopes)
                 case protocol.ReadKey(id=number, tenant=tenant, entity=entity, key=key, now=now):
                     return protocol.KeyValues(number, self._core.read(tenant, entity, key, now))
+                case protocol.Ingest(id=number):
+                    receipt = self._core.ingest(self._read_bulk(request))
+                    return protocol.Ingested(
+                        number,
+                        receipt.received_at,
+                        receipt.first_offset,
+                        receipt.accepted,
+                        receipt.duplicates,
+                    )
                 case protocol.Stats(id=number):
                     return protocol.StatsReply(number, self._core.stats())
         except RaypipeError as e:
             return protocol.Failed(request.id, e.code, e.detail)
         except msgspec.MsgspecError as e:
             return protocol.Failed(request.id, RaypipeError.code, f"unreadable record: {e}")
+
+    def _read_bulk(self, request: protocol.Ingest) -> Bulk:
+        if request.definition_hash != self._project.definition_hash:
+            raise DeclarationError(
+                "the worker runs with other declarations than the process that validated the rows",
+                hint="Start both again with the same version of the project.",
+            )
+        schemas = [event.arrow_schema for event in self._project.events]
+        return Bulk(
+            request.tenant,
+            decode_group(request.group, schemas.__getitem__),
+            request.received_at,
+            request.source,
+            request.body_hash,
+            request.key,
+            request.refused,
+        )
 
     def _reply(self, connection: Connection, reply: protocol.Reply) -> None:
         connection.out += protocol.frame(reply)

@@ -1,0 +1,204 @@
+"""Which event ids came lately: a set of 64-bit hashes that forgets the oldest.
+
+The hashes are seeded with the log's own random name, so nobody outside can make two ids collide; by
+chance two of ten million do with a probability of 3e-6.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from numba import njit
+
+from raypipe.windows.hashing import hash_column, hash_text, key_seed
+
+Ints = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_SMALLEST = 1 << 12
+
+
+class IdHasher:
+    """Hashes ids of one log; the same over restarts."""
+
+    def __init__(self, log_id: str) -> None:
+        self._log_id = log_id
+        self._seeds: dict[tuple[str, str], int] = {}
+
+    def one(self, kind: str, tenant: str, event_id: str) -> int:
+        """The hash of one event's id."""
+        return hash_text(event_id, self._seed(kind, tenant))
+
+    def batch(self, kind: str, batch: pa.RecordBatch) -> Ints:
+        """The hashes of a batch's ids [n]; it has the columns tenant and event_id."""
+        tenants, ids = batch.column("tenant"), batch.column("event_id")
+        names = pc.unique(tenants).to_pylist()
+        if len(names) == 1:
+            return hash_column(ids, self._seed(kind, names[0]))
+        out = np.empty(batch.num_rows, np.int64)
+        for name in names:
+            mask = pc.equal(tenants, name)
+            out[mask.to_numpy(zero_copy_only=False)] = hash_column(
+                ids.filter(mask), self._seed(kind, name)
+            )
+        return out
+
+    def _seed(self, kind: str, tenant: str) -> int:
+        seed = self._seeds.get((kind, tenant))
+        if seed is None:
+            seed = self._seeds[kind, tenant] = key_seed(f"{self._log_id}:{tenant}", kind)
+        return seed
+
+
+class IdSet:
+    """The last ids, at most ``limit`` and none that came over ``horizon_ms`` before the newest.
+
+    Args:
+        limit: ids to remember; each takes up to 24 bytes.
+        horizon_ms: by the server's clock as it stands in the log (``received_at``).
+    """
+
+    def __init__(self, limit: int, horizon_ms: int) -> None:
+        self._limit = limit
+        self._horizon_ms = horizon_ms
+        self._table = np.zeros(2 * _SMALLEST, np.int64)
+        self._ring = np.zeros(_SMALLEST, np.int64)
+        self._first = 0
+        self._count = 0
+        self._marks: deque[tuple[int, int]] = deque()
+        """(received_at, ids) of what came together, oldest first."""
+
+    def __len__(self) -> int:
+        return self._count
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        return self._table.nbytes + self._ring.nbytes
+
+    @property
+    def span_ms(self) -> int:
+        """How far back it reaches now."""
+        return self._marks[-1][0] - self._marks[0][0] if self._marks else 0
+
+    def __contains__(self, hash: int) -> bool:
+        return bool(_find(self._table, hash))
+
+    def add(self, hashes: Ints, received_at: int) -> Mask:
+        """Remember ids that came at one time; which of them were new [n], in order."""
+        self._forget(received_at)
+        self._make_room(len(hashes))
+        new = np.empty(len(hashes), np.bool_)
+        added = int(_add(self._table, hashes, self._ring, self._first + self._count, new))
+        self._count += added
+        if added:
+            if self._marks and self._marks[-1][0] >= received_at:
+                at, before = self._marks.pop()
+                self._marks.append((at, before + added))
+            else:
+                self._marks.append((received_at, added))
+        self._forget(received_at)
+        return new
+
+    def hashes(self) -> tuple[Ints, list[tuple[int, int]]]:
+        """All of it, oldest first, with the (received_at, ids) of each arrival."""
+        places = (self._first + np.arange(self._count)) & (len(self._ring) - 1)
+        return self._ring[places], list(self._marks)
+
+    def _forget(self, now: int) -> None:
+        drop, over = 0, self._count - self._limit
+        while self._marks:
+            at, ids = self._marks[0]
+            if at < now - self._horizon_ms or drop + ids <= over:
+                drop += ids
+                self._marks.popleft()
+            elif drop < over:
+                self._marks[0] = (at, ids - (over - drop))
+                drop = over
+            else:
+                break
+        if drop:
+            _remove(self._table, self._ring, self._first, drop)
+            self._first = (self._first + drop) & (len(self._ring) - 1)
+            self._count -= drop
+
+    def _make_room(self, more: int) -> None:
+        wanted = len(self._ring)
+        while self._count + more > wanted:
+            wanted *= 2
+        if wanted == len(self._ring):
+            return
+        known, _ = self.hashes()
+        self._table = np.zeros(2 * wanted, np.int64)
+        self._ring = np.zeros(wanted, np.int64)
+        self._first = 0
+        self._ring[: len(known)] = known
+        _fill(self._table, known)
+
+
+@njit(cache=True, inline="always")
+def _home(table, hash):  # type: ignore[no-untyped-def]
+    return hash & (len(table) - 1)
+
+
+@njit(cache=True)
+def _find(table, hash):  # type: ignore[no-untyped-def]
+    at = _home(table, hash)
+    while table[at] != 0:
+        if table[at] == hash:
+            return True
+        at = (at + 1) & (len(table) - 1)
+    return False
+
+
+@njit(cache=True)
+def _add(table, hashes, ring, end, new):  # type: ignore[no-untyped-def]
+    mask = len(table) - 1
+    added = 0
+    for i in range(len(hashes)):
+        hash = hashes[i]
+        at = _home(table, hash)
+        while table[at] != 0 and table[at] != hash:
+            at = (at + 1) & mask
+        new[i] = table[at] == 0
+        if new[i]:
+            table[at] = hash
+            ring[(end + added) & (len(ring) - 1)] = hash
+            added += 1
+    return added
+
+
+@njit(cache=True)
+def _fill(table, hashes):  # type: ignore[no-untyped-def]
+    mask = len(table) - 1
+    for i in range(len(hashes)):
+        at = _home(table, hashes[i])
+        while table[at] != 0:
+            at = (at + 1) & mask
+        table[at] = hashes[i]
+
+
+@njit(cache=True)
+def _remove(table, ring, first, count):  # type: ignore[no-untyped-def]
+    """Knuth's deletion for linear probing (TAOCP 6.4, algorithm R): no graves are left."""
+    mask = len(table) - 1
+    for i in range(count):
+        hash = ring[(first + i) & (len(ring) - 1)]
+        hole = _home(table, hash)
+        while table[hole] != hash:
+            hole = (hole + 1) & mask
+        at = hole
+        while True:
+            at = (at + 1) & mask
+            if table[at] == 0:
+                break
+            home = _home(table, table[at])
+            # It may move back unless its home lies after the hole, seen round the table.
+            if ((at - home) & mask) >= ((at - hole) & mask):
+                table[hole] = table[at]
+                hole = at
+        table[hole] = 0

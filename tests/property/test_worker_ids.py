@@ -1,0 +1,77 @@
+"""The set of ids that came lately, against a plain list that is searched from end to end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raypipe.runtime.worker.ids import IdHasher, IdSet
+
+arrivals = st.lists(
+    st.tuples(st.integers(-5, 60), st.lists(st.integers(1, 40), max_size=12)), max_size=40
+)
+"""Steps of the clock, and small numbers instead of hashes: they collide in every slot."""
+
+
+class Naive:
+    def __init__(self, limit: int, horizon: int) -> None:
+        self.limit, self.horizon = limit, horizon
+        self.held: list[tuple[int, int]] = []
+
+    def add(self, ids: list[int], now: int) -> list[bool]:
+        self._drop(now)
+        new = []
+        latest = max([t for t, _ in self.held], default=now)
+        for i in ids:
+            new.append(i not in [h for _, h in self.held])
+            if new[-1]:
+                self.held.append((max(now, latest), i))
+        self._drop(now)
+        return new
+
+    def _drop(self, now: int) -> None:
+        while self.held and self.held[0][0] < now - self.horizon:
+            self.held.pop(0)
+        self.held = self.held[-self.limit :]
+
+
+@given(arrivals, st.integers(1, 30), st.integers(0, 100))
+def test_it_remembers_what_a_list_remembers(
+    came: list[tuple[int, list[int]]], limit: int, horizon: int
+) -> None:
+    ids, naive, now = IdSet(limit, horizon), Naive(limit, horizon), 1_000
+    for step, batch in came:
+        now += step
+        assert ids.add(np.array(batch, np.int64), now).tolist() == naive.add(batch, now)
+        assert len(ids) == len(naive.held)
+        assert ids.hashes()[0].tolist() == [h for _, h in naive.held]
+        for i in range(1, 41):
+            assert (i in ids) == (i in [h for _, h in naive.held])
+
+
+def test_it_grows_and_forgets_by_number() -> None:
+    ids = IdSet(50_000, 10**9)
+    rng = np.random.default_rng(1)
+    hashes = rng.integers(1, 2**62, 200_000)
+    for at in range(0, len(hashes), 7_000):
+        assert ids.add(hashes[at : at + 7_000], at).all()
+    assert len(ids) == 50_000
+    assert not ids.add(hashes[-50_000:], len(hashes)).any()
+    assert ids.add(hashes[:1_000], len(hashes)).all()
+
+
+def test_hashes_depend_on_log_tenant_and_kind() -> None:
+    batch = pa.record_batch({"tenant": ["a", "b", "a"], "event_id": ["1", "1", "2"]})
+    hasher = IdHasher("log-1")
+    found = hasher.batch("sale", batch).tolist()
+    assert found == [
+        hasher.one("sale", tenant, name) for tenant, name in [("a", "1"), ("b", "1"), ("a", "2")]
+    ]
+    others = {
+        *found,
+        hasher.one("refund", "a", "1"),
+        IdHasher("log-2").one("sale", "a", "1"),
+    }
+    assert len(others) == 5
