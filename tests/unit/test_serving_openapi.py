@@ -11,6 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 
+from features.commerce import project as commerce
 from features.payments import project as payments
 from raypipe.events.row import RowValidator
 from raypipe.project import Project
@@ -18,7 +19,7 @@ from serving.docs import render
 from serving.openapi import document, example
 from tests.unit.serving_kit import HOT, NOW, PROJECT, Service, body, train
 
-PROJECTS = pytest.mark.parametrize("project", [PROJECT, payments], ids=lambda p: p.name)
+PROJECTS = pytest.mark.parametrize("project", [PROJECT, payments, commerce], ids=lambda p: p.name)
 
 
 def _schema(project: Project) -> dict[str, Any]:

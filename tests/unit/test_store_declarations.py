@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from features.commerce import project as commerce
 from features.payments import project as payments
 from features.store.definitions import key_columns, used_columns
 from features.store.repo import settings
@@ -71,8 +72,9 @@ def test_the_name_of_the_entity_of_events_is_taken() -> None:
         key_columns(greenhouse((PLOT, event), "heat"))
 
 
-def test_every_column_of_a_view_reads_as_a_sentence_of_its_own() -> None:
-    for view in payments.views:
+@pytest.mark.parametrize("project", [payments, commerce], ids=lambda p: p.name)
+def test_every_column_of_a_view_reads_as_a_sentence_of_its_own(project: Project) -> None:
+    for view in project.views:
         texts = [column_text(view, c) for c in view.columns]
         assert len(set(texts)) == len(texts)
         assert all(view.key in t for t in texts)
