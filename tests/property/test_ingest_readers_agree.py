@@ -120,8 +120,10 @@ def test_arrow_columns_are_judged_like_lines(came: list[dict[str, Any]]) -> None
     by_lines = READER.read(lines, Media.LINES, None, "t", NOW)
     if by_lines.refused:
         return
+    fields = {f.name: f.arrow_type for e in PROJECT.events for f in e.client_fields}
     table = pa.Table.from_pylist(
-        [parse_object(line) for line in lines.splitlines()], schema=READER._mixed.schema
+        [parse_object(line) for line in lines.splitlines()],
+        schema=pa.schema([("type", pa.string()), *fields.items()]),
     )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
