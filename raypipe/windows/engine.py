@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raypipe.log.port import Chunk
 from raypipe.windows import kernel
+from raypipe.windows.hashing import BUCKETS, Ints, bucket_of
 from raypipe.windows.inputs import Facts, Inputs, key_hash, key_hashes
 from raypipe.windows.spec import WindowView
 from raypipe.windows.state import Rows, ViewState
@@ -30,6 +31,7 @@ class WindowEngine:
         self.states = {v.name: ViewState(v) for v in views}
         self._inputs = {v.name: {kind: Inputs(v, kind) for kind in v.events} for v in views}
         self._decision = decision
+        self._since: dict[str, Ints] = {}
         self._row = {
             v.name: Rows(
                 np.zeros(1, np.int64),
@@ -104,7 +106,7 @@ class WindowEngine:
         """Take events in, in offset order over all chunks, without reading."""
         for name, state in self.states.items():
             found = [
-                _rows(state.view, inputs, chunk)
+                _rows(state.view, inputs, chunk, self._since.get(name))
                 for chunk in chunks
                 if (inputs := self._inputs[name].get(chunk.kind)) is not None
             ]
@@ -115,18 +117,50 @@ class WindowEngine:
         """The state of every view in canonical form."""
         return [s.snapshot() for s in self.states.values()]
 
+    def pieces(self, keys: int) -> list[tuple[str, range]]:
+        """Views and ranges of buckets with about so many keys each: the whole state once."""
+        found = []
+        for name, state in self.states.items():
+            step = BUCKETS // min(BUCKETS, 1 << (state.keys // keys).bit_length())
+            found += [(name, range(b, b + step)) for b in range(0, BUCKETS, step)]
+        return found
+
+    def piece(self, name: str, buckets: range, offset: int) -> pa.Table:
+        """A part of a view's state that has counted every event before ``offset``."""
+        table = self.states[name].snapshot(buckets)
+        marks = {"offset": str(offset), "buckets": f"{buckets.start}-{buckets.stop}"}
+        return table.replace_schema_metadata({**table.schema.metadata, **marks})
+
     def restore(self, tables: Iterable[pa.Table]) -> None:
-        """Add snapshots of any of the views; each names its view in its metadata."""
+        """Add snapshots of any of the views; each names its view in its metadata.
+
+        Of pieces that were taken at different offsets, ``apply`` then leaves out what each has
+        counted already, until ``settle``.
+        """
         for table in tables:
-            name = (table.schema.metadata or {}).get(b"view", b"").decode()
-            if name in self.states:
-                self.states[name].restore(table)
+            meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            name = meta.get("view", "")
+            if name not in self.states:
+                continue
+            self.states[name].restore(table)
+            if "offset" in meta:
+                first, _, stop = meta["buckets"].partition("-")
+                since = self._since.setdefault(name, np.zeros(BUCKETS, np.int64))
+                since[int(first) : int(stop)] = int(meta["offset"])
+
+    def settle(self) -> None:
+        """All that the restored pieces had counted has been passed."""
+        self._since.clear()
 
 
-def _rows(view: WindowView, inputs: Inputs, chunk: Chunk) -> Rows:
+def _rows(view: WindowView, inputs: Inputs, chunk: Chunk, since: Ints | None) -> Rows:
+    """The kernel's rows; those before ``since`` [buckets] are counted already: they get no key."""
     table = pa.Table.from_batches([chunk.batch])
+    keys = key_hashes(view, table)
+    if since is not None:
+        keys = np.where(chunk.offsets < since[bucket_of(keys)], 0, keys)
     return Rows(
-        key_hashes(view, table),
+        keys,
         table.column("event_time").to_numpy(),
         np.ascontiguousarray(chunk.offsets),
         np.full(len(chunk), kernel.UPDATE, np.uint8),

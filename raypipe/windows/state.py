@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raypipe.errors import IntegrityError
 from raypipe.windows import kernel
+from raypipe.windows.hashing import BUCKETS, bucket_of
 from raypipe.windows.layout import Floats, Ints, Layout
 from raypipe.windows.spec import WindowView
 
@@ -129,12 +130,17 @@ class ViewState:
         else:
             self._arena.resize(_larger(self._arena), refcheck=False)
 
-    def snapshot(self) -> pa.Table:
-        """All keys in canonical form: sorted by key hash, compacted at each key's own clock.
+    def snapshot(self, buckets: range = range(BUCKETS)) -> pa.Table:
+        """The keys of some buckets in canonical form: sorted by hash, compacted at their clocks.
 
         Two states that saw the same events give equal tables, however they came to them.
         """
-        used = np.flatnonzero(self._slots[:, kernel.KEY])
+        keys = self._slots[:, kernel.KEY]
+        if len(buckets) == BUCKETS:
+            used = np.flatnonzero(keys)
+        else:
+            mine = bucket_of(np.ascontiguousarray(keys))
+            used = np.flatnonzero((keys != 0) & (mine >= buckets.start) & (mine < buckets.stop))
         order = used[np.argsort(self._slots[used, kernel.KEY], kind="stable")]
         sizes = np.empty(len(order), np.int64)
         edges, _, _, _, tile = self._scratch

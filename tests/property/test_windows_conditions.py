@@ -35,6 +35,7 @@ from tests.property.window_streams import (
     WINDOWS,
     asked_bits,
     busy,
+    chunks_of,
     cut,
     event,
     part_of,
@@ -129,8 +130,9 @@ def test_one_by_one_in_columns_and_as_replay(events: pa.Table, decision: str) ->
     seen = []
     for i, e in enumerate(events.to_pylist()):
         seen.append(live.observe(e["kind"], e, e["offset"]))
-        one = events.slice(i, 1)
-        replayed.apply(e["kind"], one, one["offset"].to_numpy())
+        if i % 3 == 2:
+            replayed.apply(chunks_of(events.slice(i - 2, 3)))
+    replayed.apply(chunks_of(events.slice(len(events) - len(events) % 3)))
     columns = []
     for v in views:
         values, state = run(v, rows_of(v, events, decision))

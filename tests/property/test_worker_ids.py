@@ -46,9 +46,29 @@ def test_it_remembers_what_a_list_remembers(
         now += step
         assert ids.add(np.array(batch, np.int64), now).tolist() == naive.add(batch, now)
         assert len(ids) == len(naive.held)
-        assert ids.hashes()[0].tolist() == [h for _, h in naive.held]
+        assert ids.hashes().tolist() == [h for _, h in naive.held]
         for i in range(1, 41):
             assert (i in ids) == (i in [h for _, h in naive.held])
+
+
+@given(arrivals, arrivals, st.integers(1, 30), st.integers(0, 100))
+def test_a_restored_set_goes_on_alike(
+    before: list[tuple[int, list[int]]],
+    after: list[tuple[int, list[int]]],
+    limit: int,
+    horizon: int,
+) -> None:
+    ids, now = IdSet(limit, horizon), 1_000
+    for step, batch in before:
+        now += step
+        ids.add(np.array(batch, np.int64), now)
+    other = IdSet(limit, horizon)
+    assert other.restore(ids.snapshot())
+    for step, batch in after:
+        now += step
+        new = [s.add(np.array(batch, np.int64), now).tolist() for s in (ids, other)]
+        assert new[0] == new[1]
+        assert ids.hashes().tolist() == other.hashes().tolist()
 
 
 def test_it_grows_and_forgets_by_number() -> None:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from hypothesis import strategies as st
 
 from raypipe.events.schema import AMOUNT_LIMIT
+from raypipe.log.port import Chunk
 from raypipe.windows import kernel
 from raypipe.windows.inputs import Inputs, key_hashes
 from raypipe.windows.spec import (
@@ -213,6 +215,15 @@ def rows_of(view: WindowView, events: pa.Table, decision: str) -> Rows:
         modes.astype(np.uint8),
         *facts,
     )
+
+
+def chunks_of(events: pa.Table) -> list[Chunk]:
+    """A run of events as the log gives back a group: a chunk a kind."""
+    found = []
+    for kind in events["kind"].unique().to_pylist():
+        mine = events.filter(pc.equal(events["kind"], kind)).combine_chunks()
+        found += [Chunk(kind, b["offset"].to_numpy(), b) for b in mine.to_batches()]
+    return found
 
 
 def part_of(rows: Rows, at: slice | npt.NDArray[np.bool_]) -> Rows:

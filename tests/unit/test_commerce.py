@@ -12,6 +12,7 @@ import pytest
 from features.commerce import project
 from raypipe.clock import HOUR_MS
 from raypipe.events.row import RowValidator
+from raypipe.log.port import Chunk
 from raypipe.project import load_project
 from raypipe.vector.assemble import Assembler
 from raypipe.windows.engine import WindowEngine
@@ -136,8 +137,8 @@ def test_windows_count_what_happened(
 def test_columns_and_rows_of_the_stream_give_one_state(engine: WindowEngine) -> None:
     columns = WindowEngine(project.views, project.decision)
     for offset, (kind, event) in enumerate(events()):
-        table = pa.Table.from_pylist([event], project.event(kind).arrow_schema)
-        columns.apply(kind, table, np.array([offset]))
+        batch = pa.RecordBatch.from_pylist([event], project.event(kind).arrow_schema)
+        columns.apply([Chunk(kind, np.array([offset]), batch)])
     assert all(a.equals(b) for a, b in zip(engine.snapshot(), columns.snapshot(), strict=True))
 
 

@@ -6,6 +6,7 @@ chance two of ten million do with a probability of 3e-6.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 
 import numpy as np
@@ -18,6 +19,10 @@ from raypipe.windows.hashing import hash_column, hash_text, key_seed
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+
+PART = b"part"
+IDS = b"ids"
+"""Metadata of a snapshot's table, and its value for this one."""
 
 _SMALLEST = 1 << 12
 
@@ -104,10 +109,28 @@ class IdSet:
         self._forget(received_at)
         return new
 
-    def hashes(self) -> tuple[Ints, list[tuple[int, int]]]:
-        """All of it, oldest first, with the (received_at, ids) of each arrival."""
-        places = (self._first + np.arange(self._count)) & (len(self._ring) - 1)
-        return self._ring[places], list(self._marks)
+    def hashes(self) -> Ints:
+        """All of it, oldest first [ids]."""
+        end = self._first + self._count
+        if end <= len(self._ring):
+            return self._ring[self._first : end].copy()
+        return np.concatenate([self._ring[self._first :], self._ring[: end - len(self._ring)]])
+
+    def snapshot(self) -> pa.Table:
+        """All of it as a table, for ``restore``."""
+        marks = json.dumps(list(self._marks)).encode()
+        return pa.table({"hash": self.hashes()}, metadata={PART: IDS, b"marks": marks})
+
+    def restore(self, table: pa.Table) -> bool:
+        """Take over a snapshot; False if the table is something else. This set must be empty."""
+        meta = table.schema.metadata or {}
+        if meta.get(PART) != IDS:
+            return False
+        known = table.column("hash").to_numpy()
+        self._resize(max(_SMALLEST, 1 << (len(known) - 1).bit_length() if len(known) else 0), known)
+        self._count = len(known)
+        self._marks = deque((at, ids) for at, ids in json.loads(meta[b"marks"]))
+        return True
 
     def _forget(self, now: int) -> None:
         drop, over = 0, self._count - self._limit
@@ -132,9 +155,11 @@ class IdSet:
             wanted *= 2
         if wanted == len(self._ring):
             return
-        known, _ = self.hashes()
-        self._table = np.zeros(2 * wanted, np.int64)
-        self._ring = np.zeros(wanted, np.int64)
+        self._resize(wanted, self.hashes())
+
+    def _resize(self, size: int, known: Ints) -> None:
+        self._table = np.zeros(2 * size, np.int64)
+        self._ring = np.zeros(size, np.int64)
         self._first = 0
         self._ring[: len(known)] = known
         _fill(self._table, known)
