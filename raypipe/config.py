@@ -208,6 +208,12 @@ class Settings(BaseSettings):
         ge=1_024,
         description="bytes of bulk bodies in work before the next is answered with 429",
     )
+    snapshot_seconds: float = Field(
+        60,
+        gt=0,
+        description="how often a worker begins a snapshot of its state; what came after the last "
+        "one is replayed when it starts again",
+    )
     dedup_seconds: int = Field(
         600,
         ge=1,

@@ -165,7 +165,7 @@ def test_a_worker_starts_from_the_state_in_the_lake(
             fill(log)
             if done is not None:
                 log.commit(GROUP, 0, *done.committed)
-            states.append(WorkerCore(project, log)._engine.snapshot())
+            states.append(WorkerCore(project, log)._state.windows.snapshot())
     assert remote.committed[1].startswith("s3://")
     for ours, theirs, replayed in zip(*states, strict=True):
         assert ours.equals(theirs)

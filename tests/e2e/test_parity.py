@@ -21,6 +21,7 @@ from features.payments import project
 from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import GROUP, WorkerCore
+from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.simulate.config import WorldConfig
 from raypipe.simulate.world import World
 from raypipe.vector.assemble import Assembler, raw_columns
@@ -73,13 +74,14 @@ def live_through(log: SqliteLog, arrivals: list[tuple[str, dict]], snapshots: Pa
     seen = []
     cuts = np.linspace(0, len(arrivals), RESTARTS + 2).astype(int)
     for start, end in pairwise(cuts.tolist()):
-        core = WorkerCore(project, log)
+        kept = Snapshots(Place.at(snapshots), project.definition_hash, 60)
+        core = WorkerCore(project, log, snapshots=kept)
         stats = core.stats()
         assert (stats["log_end"], stats["keys"] > 0) == (start, start > 0)
         # The snapshot is older than the log's end: a part is restored, a part is replayed.
         middle = (start + end) // 2
         seen.append(feed(core, arrivals[start:middle]))
-        core.save(snapshots)
+        core.save()
         seen.append(feed(core, arrivals[middle:end]))
     return np.concatenate(seen)
 
@@ -188,7 +190,7 @@ def test_batch_and_worker_agree_on_every_bit(
     assert rest.tobytes() == live[len(live) - len(rest) :].tobytes()
 
     # Both workers end in one state, and so does the batch over everything.
-    whole = WorkerCore(project, SqliteLog(tmp_path / "two"))._engine.snapshot()
+    whole = WorkerCore(project, SqliteLog(tmp_path / "two"))._state.windows.snapshot()
     log.commit(GROUP, 0, EVENTS, os.fspath(tmp_path / "batch" / "snapshot"))
-    from_batch = WorkerCore(project, log)._engine.snapshot()
+    from_batch = WorkerCore(project, log)._state.windows.snapshot()
     assert all(a.equals(b) for a, b in zip(whole, from_batch, strict=True))

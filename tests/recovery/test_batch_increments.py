@@ -132,7 +132,7 @@ def state(log: SqliteLog) -> list[pa.Table]:
     committed = log.committed(GROUP, 0)
     assert committed is not None
     assert committed[0] == log.end(0)
-    return WorkerCore(project, log)._engine.snapshot()
+    return WorkerCore(project, log)._state.windows.snapshot()
 
 
 @pytest.fixture
@@ -158,7 +158,7 @@ def test_day_by_day_is_one_run_over_everything_in_every_bit(
     check_same(made, whole)
     from_batch = state(log)
     log.commit(GROUP, 0, 0, "nowhere")
-    replayed = WorkerCore(project, log)._engine.snapshot()
+    replayed = WorkerCore(project, log)._state.windows.snapshot()
     assert all(a.equals(b) for a, b in zip(from_batch, replayed, strict=True))
 
 

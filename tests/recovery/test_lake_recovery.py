@@ -93,8 +93,8 @@ def check_worker(log: SqliteLog, tmp_path: Path) -> None:
     committed = log.committed(GROUP, 0)
     assert committed is not None
     assert Place.at(committed[1]).files(), "the state that the log names is gone"
-    from_state = WorkerCore(project, log)._engine.snapshot()
-    from_start = WorkerCore(project, replayed)._engine.snapshot()
+    from_state = WorkerCore(project, log)._state.windows.snapshot()
+    from_start = WorkerCore(project, replayed)._state.windows.snapshot()
     for a, b in zip(from_state, from_start, strict=True):
         assert a.equals(b)
     replayed.close()

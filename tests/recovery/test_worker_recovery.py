@@ -9,17 +9,23 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
 from raypipe.errors import Conflict, EventLost
+from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, decision_id, decode
+from raypipe.log.port import Chunk, Group
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker import reach
+from raypipe.runtime.worker import state as worker_state
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.runtime.worker.core import WorkerCore
+from raypipe.runtime.worker.intake import Bulk
+from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.windows.engine import WindowEngine
 from tests.domains.greenhouse import project
 
@@ -153,7 +159,7 @@ def check_log(home: Path, answered: dict[str, DecisionRecord]) -> None:
     assert stored == answered
     assert len(answered) == EVENTS
     fresh = WorkerCore(project, log)
-    for mine, theirs in zip(fresh._engine.snapshot(), engine.snapshot(), strict=True):
+    for mine, theirs in zip(fresh._state.windows.snapshot(), engine.snapshot(), strict=True):
         assert mine.equals(theirs)
     log.close()
 
@@ -213,32 +219,155 @@ def test_retries_get_the_first_values_and_other_bodies_a_conflict(tmp_path: Path
         later.observe(opening(1), b"2" * 32)
 
 
-def test_a_snapshot_that_was_damaged_is_replaced_by_the_log(tmp_path: Path) -> None:
-    log = SqliteLog(tmp_path / "log")
-    core = WorkerCore(project, log)
-    for i in range(50):
-        core.observe(opening(i), str(i).zfill(32).encode())
-    core.save(tmp_path / "snapshot")
-    intact = WorkerCore(project, log)._engine.snapshot()
-    part = next((tmp_path / "snapshot").rglob("*.arrow"))
+def snapshots(folder: Path, clock: ManualTime | None = None) -> Snapshots:
+    return Snapshots(Place.at(folder), project.definition_hash, 60, clock or ManualTime())
+
+
+class ManualTime:
+    """Seconds that pass when they are told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def damage(folder: Path) -> None:
+    part = max(folder.rglob("*.arrow"), key=lambda p: p.stat().st_size)
     damaged = bytearray(part.read_bytes())
     damaged[len(damaged) // 2] ^= 1
     part.write_bytes(damaged)
-    repaired = WorkerCore(project, log)._engine.snapshot()
-    assert all(a.equals(b) for a, b in zip(intact, repaired, strict=True))
 
 
-def test_a_snapshot_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
-    log = SqliteLog(tmp_path / "log")
-    core = WorkerCore(project, log)
-    kept = []
-    for i in range(3):
+class Watched(SqliteLog):
+    """Remembers where reading began."""
+
+    first_read: int | None = None
+
+    def read(self, partition: int, offset: int, *args: int) -> Iterator[Chunk]:
+        if self.first_read is None:
+            self.first_read = offset
+        return super().read(partition, offset, *args)
+
+
+def restarted(tmp_path: Path) -> tuple[int | None, list[pa.Table]]:
+    """Where a new worker begins to replay, and its windows then."""
+    log = Watched(tmp_path / "log")
+    core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
+    return log.first_read, core._state.windows.snapshot()
+
+
+def observe(core: WorkerCore, numbers: Iterable[int]) -> None:
+    for i in numbers:
         core.observe(opening(i), str(i).zfill(32).encode())
-        assert core.save(tmp_path / "snapshot") == i + 1
-        (folder,) = (tmp_path / "snapshot").iterdir()
-        assert log.committed("windows", 0) == (i + 1, str(folder))
-        kept.append(folder.name)
-    assert len(set(kept)) == 3
+    core.commit()
+
+
+def test_a_damaged_snapshot_is_replaced_by_the_one_before_and_by_the_log(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
+    for end in (20, 40):
+        observe(core, range(end - 20, end))
+        core.save()
+    observe(core, range(40, 50))
+    expected = core._state.windows.snapshot()
+    older, newer = sorted((tmp_path / "snapshot").iterdir())
+    for begin, spoil in ((40, None), (20, newer), (0, older)):
+        if spoil is not None:
+            damage(spoil)
+        first, found = restarted(tmp_path)
+        assert first == begin
+        assert all(a.equals(b) for a, b in zip(found, expected, strict=True))
+
+
+def test_two_snapshots_are_kept(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
+    for i in range(4):
+        observe(core, [i])
+        assert core.save() == i + 1
+        folders = sorted((tmp_path / "snapshot").iterdir())
+        assert log.committed("windows", 0) == (i + 1, str(folders[-1]))
+        assert [int(f.name[:12]) for f in folders] == [i, i + 1][-(i + 1) :]
+
+
+def test_snapshots_are_made_between_rounds_when_they_are_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_state, "PIECE_KEYS", 2)
+    time, log = ManualTime(), SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot", time))
+    assert core.idle_s is not None
+    observe(core, range(10))
+    core.tick()
+    assert (core.idle_s, log.committed("windows", 0)) == (60, None)
+    time.now = 61
+    rounds = 10
+    while log.committed("windows", 0) is None:
+        assert core.idle_s is not None
+        core.tick()
+        observe(core, [rounds])
+        rounds += 1
+    assert rounds > 15
+    offset, reference = log.committed("windows", 0)
+    assert offset == 10
+    assert Path(reference).is_dir()
+    assert core.idle_s == 60
+    first, found = restarted(tmp_path)
+    assert first == 10
+    assert all(a.equals(b) for a, b in zip(found, core._state.windows.snapshot(), strict=True))
+
+
+def test_without_new_events_no_snapshot_is_due(tmp_path: Path) -> None:
+    time = ManualTime()
+    core = WorkerCore(
+        project, SqliteLog(tmp_path / "log"), snapshots=snapshots(tmp_path / "snapshot", time)
+    )
+    observe(core, range(3))
+    core.save()
+    time.now = 1_000
+    assert core.idle_s is None
+    core.tick()
+    assert len(list((tmp_path / "snapshot").iterdir())) == 1
+
+
+def test_a_snapshot_that_cannot_be_written_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    time, log = ManualTime(), SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot", time))
+    observe(core, range(10))
+    written = Place.write
+
+    def full(place: Place, data: bytes) -> str:
+        if place.name.startswith("part-"):
+            raise OSError(28, "No space left on device")
+        return written(place, data)
+
+    monkeypatch.setattr(Place, "write", full)
+    time.now = 61
+    with pytest.raises(OSError, match="space"):
+        core.save()
+    core.tick()
+    while core.idle_s == 0 or core.idle_s == 0.005:
+        core.tick()
+    assert log.committed("windows", 0) is None
+    monkeypatch.undo()
+    observe(core, [10])
+    assert core.save() == 11
+
+
+def test_ids_are_known_from_a_snapshot(tmp_path: Path) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
+    rows = [opening(i) for i in range(20)]
+    batch = pa.RecordBatch.from_pylist(rows, project.event("opening").arrow_schema)
+    core.ingest(Bulk("default", Group.of("opening", batch), rows[-1]["received_at"], "x", b""))
+    core.save()
+    later = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
+    with pytest.raises(Conflict, match="bulk"):
+        later.observe(opening(3), b"3" * 32)
 
 
 def test_a_lake_that_is_away_is_replaced_by_the_log(tmp_path: Path, s3_query: str) -> None:
@@ -250,8 +379,8 @@ def test_a_lake_that_is_away_is_replaced_by_the_log(tmp_path: Path, s3_query: st
     port = s3_query.rpartition(":")[2]
     for state in (f"s3://lake/gone?{s3_query}", f"s3://lake/x?{s3_query.replace(port, '1')}"):
         log.commit("windows", 0, 20, state)
-        restored = WorkerCore(project, log)._engine.snapshot()
-        for a, b in zip(restored, core._engine.snapshot(), strict=True):
+        restored = WorkerCore(project, log)._state.windows.snapshot()
+        for a, b in zip(restored, core._state.windows.snapshot(), strict=True):
             assert a.equals(b)
 
 

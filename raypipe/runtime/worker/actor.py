@@ -46,24 +46,35 @@ class WorkerActor:
 
     def __init__(self, settings: Settings, partition: int) -> None:
         from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
+        from raypipe.lake import Place
         from raypipe.log.sqlite import SqliteLog
         from raypipe.project import load_project
         from raypipe.runtime.worker.connection import Listener, TlsListener, UnixListener
         from raypipe.runtime.worker.core import WorkerCore
         from raypipe.runtime.worker.intake import Dedup
         from raypipe.runtime.worker.server import WorkerServer
+        from raypipe.runtime.worker.snapshots import Snapshots
         from raypipe.tenancy.keys import STORE_FILE, KeyStore, ensure_local_key
         from raypipe.windows.engine import compile_windows
 
         self._address = _address(settings, partition)
-        self._snapshot = settings.home / "snapshots" / worker_name(partition)
         project = load_project(settings.project)
         # A worker that answers its address answers events.
         compile_windows(project.views, project.decision)
         log = SqliteLog.open(settings.log_url)
         quarantine = Quarantine(settings.home / QUARANTINE_FILE)
-        dedup = Dedup(settings.dedup_ids, settings.dedup_seconds * 1_000)
-        self._core = WorkerCore(project, log, partition, quarantine, dedup)
+        self._core = WorkerCore(
+            project,
+            log,
+            partition,
+            quarantine=quarantine,
+            dedup=Dedup(settings.dedup_ids, settings.dedup_seconds * 1_000),
+            snapshots=Snapshots(
+                Place.at(settings.home / "snapshots" / worker_name(partition)),
+                project.definition_hash,
+                settings.snapshot_seconds,
+            ),
+        )
         ensure_local_key(settings.home)
         listeners: list[Listener] = [UnixListener(Path(self._address.path))]
         if settings.tls_dir is not None:
@@ -93,7 +104,7 @@ class WorkerActor:
         """Finish, write a snapshot, return its offset."""
         self._server.stop()
         self._thread.join()
-        return self._core.save(self._snapshot)
+        return self._core.save()
 
 
 def _address(settings: Settings, partition: int) -> Address:

@@ -13,23 +13,24 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from raypipe.aborts import reach
-from raypipe.errors import Conflict, EventLost, IntegrityError, Unavailable
+from raypipe.errors import Conflict, EventLost, IntegrityError, Unavailable, UsageError
 from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
 from raypipe.log.port import Appended, Chunk, EventLog, Group
 from raypipe.project import Project
+from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.intake import DEDUP, Bulk, Dedup, Intake, came_in_bulk
 from raypipe.runtime.worker.receipts import Receipt
+from raypipe.runtime.worker.snapshots import Snapshots
+from raypipe.runtime.worker.state import WorkerState
 from raypipe.windows import snapshot
-from raypipe.windows.engine import WindowEngine
 
 _log = logging.getLogger("raypipe.worker")
 
@@ -70,23 +71,28 @@ class WorkerCore:
         project: Project,
         log: EventLog,
         partition: int = 0,
+        *,
         quarantine: Quarantine | None = None,
         dedup: Dedup = DEDUP,
+        snapshots: Snapshots | None = None,
     ) -> None:
         started = time.monotonic()
         self.project = project
         self._log = log
         self._partition = partition
-        self._engine = WindowEngine(project.views, project.decision)
+        self._dedup = dedup
+        self._snapshots = snapshots
         self._schemas = {e.name: live_schema(project, e.name) for e in project.events}
         self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
-        self._intake = Intake(log, partition, quarantine, dedup)
         self._events: list[tuple[str, Entry] | Group] = []
         self._unapplied: list[Chunk] = []
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
         self._seq = 0
         self._epoch = log.begin_epoch(partition)
-        self._next = self._committed = self._replay()
+        self._state, offset = self._restored()
+        self._intake = Intake(log, partition, quarantine, self._state.ids)
+        self._snapshot_offset = offset
+        self._next = self._committed = self._replay(offset)
         self._counters = {
             "start_seconds": time.monotonic() - started,
             "events": 0.0,
@@ -97,8 +103,7 @@ class WorkerCore:
             "commit_seconds": 0.0,
         }
 
-    def _replay(self) -> int:
-        offset = self._restore()
+    def _replay(self, offset: int) -> int:
         end = self._log.end(self._partition)
         if offset > end:
             raise IntegrityError(
@@ -108,26 +113,35 @@ class WorkerCore:
         kinds = {e.name for e in self.project.events}
         while offset < end:
             chunks = list(self._log.read(self._partition, offset, REPLAY_ROWS))
-            events = [chunk for chunk in chunks if chunk.kind in kinds]
-            self._engine.apply(events)
-            for chunk in events:
-                self._intake.remember(chunk)
+            self._state.replay([chunk for chunk in chunks if chunk.kind in kinds])
             offset += sum(map(len, chunks))
+        self._state.settle()
         return offset
 
-    def _restore(self) -> int:
-        """Load the committed snapshot; 0 when there is none that fits: the log has it all."""
+    def _restored(self) -> tuple[WorkerState, int]:
+        """The state of the newest snapshot that can be used, and its offset; at worst nothing and
+        0: the log has it all."""
         committed = self._log.committed(GROUP, self._partition)
-        if committed is None:
-            return 0
-        try:
-            offset, tables = snapshot.load(Place.at(committed[1]), self.project.definition_hash)
-            self._engine.restore(tables)
-        except (IntegrityError, Unavailable) as e:
-            _log.warning("replaying the whole log: %s", e)
-            self._engine = WindowEngine(self.project.views, self.project.decision)
-            return 0
-        return offset
+        places = [] if committed is None else [Place.at(committed[1])]
+        if committed is not None and self._snapshots is not None:
+            places += self._snapshots.others(committed[1])
+        for place in places:
+            state = self._empty_state()
+            try:
+                offset, tables = snapshot.load(place, self.project.definition_hash)
+                for table in tables:
+                    state.restore(table)
+            except (IntegrityError, Unavailable) as e:
+                _log.warning("a snapshot is no use: %s", e)
+            else:
+                return state, offset
+        if places:
+            _log.warning("replaying the whole log")
+        return self._empty_state(), 0
+
+    def _empty_state(self) -> WorkerState:
+        ids = KnownIds(self._log.id, self._dedup.ids, self._dedup.horizon_ms)
+        return WorkerState(self.project, ids)
 
     def observe(
         self, event: dict[str, Any], body_hash: bytes, kind: str | None = None
@@ -144,7 +158,7 @@ class WorkerCore:
         if entry is None:
             self._claim(kind, event)
             self._apply()
-            windows = self._engine.observe(kind, event, self._next)
+            windows = self._state.observe(kind, event, self._next)
             entry = Entry(self._next, event, windows, body_hash)
             self._next += 1
             self._events.append((kind, entry))
@@ -189,7 +203,7 @@ class WorkerCore:
     def _apply(self) -> None:
         """Count the bulk rows that were taken in since the last time, all at once."""
         if self._unapplied:
-            self._engine.apply(self._unapplied)
+            self._state.apply(self._unapplied)
             self._unapplied.clear()
 
     def _remember(self, key: tuple[str, str, str], entry: Entry) -> None:
@@ -247,7 +261,7 @@ class WorkerCore:
     def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
         """Window values of one key as of ``now``, with every event so far; changes nothing."""
         self._apply()
-        return self._engine.read(tenant, entity, key, now)
+        return self._state.windows.read(tenant, entity, key, now)
 
     @property
     def next_offset(self) -> int:
@@ -309,27 +323,40 @@ class WorkerCore:
         ]
         return pa.RecordBatch.from_pylist(rows, self._schemas[kind])
 
-    def save(self, directory: Path) -> int:
-        """Write a snapshot of all windows into a folder of its own in ``directory`` and commit to
-        it, then drop the older ones; returns its offset."""
+    def save(self) -> int:
+        """Write a snapshot and commit to it; returns its offset. Raises what prevents it."""
+        if self._snapshots is None:
+            raise UsageError("this worker has no place for snapshots")
         self.commit()
-        folder, name = Place.at(directory), f"{self._next:012d}-{self._epoch:06d}"
-        made_by = self.project.definition_hash
-        snapshot.save(folder / name, self._engine.snapshot(), self._next, made_by)
-        self._log.commit(GROUP, self._partition, self._next, str(folder / name))
-        folder.prune({name})
+        self._rely_on(*self._snapshots.finish(self._next, self._epoch, self._state.pieces))
+        self._snapshots.prune().result()
         return self._next
+
+    def tick(self) -> None:
+        """Go on with a snapshot if one is due; call it after ``commit``."""
+        if self._snapshots is not None:
+            done = self._snapshots.tick(self._next, self._epoch, self._state.pieces)
+            if done is not None:
+                self._rely_on(*done)
+                self._snapshots.prune()
+
+    def _rely_on(self, offset: int, reference: str) -> None:
+        """Have the next start begin with this snapshot."""
+        self._log.commit(GROUP, self._partition, offset, reference)
+        self._snapshot_offset = offset
+
+    @property
+    def idle_s(self) -> float | None:
+        """After how many seconds ``tick`` has something to do; None: not by itself."""
+        return None if self._snapshots is None else self._snapshots.idle_s(self._next)
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges."""
-        return (
-            self._counters
-            | self._intake.stats()
-            | {
-                "epoch": float(self._epoch),
-                "log_end": float(self._next),
-                "keys": float(self._engine.keys),
-                "state_bytes": float(self._engine.nbytes),
-                "too_old": float(self._engine.too_old),
-            }
-        )
+        return {
+            **self._counters,
+            **self._intake.stats(),
+            **self._state.stats(),
+            "epoch": float(self._epoch),
+            "log_end": float(self._next),
+            "snapshot_offset": float(self._snapshot_offset),
+        }

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numba import njit
 
+from raypipe.log.port import Chunk
 from raypipe.windows.hashing import hash_column, hash_text, key_seed
 
 Ints = npt.NDArray[np.int64]
@@ -25,6 +28,44 @@ IDS = b"ids"
 """Metadata of a snapshot's table, and its value for this one."""
 
 _SMALLEST = 1 << 12
+
+
+class KnownIds:
+    """Which ids of one log came lately; see IdSet for how long that is."""
+
+    def __init__(self, log_id: str, limit: int, horizon_ms: int) -> None:
+        self._hasher = IdHasher(log_id)
+        self._set = IdSet(limit, horizon_ms)
+
+    def add(self, kind: str, batch: pa.RecordBatch, received_at: int) -> Mask:
+        """Which of a batch's rows have new ids [n]; from now on all are known."""
+        return self._set.add(self._hasher.batch(kind, batch), received_at)
+
+    def claim(self, kind: str, event: Mapping[str, Any]) -> bool:
+        """Whether one event's id is new; from now on it is known."""
+        hashed = self._hasher.one(kind, event["tenant"], event["event_id"])
+        return bool(self._set.add(np.array([hashed], np.int64), event["received_at"])[0])
+
+    def remember(self, chunk: Chunk) -> None:
+        """Know the ids of logged events."""
+        received_at = int(pc.max(chunk.batch.column("received_at")).as_py())
+        self.add(chunk.kind, chunk.batch, received_at)
+
+    def snapshot(self) -> pa.Table:
+        """All of it as a table, for ``restore``."""
+        return self._set.snapshot()
+
+    def restore(self, table: pa.Table) -> bool:
+        """Take over a snapshot; False if the table is something else."""
+        return self._set.restore(table)
+
+    def stats(self) -> dict[str, float]:
+        """Gauges."""
+        return {
+            "dedup_ids": float(len(self._set)),
+            "dedup_bytes": float(self._set.nbytes),
+            "dedup_span_seconds": self._set.span_ms / 1_000,
+        }
 
 
 class IdHasher:

@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe.errors import Conflict, UsageError
 from raypipe.events.quarantine import Quarantine, Refusal
-from raypipe.log.port import Appended, Chunk, EventLog, Group, Part
-from raypipe.runtime.worker.ids import IdHasher, IdSet
+from raypipe.log.port import Appended, EventLog, Group, Part
+from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.receipts import RECEIPT, Receipt, Receipts
 
 NO_ROWS = Group(())
@@ -53,10 +52,9 @@ class Intake:
     """Not thread-safe. What it was told to keep is written with the worker's next commit."""
 
     def __init__(
-        self, log: EventLog, partition: int, quarantine: Quarantine | None, dedup: Dedup
+        self, log: EventLog, partition: int, quarantine: Quarantine | None, ids: KnownIds
     ) -> None:
-        self._hasher = IdHasher(log.id)
-        self._ids = IdSet(dedup.ids, dedup.horizon_ms)
+        self._ids = ids
         self._receipts = Receipts(log, partition)
         self._quarantine = quarantine
         self._refusals: list[Refusal] = []
@@ -94,9 +92,7 @@ class Intake:
 
     def _new_rows(self, group: Group, received_at: int) -> tuple[Group, npt.NDArray[np.int32]]:
         """The rows whose ids are new, numbered anew, and the positions of the others."""
-        news = [
-            self._ids.add(self._hasher.batch(p.kind, p.batch), received_at) for p in group.parts
-        ]
+        news = [self._ids.add(p.kind, p.batch, received_at) for p in group.parts]
         if all(new.all() for new in news):
             return group, np.empty(0, np.int32)
         kept = np.zeros(len(group), np.bool_)
@@ -115,14 +111,8 @@ class Intake:
 
         Raises Conflict when it came in bulk.
         """
-        hashed = self._hasher.one(kind, event["tenant"], event["event_id"])
-        if not self._ids.add(np.array([hashed], np.int64), event["received_at"])[0]:
+        if not self._ids.claim(kind, event):
             raise came_in_bulk(event["event_id"])
-
-    def remember(self, chunk: Chunk) -> None:
-        """The ids of logged events, on the way of a replay."""
-        received_at = int(pc.max(chunk.batch.column("received_at")).as_py())
-        self._ids.add(self._hasher.batch(chunk.kind, chunk.batch), received_at)
 
     @property
     def dirty(self) -> bool:
@@ -141,12 +131,8 @@ class Intake:
         self._receipts.waiting.clear()
 
     def stats(self) -> dict[str, float]:
-        """Counters and gauges."""
-        return self._counters | {
-            "dedup_ids": float(len(self._ids)),
-            "dedup_bytes": float(self._ids.nbytes),
-            "dedup_span_seconds": self._ids.span_ms / 1_000,
-        }
+        """Counters."""
+        return dict(self._counters)
 
 
 def came_in_bulk(event_id: str) -> Conflict:

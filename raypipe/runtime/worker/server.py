@@ -69,7 +69,7 @@ class WorkerServer:
         """Serve until stopped."""
         while not self._stopping:
             asked: Asked = []
-            for key, mask in self._selector.select(0 if self._bulk else None):
+            for key, mask in self._selector.select(0 if self._bulk else self._core.idle_s):
                 if isinstance(key.data, Connection):
                     self._serve(key.data, mask, asked)
                 elif key.fileobj is not self._wake_in:
@@ -138,6 +138,7 @@ class WorkerServer:
             self._reply(connection, reply)
         if durable:
             reach("worker.after_reply")
+        self._core.tick()
 
     def _due(self, asked: Asked) -> Iterator[tuple[Connection, protocol.Request]]:
         """What this round works on: all that is small, then as much of the bulk as it may take."""

@@ -1,0 +1,169 @@
+"""A worker's snapshots: made in pieces between its rounds, written beside them; two are kept."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from raypipe.errors import RaypipeError
+from raypipe.lake import Place
+from raypipe.windows import snapshot
+
+Piece = Callable[[int], pa.Table]
+"""Takes a part of the state as of now; its argument is the offset up to which that has counted."""
+
+KEPT = 2
+"""If the newest can't be read, the one before it needs little more replay."""
+
+_WAITING = 2
+"""Pieces that wait for the disk: memory that a snapshot may take."""
+
+_POLL_S = 0.005
+_NAME = re.compile(r"\d{12}-\d{6}")
+
+_log = logging.getLogger("raypipe.worker")
+
+
+@dataclass
+class _Making:
+    """A snapshot that is being made: replay from ``offset`` on completes each of its pieces."""
+
+    folder: Place
+    offset: int
+    pieces: Sequence[Piece]
+    taken: int = 0
+    written: dict[str, Future[str]] = field(default_factory=dict)
+    sealed: Future[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        return sum(not f.done() for f in self.written.values())
+
+
+class Snapshots:
+    """The snapshots in one folder, which no other process writes.
+
+    Args:
+        made_by: definition hash of the project.
+        every_s: seconds from the start of one to that of the next; only if events came.
+    """
+
+    def __init__(
+        self,
+        folder: Place,
+        made_by: str,
+        every_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._made_by = made_by
+        self._every_s = every_s
+        self._clock = clock
+        self._writer = ThreadPoolExecutor(1, "snapshot")
+        self._making: _Making | None = None
+        self._begun = clock()
+        self._last_offset = -1
+        self.seconds = 0.0
+        """How long the last one took."""
+
+    def idle_s(self, offset: int) -> float | None:
+        """After how long ``tick`` has something to do; None: not before more events came."""
+        if self._making is not None:
+            ready = self._making.waiting < _WAITING and self._making.sealed is None
+            return 0.0 if ready else _POLL_S
+        if offset <= self._last_offset:
+            return None
+        return max(0.0, self._begun + self._every_s - self._clock())
+
+    def tick(
+        self, offset: int, epoch: int, pieces: Callable[[], Sequence[Piece]]
+    ) -> tuple[int, str] | None:
+        """Go on for one piece, or begin if it is time; call it when all state is durable.
+
+        Returns offset and reference of a snapshot that is complete now. A snapshot that can't be
+        written is given up: the log has everything.
+        """
+        making = self._making
+        if making is None:
+            if offset <= self._last_offset or self._clock() < self._begun + self._every_s:
+                return None
+            making = self._begin(offset, epoch, pieces())
+        try:
+            return self._step(making, offset)
+        except (OSError, RaypipeError) as e:
+            _log.warning("no snapshot at offset %d: %s", offset, e)
+            self._give_up()
+            return None
+
+    def finish(
+        self, offset: int, epoch: int, pieces: Callable[[], Sequence[Piece]]
+    ) -> tuple[int, str]:
+        """Make a whole one now; raises what prevents it."""
+        self._give_up()
+        making = self._begin(offset, epoch, pieces())
+        while (done := self._step(making, offset)) is None:
+            time.sleep(_POLL_S)
+        return done
+
+    def prune(self) -> Future[None]:
+        """Remove all but the newest two, beside the worker's rounds."""
+        return self._writer.submit(lambda: self._folder.prune(set(self._names()[:KEPT])))
+
+    def others(self, reference: str) -> list[Place]:
+        """The snapshots besides the one at ``reference``, newest first."""
+        places = [self._folder / name for name in self._names()]
+        return [place for place in places if place.url != reference]
+
+    def _names(self) -> list[str]:
+        """Those that are complete."""
+        names = sorted((n for n in self._folder.names() if _NAME.fullmatch(n)), reverse=True)
+        return [n for n in names if (self._folder / n / snapshot.MANIFEST).exists()]
+
+    def _begin(self, offset: int, epoch: int, pieces: Sequence[Piece]) -> _Making:
+        self._begun = self._clock()
+        folder = self._folder / f"{offset:012d}-{epoch:06d}"
+        folder.remove_tree()
+        self._making = _Making(folder, offset, pieces)
+        return self._making
+
+    def _step(self, making: _Making, offset: int) -> tuple[int, str] | None:
+        if making.taken < len(making.pieces):
+            if making.waiting < _WAITING:
+                table = making.pieces[making.taken](offset)
+                name = f"part-{making.taken:05d}.arrow"
+                making.taken += 1
+                place = making.folder / name
+                making.written[name] = self._writer.submit(_write, place, table)
+            return None
+        if making.waiting:
+            return None
+        if making.sealed is None:
+            files = {name: written.result() for name, written in making.written.items()}
+            making.sealed = self._writer.submit(
+                snapshot.seal, making.folder, making.offset, self._made_by, files
+            )
+        if not making.sealed.done():
+            return None
+        making.sealed.result()
+        self._making = None
+        self._last_offset = making.offset
+        self.seconds = self._clock() - self._begun
+        return making.offset, making.folder.url
+
+    def _give_up(self) -> None:
+        making, self._making = self._making, None
+        if making is None:
+            return
+        for written in making.written.values():
+            written.cancel()
+        self._writer.submit(making.folder.remove_tree)
+
+
+def _write(place: Place, table: pa.Table) -> str:
+    return place.write(snapshot.part_bytes(table))

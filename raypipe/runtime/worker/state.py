@@ -1,0 +1,66 @@
+"""All that a worker keeps in memory about the past: what snapshots hold and replay completes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from raypipe.log.port import Chunk
+from raypipe.project import Project
+from raypipe.runtime.worker.ids import KnownIds
+from raypipe.runtime.worker.snapshots import Piece
+from raypipe.windows.engine import WindowEngine
+
+PIECE_KEYS = 50_000
+"""Keys of a piece of a snapshot: a few ten milliseconds of the worker's time."""
+
+
+class WorkerState:
+    """The state of one partition as of an offset. Not thread-safe."""
+
+    def __init__(self, project: Project, ids: KnownIds) -> None:
+        self.windows = WindowEngine(project.views, project.decision)
+        self.ids = ids
+
+    def observe(self, kind: str, event: Mapping[str, Any], offset: int) -> bytes:
+        """Count one event, whose id is known already; returns the window values before it."""
+        return self.windows.observe(kind, event, offset)
+
+    def apply(self, chunks: Sequence[Chunk]) -> None:
+        """Count events, whose ids are known already, in offset order over all chunks."""
+        self.windows.apply(chunks)
+
+    def replay(self, chunks: Sequence[Chunk]) -> None:
+        """Count logged events and know their ids."""
+        self.apply(chunks)
+        for chunk in chunks:
+            self.ids.remember(chunk)
+
+    def settle(self) -> None:
+        """The replay after a restore is over."""
+        self.windows.settle()
+
+    def pieces(self) -> list[Piece]:
+        """The parts of a snapshot."""
+        windows = self.windows
+        found: list[Piece] = [
+            partial(windows.piece, name, buckets) for name, buckets in windows.pieces(PIECE_KEYS)
+        ]
+        return [*found, lambda _: self.ids.snapshot()]
+
+    def restore(self, table: pa.Table) -> None:
+        """Take one of these parts over; raises IntegrityError if it is of another definition."""
+        if not self.ids.restore(table):
+            self.windows.restore([table])
+
+    def stats(self) -> dict[str, float]:
+        """Gauges."""
+        return {
+            "keys": float(self.windows.keys),
+            "state_bytes": float(self.windows.nbytes),
+            "too_old": float(self.windows.too_old),
+            **self.ids.stats(),
+        }
