@@ -214,6 +214,12 @@ class Settings(BaseSettings):
         description="how often a worker begins a snapshot of its state; what came after the last "
         "one is replayed when it starts again",
     )
+    flush_rows_per_second: int = Field(
+        5_000,
+        ge=0,
+        description="keys whose windows changed that are written to the online store at most; "
+        "0: none, only `raypipe features` writes there",
+    )
     dedup_seconds: int = Field(
         600,
         ge=1,

@@ -1,4 +1,5 @@
-"""The server that takes bulk events: its own process beside Ray Serve.
+"""The server that takes bulk events, and keeps the online store up to date: a process of its own
+beside Ray Serve.
 
 Ray Serve's proxy and router hand every request on by messages, which costs more than reading a
 thousand events; here the socket's owner reads them itself (docs/adr/0019).
@@ -6,12 +7,15 @@ thousand events; here the socket's owner reads them itself (docs/adr/0019).
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import uvloop
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from serving.auth import Verifier
     from serving.decide import Worker
     from serving.events import Events
+    from serving.flushing import Flusher
     from serving.metrics import Metrics
 
 NAME = "ingest"
@@ -76,15 +81,24 @@ class IngestActor:
     def __init__(self, settings: Settings) -> None:
         import uvicorn
 
+        from features.flush import StateWriter
         from raypipe.project import load_project
         from raypipe.runtime.worker.actor import connector
         from raypipe.runtime.worker.client import WorkerClient
         from serving.credentials import Credentials
         from serving.events import Events
+        from serving.flushing import Flusher
         from serving.metrics import Metrics
 
         project = load_project(settings.project)
         worker = WorkerClient(connector(settings.tls_dir))
+        self._flusher: Flusher | None = None
+        if settings.flush_rows_per_second:
+            self._flusher = Flusher(
+                worker,
+                partial(StateWriter, project, settings.home, settings.online_url),
+                settings.flush_rows_per_second,
+            )
         app = IngestApp(
             Credentials(worker),
             worker,
@@ -97,7 +111,7 @@ class IngestActor:
                 app,
                 host=settings.http_host,
                 port=settings.ingest_port,
-                loop="uvloop",
+                loop="none",
                 http="httptools",
                 lifespan="off",
                 access_log=False,
@@ -110,11 +124,18 @@ class IngestActor:
 
     def _serve(self) -> None:
         try:
-            self._server.run()
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._main())
         except BaseException:  # noqa: BLE001 - whatever it was, the process must end
             _log.exception("the ingest server ends")
         if not self._server.should_exit:
             os._exit(1)
+
+    async def _main(self) -> None:
+        flushing = None if self._flusher is None else asyncio.create_task(self._flusher.run())
+        await self._server.serve()
+        if flushing is not None:
+            flushing.cancel()
 
     def ready(self) -> bool:
         """Whether it listens."""

@@ -102,6 +102,40 @@ class WindowEngine:
                 found |= zip(view.column_names, values, strict=True)
         return found
 
+    def latest(self, name: str, tenant: str, keys: pa.Array) -> pa.Table:
+        """The state of known keys after their newest events, as an online store keeps it.
+
+        Columns: `key`, `time` (of that event, microseconds UTC), `offset` (its place in the log),
+        then the view's own, float64. Unknown keys have no row.
+        """
+        state = self.states[name]
+        view, tenants = state.view, pa.repeat(pa.scalar(tenant), len(keys))
+        hashes = key_hashes(view, pa.table({"tenant": tenants, view.key: keys}))
+        clocks = state.clocks(hashes)
+        known = clocks != kernel.NEVER
+        hashes, clocks = hashes[known], clocks[known]
+        n = len(hashes)
+        found = state.process(
+            Rows(
+                hashes,
+                clocks,
+                np.zeros(n, np.int64),
+                np.full(n, kernel.READ, np.uint8),
+                np.zeros((n, len(view.value_columns)), np.int64),
+                np.zeros((n, len(view.sketches)), np.int64),
+                np.zeros(n, np.int64),
+            )
+        )
+        columns = dict(zip(view.column_names, found.before.T, strict=True))
+        return pa.table(
+            {
+                "key": keys.filter(pa.array(known)),
+                "time": clocks * 1_000,
+                "offset": found.newest,
+                **columns,
+            }
+        )
+
     def apply(self, chunks: Sequence[Chunk]) -> None:
         """Take events in, in offset order over all chunks, without reading."""
         for name, state in self.states.items():

@@ -701,6 +701,14 @@ def find(slots, key):  # type: ignore[no-untyped-def]
     return at
 
 
+@compiled
+def clocks_of(slots, keys, out):  # type: ignore[no-untyped-def]
+    """The clock of each key in ms; NEVER for one that is not known."""
+    for i in range(keys.shape[0]):
+        at = find(slots, keys[i])
+        out[i] = slots[at, CLOCK] if slots[at, KEY] == keys[i] else NEVER
+
+
 @inner
 def crowded(slots, top):  # type: ignore[no-untyped-def]
     """Whether one more key would make probing slow."""

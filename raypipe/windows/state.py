@@ -113,6 +113,12 @@ class ViewState:
                 self._grow()
         return Values(out[:n], newest, out[n:], clocks)
 
+    def clocks(self, keys: Ints) -> Ints:
+        """Time of the newest event of each key in ms [n]; kernel.NEVER for unknown ones."""
+        out = np.empty(len(keys), np.int64)
+        kernel.clocks_of(self._slots, keys, out)
+        return out
+
     def _grow(self) -> None:
         top = self._top
         if kernel.crowded(self._slots, top):

@@ -74,6 +74,7 @@ class WorkerActor:
                 project.definition_hash,
                 settings.snapshot_seconds,
             ),
+            tenant=settings.tenant,
         )
         ensure_local_key(settings.home)
         listeners: list[Listener] = [UnixListener(Path(self._address.path))]

@@ -13,6 +13,8 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 from raypipe.errors import Conflict, DeclarationError, EventLost, RaypipeError, Unavailable
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import encode_group
@@ -104,6 +106,20 @@ class WorkerClient:
             ),
             protocol.Ingested,
         )
+
+    async def changes(self, limit: int, *, written: bool) -> tuple[str, pa.Table] | None:
+        """At most ``limit`` keys of a view after their newest events; None when nothing changed.
+
+        Args:
+            written: whether the last ones are online now; else they come again.
+        """
+        reply = await self._ask(
+            lambda number: protocol.TakeChanges(number, limit, written), protocol.Changed
+        )
+        if not reply.rows:
+            return None
+        with pa.ipc.open_stream(pa.py_buffer(reply.rows)) as stream:
+            return reply.view, stream.read_all()
 
     async def verify(self, shown: Presented) -> Credential | None:
         """The credential behind an API key, None for one that is unknown, wrong or revoked.

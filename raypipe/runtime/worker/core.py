@@ -30,6 +30,7 @@ from raypipe.runtime.worker.intake import DEDUP, Bulk, Dedup, Intake, came_in_bu
 from raypipe.runtime.worker.receipts import Receipt
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.runtime.worker.state import WorkerState
+from raypipe.tenancy.keys import LOCAL_TENANT
 from raypipe.windows import snapshot
 
 _log = logging.getLogger("raypipe.worker")
@@ -75,12 +76,14 @@ class WorkerCore:
         quarantine: Quarantine | None = None,
         dedup: Dedup = DEDUP,
         snapshots: Snapshots | None = None,
+        tenant: str = LOCAL_TENANT,
     ) -> None:
         started = time.monotonic()
         self.project = project
         self._log = log
         self._partition = partition
         self._dedup = dedup
+        self._tenant = tenant
         self._snapshots = snapshots
         self._schemas = {e.name: live_schema(project, e.name) for e in project.events}
         self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
@@ -141,7 +144,7 @@ class WorkerCore:
 
     def _empty_state(self) -> WorkerState:
         ids = KnownIds(self._log.id, self._dedup.ids, self._dedup.horizon_ms)
-        return WorkerState(self.project, ids)
+        return WorkerState(self.project, ids, self._tenant)
 
     def observe(
         self, event: dict[str, Any], body_hash: bytes, kind: str | None = None
@@ -262,6 +265,11 @@ class WorkerCore:
         """Window values of one key as of ``now``, with every event so far; changes nothing."""
         self._apply()
         return self._state.windows.read(tenant, entity, key, now)
+
+    def changed(self, limit: int, *, written: bool) -> tuple[str, pa.Table] | None:
+        """See WorkerState.take_changes; they may be told only after the next commit."""
+        self._apply()
+        return self._state.take_changes(limit, written=written)
 
     @property
     def next_offset(self) -> int:

@@ -73,6 +73,15 @@ class Ingest(msgspec.Struct, tag="ingest", array_like=True, frozen=True):
     group: bytes
 
 
+class TakeChanges(msgspec.Struct, tag="take_changes", array_like=True, frozen=True):
+    """Ask for at most ``limit`` keys that changed; ``written`` says that the last ones are online,
+    else they come again."""
+
+    id: int
+    limit: int
+    written: bool
+
+
 class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     """Ask for counters and gauges."""
 
@@ -87,7 +96,7 @@ class Verify(msgspec.Struct, tag="verify", array_like=True, frozen=True):
     digest: bytes
 
 
-Request = Observe | Record | Lookup | ReadKey | Ingest | Stats | Verify
+Request = Observe | Record | Lookup | ReadKey | Ingest | TakeChanges | Stats | Verify
 
 
 class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
@@ -136,6 +145,15 @@ class Ingested(msgspec.Struct, tag="ingested", array_like=True, frozen=True):
     duplicates: bytes
 
 
+class Changed(msgspec.Struct, tag="changed", array_like=True, frozen=True):
+    """Keys of a view after their newest events, as an Arrow IPC stream of WindowEngine.latest's
+    table; empty when nothing changed."""
+
+    id: int
+    view: str
+    rows: bytes
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
     """Counters and gauges by name."""
 
@@ -159,7 +177,9 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     detail: str
 
 
-Reply = Observed | Recorded | Found | KeyValues | Ingested | StatsReply | Verified | Failed
+Reply = (
+    Observed | Recorded | Found | KeyValues | Ingested | Changed | StatsReply | Verified | Failed
+)
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 import msgspec
+import pyarrow as pa
 
 from raypipe.aborts import reach
 from raypipe.errors import DeclarationError, RaypipeError
@@ -34,7 +35,9 @@ BULK_ROWS = 8_192
 _STRANGERS = 256
 """Connections that have not proven who they are; with more, the oldest is closed."""
 
-_DURABLE = protocol.Recorded | protocol.Found | protocol.KeyValues | protocol.Ingested
+_DURABLE = (
+    protocol.Recorded | protocol.Found | protocol.KeyValues | protocol.Ingested | protocol.Changed
+)
 """Answers that tell of something that the next commit makes durable."""
 
 Asked = list[tuple[Connection, protocol.Request]]
@@ -182,6 +185,8 @@ class WorkerServer:
                         receipt.accepted,
                         receipt.duplicates,
                     )
+                case protocol.TakeChanges(id=number, limit=limit, written=written):
+                    return _changed(number, self._core.changed(limit, written=written))
                 case protocol.Stats(id=number):
                     return protocol.StatsReply(number, self._core.stats())
         except RaypipeError as e:
@@ -227,3 +232,13 @@ class WorkerServer:
         if connection.sock.fileno() >= 0:
             self._selector.unregister(connection.sock)
             connection.sock.close()
+
+
+def _changed(number: int, found: tuple[str, pa.Table] | None) -> protocol.Changed:
+    if found is None:
+        return protocol.Changed(number, "", b"")
+    view, table = found
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return protocol.Changed(number, view, sink.getvalue().to_pybytes())

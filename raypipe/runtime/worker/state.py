@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from raypipe.log.port import Chunk
 from raypipe.project import Project
+from raypipe.runtime.worker.changes import Changes
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.snapshots import Piece
 from raypipe.windows.engine import WindowEngine
@@ -21,16 +22,19 @@ PIECE_KEYS = 50_000
 class WorkerState:
     """The state of one partition as of an offset. Not thread-safe."""
 
-    def __init__(self, project: Project, ids: KnownIds) -> None:
+    def __init__(self, project: Project, ids: KnownIds, tenant: str) -> None:
         self.windows = WindowEngine(project.views, project.decision)
         self.ids = ids
+        self.changes = Changes(project.views, tenant)
 
     def observe(self, kind: str, event: Mapping[str, Any], offset: int) -> bytes:
         """Count one event, whose id is known already; returns the window values before it."""
+        self.changes.add_one(kind, event)
         return self.windows.observe(kind, event, offset)
 
     def apply(self, chunks: Sequence[Chunk]) -> None:
         """Count events, whose ids are known already, in offset order over all chunks."""
+        self.changes.add(chunks)
         self.windows.apply(chunks)
 
     def replay(self, chunks: Sequence[Chunk]) -> None:
@@ -38,6 +42,19 @@ class WorkerState:
         self.apply(chunks)
         for chunk in chunks:
             self.ids.remember(chunk)
+
+    def take_changes(self, limit: int, *, written: bool) -> tuple[str, pa.Table] | None:
+        """Some keys of a view that changed, as ``WindowEngine.latest`` gives them.
+
+        Args:
+            written: whether those that were taken before are online now; else they come again.
+
+        None when nothing changed.
+        """
+        if not written:
+            self.changes.undo()
+        view, keys = self.changes.take(limit)
+        return (view, self.windows.latest(view, self.changes.tenant, keys)) if len(keys) else None
 
     def settle(self) -> None:
         """The replay after a restore is over."""
@@ -49,11 +66,11 @@ class WorkerState:
         found: list[Piece] = [
             partial(windows.piece, name, buckets) for name, buckets in windows.pieces(PIECE_KEYS)
         ]
-        return [*found, lambda _: self.ids.snapshot()]
+        return [*found, lambda _: self.ids.snapshot(), lambda _: self.changes.snapshot()]
 
     def restore(self, table: pa.Table) -> None:
         """Take one of these parts over; raises IntegrityError if it is of another definition."""
-        if not self.ids.restore(table):
+        if not (self.ids.restore(table) or self.changes.restore(table)):
             self.windows.restore([table])
 
     def stats(self) -> dict[str, float]:
@@ -62,5 +79,6 @@ class WorkerState:
             "keys": float(self.windows.keys),
             "state_bytes": float(self.windows.nbytes),
             "too_old": float(self.windows.too_old),
+            "waiting_changes": float(len(self.changes)),
             **self.ids.stats(),
         }
