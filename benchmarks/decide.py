@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness import Result, check
-from benchmarks.load import Load, Target, closed_loop
+from benchmarks.load import Load, Target, closed_loop, free_port
 from raypipe.clock import SystemClock
 from raypipe.config import Settings
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> Result:
     """Bring up a small system and its peer, load them in turns, compare what was stored."""
     requests = args.requests or (150 if args.quick else 1_500)
     with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder:
-        settings = Settings(home=Path(folder), http_port=_free_port(), trials=1)
+        settings = Settings(home=Path(folder), http_port=free_port(), trials=1)
         with _system(settings) as (key, model, bodies), _peer(model) as peer_port:
             return _measure(settings, key, model, peer_port, bodies, requests, args.repeats)
 
@@ -172,7 +171,7 @@ def _bodies(settings: Settings) -> Iterator[bytes]:
 @contextmanager
 def _peer(model: Path) -> Iterator[int]:
     """The bare server as a process; its port."""
-    port = _free_port()
+    port = free_port()
     features = len(json.loads((model.parent / "manifest.json").read_text())["features"])
     process = subprocess.Popen(
         [
@@ -199,13 +198,6 @@ def _await(url: str, process: subprocess.Popen[bytes], patience_s: float = 60.0)
             time.sleep(0.1)
         else:
             return
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _check_stored(settings: Settings, sent: int) -> None:

@@ -15,9 +15,11 @@ import asyncio
 import gc
 import math
 import selectors
+import socket
 import ssl
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
@@ -268,3 +270,11 @@ def _chunks(data: bytes | bytearray, at: int) -> bytes | None:
         out += data[line + 2 : line + 2 + size]
         at = line + size + 4
     return None
+
+
+def free_port() -> int:
+    """A port that nothing listens on now."""
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

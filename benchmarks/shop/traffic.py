@@ -185,7 +185,10 @@ class Template:
 
     def fill(self, first_id: int, times: npt.NDArray[np.int64]) -> bytes:
         """The body with ids ``first_id``, ``first_id + 1``, ... and these times (ms)."""
-        ids = np.arange(first_id, first_id + self.rows)
+        return self.fill_ids(np.arange(first_id, first_id + self.rows), times)
+
+    def fill_ids(self, ids: npt.NDArray[np.int64], times: npt.NDArray[np.int64]) -> bytes:
+        """The body with these numbers in its ids and these times (ms)."""
         self._bytes[self._ids[:, 1:]] = _digits(ids, ID_DIGITS)
         self._bytes[self._times] = _digits(times, TIME_DIGITS)
         return self._bytes.tobytes()
