@@ -25,14 +25,19 @@ _seed = lru_cache(maxsize=65_536)(key_seed)
 
 def key_hashes(view: WindowView, table: pa.Table) -> Ints:
     """Hash of each row's key under its tenant [n]; 0 where the key is null."""
+    return hash_keys(table, view.key, view.entity)
+
+
+def hash_keys(table: pa.Table, key: str, entity: str) -> Ints:
+    """Hash of each row's value in column ``key`` under its tenant and an entity [n]; 0 for null."""
     tenants = pc.unique(table.column("tenant")).to_pylist()
     if len(tenants) == 1:
-        return hash_column(table.column(view.key), _seed(tenants[0], view.entity))
+        return hash_column(table.column(key), _seed(tenants[0], entity))
     out = np.zeros(table.num_rows, np.int64)
     for tenant in tenants:
         mask = pc.equal(table.column("tenant"), tenant)
         at = mask.to_numpy().nonzero()[0]
-        out[at] = hash_column(table.column(view.key).filter(mask), _seed(tenant, view.entity))
+        out[at] = hash_column(table.column(key).filter(mask), _seed(tenant, entity))
     return out
 
 

@@ -1,0 +1,124 @@
+"""Alerts: what a pattern has found, as events of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raypipe.events.schema import EventType, Field, Kind, Tag
+from raypipe.patterns import kernel
+from raypipe.patterns.kept import KeptEvents
+from raypipe.patterns.plan import Compilation
+from raypipe.patterns.reasons import LONGEST, Match
+from raypipe.patterns.spec import SEVERITIES
+
+ALERT = EventType(
+    "alert",
+    (
+        Field("pattern", Kind.STRING, description="name of the pattern"),
+        Field("version", Kind.INTEGER, minimum=1, description="version of the pattern"),
+        Field("severity", Kind.CHOICE, choices=SEVERITIES),
+        Field("key_column", Kind.STRING, description="the column that groups the pattern's events"),
+        Field("key", Kind.STRING, tags=frozenset({Tag.KEY, Tag.SUBJECT})),
+        Field("first_time", Kind.TIME, description="event_time of the first event of the match"),
+        Field("reason", Kind.STRING, max_length=LONGEST),
+        Field(
+            "events",
+            Kind.STRING,
+            max_length=16_384,
+            description="JSON list of the ids of its events: of a step with times the first ones",
+        ),
+    ),
+    "a pattern matched; event_time is that of its newest event, or when an awaited one was due",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """One match. ``event_id`` depends on the log and the pattern alone: a replay gives it again."""
+
+    tenant: str
+    event_id: str
+    event_time: int
+    received_at: int
+    pattern: str
+    version: int
+    severity: str
+    key_column: str
+    key: str
+    first_time: int
+    reason: str
+    events: str
+
+
+def to_batch(alerts: Sequence[Alert]) -> pa.RecordBatch:
+    """Alerts as rows of event type ALERT."""
+    return pa.RecordBatch.from_pylist([asdict(a) for a in alerts], ALERT.arrow_schema)
+
+
+def alert_of(
+    compilation: Compilation,
+    record: npt.NDArray[np.int64],
+    numbers: npt.NDArray[np.float64],
+    received_at: int | None,
+    kept: KeptEvents,
+) -> Alert:
+    """The alert for a record of the kernel.
+
+    Args:
+        received_at: the watermark at the row that completed the match; None: time completed it.
+    """
+    pattern, words = compilation.pattern, record.tolist()
+    head, steps = kernel.REC_WORDS, len(pattern.positive)
+    lasts = words[head + steps : head + 2 * steps]
+    listed = words[head + 2 * steps :][: words[kernel.R_LISTED]]
+    firsts, place = [], 0
+    for step in pattern.positive:
+        firsts.append(listed[place])
+        place += step.least
+    rows: dict[int, tuple[str, Mapping[str, Any]]] = {}
+
+    def row(offset: int) -> tuple[str, Mapping[str, Any]]:
+        if offset not in rows:
+            rows[offset] = kept.find(offset)
+        return rows[offset]
+
+    newest = max(*listed, *lasts)
+    kind, last = row(newest)
+    column = compilation.key(kind)
+    first_time = words[kernel.R_FIRST]
+    time = words[kernel.R_LAST] if received_at is not None else first_time + pattern.within_ms
+    match = Match(
+        last[column],
+        time - first_time,
+        words[head : head + steps],
+        lasts,
+        firsts,
+        numbers.tolist(),
+        lambda offset, name: row(offset)[1].get(name),
+    )
+    identity = [
+        *(pattern.name, pattern.version, last["tenant"], last[column]),
+        *(words[kernel.R_BIRTH], newest),
+    ]
+    return Alert(
+        tenant=last["tenant"],
+        event_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
+        event_time=time,
+        received_at=words[kernel.R_EXPIRE] if received_at is None else received_at,
+        pattern=pattern.name,
+        version=pattern.version,
+        severity=pattern.severity,
+        key_column=column,
+        key=last[column],
+        first_time=first_time,
+        reason=compilation.reason.text(match),
+        events=json.dumps([row(o)[1]["event_id"] for o in listed], ensure_ascii=False),
+    )

@@ -1,0 +1,236 @@
+"""Several patterns over one log partition: micro-batches in, alerts out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
+
+import numpy as np
+import pyarrow as pa
+
+from raypipe.events.schema import EventType
+from raypipe.log.port import Chunk
+from raypipe.patterns.alerts import Alert, alert_of
+from raypipe.patterns.inputs import (
+    NEVER,
+    Clock,
+    KindRows,
+    PatternRows,
+    no_rows,
+    pattern_rows,
+    read_batch,
+)
+from raypipe.patterns.kept import ENVELOPE, KeptEvents
+from raypipe.patterns.kernel import R_EXPIRE
+from raypipe.patterns.plan import Compilation, compile_pattern
+from raypipe.patterns.spec import Pattern
+from raypipe.patterns.state import SNAPSHOT_FORMAT, Found, PatternState
+
+_STATE, _EVENTS = "state", "events"
+
+
+class _Running:
+    """One pattern with its state."""
+
+    def __init__(self, pattern: Pattern, events: Sequence[EventType]) -> None:
+        self.compilation: Compilation = compile_pattern(pattern, events)
+        self.state = PatternState(self.compilation)
+        read = self.compilation.reason.columns
+        names = {e.name: e for e in events}
+        self.kept_columns = {
+            kind: tuple(
+                dict.fromkeys(
+                    [
+                        *ENVELOPE,
+                        self.compilation.key(kind),
+                        *(c for c in read if c in names[kind]),
+                    ]
+                )
+            )
+            for kind in pattern.events
+        }
+        self.kept = KeptEvents(self.kept_columns)
+        self.matches = 0
+
+    @property
+    def pattern(self) -> Pattern:
+        return self.compilation.pattern
+
+    def columns(self, kind: str, event: EventType) -> list[str]:
+        """What is read of an event type."""
+        found = list(self.kept_columns[kind])
+        for mine, _, condition in self.compilation.conditions:
+            found += condition.columns if condition is not None and mine == kind else ()
+        return [*found, *(c for c in self.compilation.columns if c in event)]
+
+    def keep(self, seen: PatternRows, found: Found, batch: Mapping[str, KindRows]) -> None:
+        """Hold the rows that went into partial matches."""
+        for number, kind in enumerate(seen.kinds):
+            at = np.flatnonzero(found.used & (seen.kind_of == number))
+            if len(at):
+                rows = batch[kind].table.select(self.kept_columns[kind])
+                self.kept.add(kind, seen.rows.offsets[at], rows.take(pa.array(seen.places[at])))
+
+    def thin(self, watermark: int) -> None:
+        """Let go of what is over."""
+        self.state.sweep(watermark)
+        self.kept.keep(self.state.offsets())
+
+
+class PatternEngine:
+    """All patterns over one log partition. Not thread-safe.
+
+    What it finds depends on the log alone, not on how it was cut into micro-batches. Raises
+    DeclarationError for a pattern that does not fit the event types.
+    """
+
+    def __init__(self, patterns: Sequence[Pattern], events: Sequence[EventType]) -> None:
+        self._events = {e.name: e for e in events}
+        self._running: list[_Running] = []
+        self._columns: dict[str, tuple[str, ...]] = {}
+        self._watermark = NEVER
+        self.ignored: list[str] = []
+        """Why tables of the last ``restore`` were left out."""
+        self.replace(patterns)
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The patterns that run, in order."""
+        return tuple(r.pattern for r in self._running)
+
+    @property
+    def watermark(self) -> int:
+        """The highest ``received_at`` or clock so far."""
+        return self._watermark
+
+    @property
+    def keys(self) -> int:
+        """Keys with a partial match, over all patterns."""
+        return sum(r.state.keys for r in self._running)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held by partial matches and the texts of their events."""
+        return sum(r.state.nbytes + r.kept.nbytes for r in self._running)
+
+    @property
+    def stats(self) -> dict[str, dict[str, int]]:
+        """Numbers by pattern since it began to run here: ``matches``, ``dropped`` (partial matches
+        given up because their key had too many), ``partials`` and ``keys`` now."""
+        return {
+            r.pattern.name: {
+                "matches": r.matches,
+                "dropped": r.state.dropped,
+                "partials": r.state.partials,
+                "keys": r.state.keys,
+            }
+            for r in self._running
+        }
+
+    def replace(self, patterns: Sequence[Pattern]) -> None:
+        """Run other patterns from now on: the same definitions keep their state, others start
+        empty. Nothing changes if one of them is refused."""
+        names = [p.name for p in patterns]
+        for pattern in patterns:
+            if names.count(pattern.name) > 1:
+                pattern.fail("name", "the name is taken by another pattern", "Choose another.")
+        known = {r.pattern.definition_hash: r for r in self._running}
+        events = list(self._events.values())
+        self._running = [known.get(p.definition_hash) or _Running(p, events) for p in patterns]
+        columns: dict[str, list[str]] = {}
+        for running in self._running:
+            for kind in running.pattern.events:
+                found = running.columns(kind, self._events[kind])
+                columns.setdefault(kind, []).extend(found)
+        self._columns = {kind: tuple(dict.fromkeys(c)) for kind, c in columns.items()}
+
+    def apply(self, parts: Sequence[Chunk]) -> list[Alert]:
+        """Take a micro-batch in: the alerts that it completes, in log order.
+
+        The parts' offsets may interleave; rows are taken by offset over all parts. Event types that
+        no pattern reads move the watermark.
+        """
+        batch, clock = read_batch(parts, self._events, self._columns, self._watermark)
+        self._watermark = clock.watermark
+        return self._take(batch, clock)
+
+    def advance(self, now: int) -> list[Alert]:
+        """Raise the watermark to a time of the log's clock (ms): the alerts that were due."""
+        self._watermark = max(self._watermark, now)
+        return self._take({}, Clock([], [], self._watermark))
+
+    def _take(self, batch: Mapping[str, KindRows], clock: Clock) -> list[Alert]:
+        found: list[tuple[tuple[int, ...], Alert]] = []
+        for place, running in enumerate(self._running):
+            found += self._run(place, running, batch, clock)
+        return [alert for _, alert in sorted(found, key=itemgetter(0))]
+
+    def _run(
+        self, place: int, running: _Running, batch: Mapping[str, KindRows], clock: Clock
+    ) -> list[tuple[tuple[int, ...], Alert]]:
+        """One pattern's alerts with what orders them: the row, then what time completed, by when it
+        was due, then the patterns."""
+        seen = pattern_rows(running.compilation, batch)
+        rows = no_rows(running.compilation) if seen is None else seen.rows
+        found = running.state.process(rows, clock.watermark)
+        if seen is not None:
+            running.keep(seen, found, batch)
+        running.matches += len(found.records)
+        alerts: list[tuple[tuple[int, ...], Alert]] = []
+        for i, (record, numbers) in enumerate(zip(found.records, found.numbers, strict=True)):
+            row = int(record[0])
+            by_row = row >= 0
+            received_at = int(rows.at[row]) if by_row else None
+            at = int(rows.offsets[row]) if by_row else clock.reached(int(record[1 + R_EXPIRE]))
+            alert = alert_of(running.compilation, record[1:], numbers, received_at, running.kept)
+            order = (at, 0, 0, place, i) if by_row else (at, 1, alert.received_at, place, i)
+            alerts.append((order, alert))
+        if running.kept.crowded:
+            running.thin(self._watermark)
+        return alerts
+
+    def snapshot(self) -> list[pa.Table]:
+        """The state of every pattern in canonical form: a table of keys, and one for each event
+        type with the events that they hold. The metadata name pattern and definition."""
+        tables = []
+        for running in self._running:
+            running.thin(self._watermark)
+            tables.append(self._named(running, _STATE, running.state.snapshot(self._watermark)))
+            tables += [
+                self._named(running, f"{_EVENTS}/{kind}", rows)
+                for kind, rows in running.kept.tables().items()
+            ]
+        return tables
+
+    def _named(self, running: _Running, part: str, table: pa.Table) -> pa.Table:
+        return table.replace_schema_metadata(
+            {
+                "format": SNAPSHOT_FORMAT,
+                "pattern": running.pattern.name,
+                "version": str(running.pattern.version),
+                "definition": running.pattern.definition_hash,
+                "part": part,
+                "watermark": str(self._watermark),
+            }
+        )
+
+    def restore(self, tables: Iterable[pa.Table]) -> None:
+        """Add snapshots. Tables of other definitions are left out; ``ignored`` says why."""
+        known = {r.pattern.name: r for r in self._running}
+        self.ignored = []
+        for table in tables:
+            meta = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+            name = meta.get("pattern", "")
+            running = known.get(name)
+            if meta.get("format") != SNAPSHOT_FORMAT:
+                self.ignored.append(f"a table is of format {meta.get('format')!r}")
+                continue
+            self._watermark = max(self._watermark, int(meta["watermark"]))
+            if running is None:
+                self.ignored.append(f"pattern {name!r} is not declared any more")
+            elif running.pattern.definition_hash != meta["definition"]:
+                self.ignored.append(f"pattern {name!r} has another definition now: it starts empty")
+            elif meta["part"] == _STATE:
+                running.state.restore(table)
+            else:
+                running.kept.restore(meta["part"].partition("/")[2], table)

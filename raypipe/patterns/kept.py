@@ -1,0 +1,107 @@
+"""Texts of the events in partial matches: their ids, keys and what a reason may quote.
+
+The kernel's state holds offsets; here are the rows behind them, as Arrow tables that are thinned
+out when most of their rows belong to no partial match any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raypipe.errors import IntegrityError
+
+Ints = npt.NDArray[np.int64]
+
+ENVELOPE = ("tenant", "event_id")
+_SPARE_ROWS = 8_192
+_MOST_PIECES = 64
+
+
+class _Piece(NamedTuple):
+    offsets: Ints
+    rows: pa.Table
+
+
+class KeptEvents:
+    """Rows of the events that one pattern's partial matches refer to, by offset.
+
+    Args:
+        columns: what is kept of each event type.
+    """
+
+    def __init__(self, columns: Mapping[str, tuple[str, ...]]) -> None:
+        self._columns = columns
+        self._pieces: dict[str, list[_Piece]] = {kind: [] for kind in columns}
+        self._live = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows that are held."""
+        return sum(len(p.offsets) for pieces in self._pieces.values() for p in pieces)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory held."""
+        pieces = [p for pieces in self._pieces.values() for p in pieces]
+        return sum(p.offsets.nbytes + p.rows.nbytes for p in pieces)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so much was added since the last thinning that it is worth another."""
+        return self.rows > 2 * self._live + _SPARE_ROWS
+
+    def add(self, kind: str, offsets: Ints, rows: pa.Table) -> None:
+        """Hold rows of one event type, in ascending order of their offsets."""
+        pieces = self._pieces[kind]
+        pieces.append(_Piece(offsets, rows.select(self._columns[kind])))
+        if len(pieces) > _MOST_PIECES:
+            self._pieces[kind] = [_joined(pieces)]
+
+    def keep(self, offsets: Ints) -> None:
+        """Let go of all rows but those at these offsets (sorted)."""
+        for kind, pieces in self._pieces.items():
+            if pieces:
+                whole = _joined(pieces)
+                held = np.isin(whole.offsets, offsets, assume_unique=True)
+                piece = _Piece(whole.offsets[held], whole.rows.filter(pa.array(held)))
+                self._pieces[kind] = [piece] if len(piece.offsets) else []
+        self._live = self.rows
+
+    def find(self, offset: int) -> tuple[str, Mapping[str, Any]]:
+        """The event type and the kept columns of the event at an offset."""
+        for kind, pieces in self._pieces.items():
+            for piece in reversed(pieces):
+                at = int(np.searchsorted(piece.offsets, offset))
+                if at < len(piece.offsets) and piece.offsets[at] == offset:
+                    return kind, piece.rows.slice(at, 1).to_pylist()[0]
+        raise IntegrityError(f"the event at offset {offset} of a partial match is not kept")
+
+    def tables(self) -> dict[str, pa.Table]:
+        """All rows by event type, with a column ``offset``."""
+        found = {}
+        for kind, pieces in self._pieces.items():
+            if pieces:
+                offsets, rows = _joined(pieces)
+                found[kind] = rows.add_column(0, "offset", pa.array(offsets))
+        return found
+
+    def restore(self, kind: str, table: pa.Table) -> None:
+        """Hold the rows of a table that ``tables`` gave."""
+        if kind in self._pieces and table.num_rows:
+            offsets = table.column("offset").to_numpy()
+            self._pieces[kind].append(_Piece(offsets, table.drop_columns("offset")))
+            self._live = self.rows
+
+
+def _joined(pieces: list[_Piece]) -> _Piece:
+    offsets = np.concatenate([p.offsets for p in pieces])
+    rows = pa.concat_tables([p.rows for p in pieces])
+    if (np.diff(offsets) < 0).any():
+        order = np.argsort(offsets)
+        offsets, rows = offsets[order], rows.take(pa.array(order))
+    return _Piece(offsets, rows.combine_chunks())
