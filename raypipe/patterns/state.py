@@ -43,7 +43,7 @@ class PatternState:
         self.compilation = compilation
         self._plan = compilation.plan
         self._ring = int(self._plan.words[kernel.P_RING])
-        self._first = int(self._plan.words[kernel.P_FIRST])
+        self._first = int(self._plan.words[kernel.P_FIRST]) if self._ring else 0
         self._remembered = len(self._plan.memory)
         self._absence = bool(self._plan.words[kernel.P_ABSENCE])
         self._state = self._empty()
@@ -182,7 +182,8 @@ class PatternState:
         expire[ringed] = rings[:, kernel.G_EXPIRE]
         inside = np.arange(size) < rings[:, [kernel.G_COUNT]]
         at = kernel.RING_WORDS
-        numbers = state.ring_numbers[held[ringed, kernel.RING]].reshape(-1, size, self._first)
+        numbers = state.ring_numbers[held[ringed, kernel.RING]]
+        numbers = numbers.reshape(len(rings), size, self._first)
         return pa.table(
             {
                 "key": held[:, kernel.KEY],
@@ -213,16 +214,18 @@ class PatternState:
         links = np.arange(first + 1, first + 1 + len(records))
         links[(starts + counts - first)[counts > 0] - 1] = kernel.NONE
         state.recs[first : first + len(records), kernel.R_NEXT] = links
-        numbers = _flat(table, "numbers", self._remembered)[1]
-        state.numbers[first : first + len(records)] = numbers
+        if self._remembered:
+            numbers = _flat(table, "numbers", self._remembered)[1]
+            state.numbers[first : first + len(records)] = numbers
         rings = state.rings[ring : ring + int(ringed.sum())]
         rings[:, kernel.G_COUNT] = filled[ringed]
         rings[:, kernel.G_EXPIRE] = table.column("expire").to_numpy()[ringed]
         inside, at = np.arange(size) < filled[ringed][:, None], kernel.RING_WORDS
         rings[:, at : at + size][inside] = times[:, 0]
         rings[:, at + size :][inside] = _flat(table, "offsets", 1)[1][:, 0]
-        values = state.ring_numbers[ring : ring + len(rings)]
-        values.reshape(-1, size, self._first)[inside] = _flat(table, "values", self._first)[1]
+        if self._first:
+            values = state.ring_numbers[ring : ring + len(rings)].reshape(-1, size, self._first)
+            values[inside] = _flat(table, "values", self._first)[1]
         slots = np.full((len(keys), kernel.SLOT_WORDS), kernel.NONE, np.int64)
         slots[:, kernel.KEY] = keys
         slots[counts > 0, kernel.HEAD] = starts[counts > 0]
@@ -261,8 +264,6 @@ def _flat(table: pa.Table, column: str, width: int) -> tuple[Ints, npt.NDArray[A
     """Rows of each list, and all rows [n, width]."""
     lists = table.column(column).combine_chunks()
     values = lists.flatten().to_numpy(zero_copy_only=False)
-    if not width:
-        return np.zeros(len(lists), np.int64), values.reshape(-1, 0)
     lengths = lists.value_lengths().to_numpy() // width
     return lengths.astype(np.int64), values.reshape(-1, width)
 
