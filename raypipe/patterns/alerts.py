@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.patterns import kernel
-from raypipe.patterns.kept import KeptEvents
+from raypipe.patterns.kept import Event
 from raypipe.patterns.plan import Compilation
 from raypipe.patterns.reasons import LONGEST, Match
 from raypipe.patterns.spec import SEVERITIES
@@ -68,12 +67,13 @@ def alert_of(
     record: npt.NDArray[np.int64],
     numbers: npt.NDArray[np.float64],
     received_at: int | None,
-    kept: KeptEvents,
+    events: Mapping[int, Event],
 ) -> Alert:
     """The alert for a record of the kernel.
 
     Args:
         received_at: the watermark at the row that completed the match; None: time completed it.
+        events: those that the record names, by offset.
     """
     pattern, words = compilation.pattern, record.tolist()
     head, steps = kernel.REC_WORDS, len(pattern.positive)
@@ -83,15 +83,8 @@ def alert_of(
     for step in pattern.positive:
         firsts.append(listed[place])
         place += step.least
-    rows: dict[int, tuple[str, Mapping[str, Any]]] = {}
-
-    def row(offset: int) -> tuple[str, Mapping[str, Any]]:
-        if offset not in rows:
-            rows[offset] = kept.find(offset)
-        return rows[offset]
-
     newest = max(*listed, *lasts)
-    kind, last = row(newest)
+    kind, last = events[newest]
     column = compilation.key(kind)
     first_time = words[kernel.R_FIRST]
     time = words[kernel.R_LAST] if received_at is not None else first_time + pattern.within_ms
@@ -102,7 +95,7 @@ def alert_of(
         lasts,
         firsts,
         numbers.tolist(),
-        lambda offset, name: row(offset)[1].get(name),
+        lambda offset, name: events[offset][1].get(name),
     )
     identity = [
         *(pattern.name, pattern.version, last["tenant"], last[column]),
@@ -120,5 +113,5 @@ def alert_of(
         key=last[column],
         first_time=first_time,
         reason=compilation.reason.text(match),
-        events=json.dumps([row(o)[1]["event_id"] for o in listed], ensure_ascii=False),
+        events=json.dumps([events[o][1]["event_id"] for o in listed], ensure_ascii=False),
     )

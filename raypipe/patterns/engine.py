@@ -5,76 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
-import numpy as np
 import pyarrow as pa
 
 from raypipe.events.schema import EventType
 from raypipe.log.port import Chunk
-from raypipe.patterns.alerts import Alert, alert_of
-from raypipe.patterns.inputs import (
-    NEVER,
-    Clock,
-    KindRows,
-    PatternRows,
-    no_rows,
-    pattern_rows,
-    read_batch,
-)
-from raypipe.patterns.kept import ENVELOPE, KeptEvents
-from raypipe.patterns.kernel import R_EXPIRE
-from raypipe.patterns.plan import Compilation, compile_pattern
+from raypipe.patterns.alerts import Alert
+from raypipe.patterns.inputs import NEVER, Clock, KindRows, read_batch
+from raypipe.patterns.running import Ordered, Running
 from raypipe.patterns.spec import Pattern
-from raypipe.patterns.state import SNAPSHOT_FORMAT, Found, PatternState
+from raypipe.patterns.state import SNAPSHOT_FORMAT
 
 _STATE, _EVENTS = "state", "events"
-
-
-class _Running:
-    """One pattern with its state."""
-
-    def __init__(self, pattern: Pattern, events: Sequence[EventType]) -> None:
-        self.compilation: Compilation = compile_pattern(pattern, events)
-        self.state = PatternState(self.compilation)
-        read = self.compilation.reason.columns
-        names = {e.name: e for e in events}
-        self.kept_columns = {
-            kind: tuple(
-                dict.fromkeys(
-                    [
-                        *ENVELOPE,
-                        self.compilation.key(kind),
-                        *(c for c in read if c in names[kind]),
-                    ]
-                )
-            )
-            for kind in pattern.events
-        }
-        self.kept = KeptEvents(self.kept_columns)
-        self.matches = 0
-
-    @property
-    def pattern(self) -> Pattern:
-        return self.compilation.pattern
-
-    def columns(self, kind: str, event: EventType) -> list[str]:
-        """What is read of an event type."""
-        found = list(self.kept_columns[kind])
-        for mine, _, condition in self.compilation.conditions:
-            found += condition.columns if condition is not None and mine == kind else ()
-        return [*found, *(c for c in self.compilation.columns if c in event)]
-
-    def keep(self, seen: PatternRows, found: Found, batch: Mapping[str, KindRows]) -> None:
-        """Hold the rows that went into partial matches."""
-        for number, kind in enumerate(seen.kinds):
-            at = np.flatnonzero(found.used & (seen.kind_of == number))
-            if len(at):
-                rows = batch[kind].table.select(self.kept_columns[kind])
-                self.kept.add(kind, seen.rows.offsets[at], rows.take(pa.array(seen.places[at])))
-
-    def thin(self, watermark: int) -> None:
-        """Let go of what is over."""
-        self.state.sweep(watermark)
-        self.kept.keep(self.state.offsets())
 
 
 class PatternEngine:
@@ -86,7 +27,7 @@ class PatternEngine:
 
     def __init__(self, patterns: Sequence[Pattern], events: Sequence[EventType]) -> None:
         self._events = {e.name: e for e in events}
-        self._running: list[_Running] = []
+        self._running: list[Running] = []
         self._columns: dict[str, tuple[str, ...]] = {}
         self._watermark = NEVER
         self.ignored: list[str] = []
@@ -136,11 +77,11 @@ class PatternEngine:
                 pattern.fail("name", "the name is taken by another pattern", "Choose another.")
         known = {r.pattern.definition_hash: r for r in self._running}
         events = list(self._events.values())
-        self._running = [known.get(p.definition_hash) or _Running(p, events) for p in patterns]
+        self._running = [known.get(p.definition_hash) or Running(p, events) for p in patterns]
         columns: dict[str, list[str]] = {}
         for running in self._running:
             for kind in running.pattern.events:
-                found = running.columns(kind, self._events[kind])
+                found = running.columns(self._events[kind])
                 columns.setdefault(kind, []).extend(found)
         self._columns = {kind: tuple(dict.fromkeys(c)) for kind, c in columns.items()}
 
@@ -160,34 +101,10 @@ class PatternEngine:
         return self._take({}, Clock([], [], self._watermark))
 
     def _take(self, batch: Mapping[str, KindRows], clock: Clock) -> list[Alert]:
-        found: list[tuple[tuple[int, ...], Alert]] = []
+        found: list[Ordered] = []
         for place, running in enumerate(self._running):
-            found += self._run(place, running, batch, clock)
+            found += running.take(place, batch, clock)
         return [alert for _, alert in sorted(found, key=itemgetter(0))]
-
-    def _run(
-        self, place: int, running: _Running, batch: Mapping[str, KindRows], clock: Clock
-    ) -> list[tuple[tuple[int, ...], Alert]]:
-        """One pattern's alerts with what orders them: the row, then what time completed, by when it
-        was due, then the patterns."""
-        seen = pattern_rows(running.compilation, batch)
-        rows = no_rows(running.compilation) if seen is None else seen.rows
-        found = running.state.process(rows, clock.watermark)
-        if seen is not None:
-            running.keep(seen, found, batch)
-        running.matches += len(found.records)
-        alerts: list[tuple[tuple[int, ...], Alert]] = []
-        for i, (record, numbers) in enumerate(zip(found.records, found.numbers, strict=True)):
-            row = int(record[0])
-            by_row = row >= 0
-            received_at = int(rows.at[row]) if by_row else None
-            at = int(rows.offsets[row]) if by_row else clock.reached(int(record[1 + R_EXPIRE]))
-            alert = alert_of(running.compilation, record[1:], numbers, received_at, running.kept)
-            order = (at, 0, 0, place, i) if by_row else (at, 1, alert.received_at, place, i)
-            alerts.append((order, alert))
-        if running.kept.crowded:
-            running.thin(self._watermark)
-        return alerts
 
     def snapshot(self) -> list[pa.Table]:
         """The state of every pattern in canonical form: a table of keys, and one for each event
@@ -202,7 +119,7 @@ class PatternEngine:
             ]
         return tables
 
-    def _named(self, running: _Running, part: str, table: pa.Table) -> pa.Table:
+    def _named(self, running: Running, part: str, table: pa.Table) -> pa.Table:
         return table.replace_schema_metadata(
             {
                 "format": SNAPSHOT_FORMAT,

@@ -13,13 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raypipe.errors import IntegrityError
-
 Ints = npt.NDArray[np.int64]
 
 ENVELOPE = ("tenant", "event_id")
-_SPARE_ROWS = 8_192
+_SPARE_ROWS = 16_384
 _MOST_PIECES = 64
+
+
+Event = tuple[str, Mapping[str, Any]]
+"""An event type and the kept columns."""
 
 
 class _Piece(NamedTuple):
@@ -67,19 +69,22 @@ class KeptEvents:
         for kind, pieces in self._pieces.items():
             if pieces:
                 whole = _joined(pieces)
-                held = np.isin(whole.offsets, offsets, assume_unique=True)
-                piece = _Piece(whole.offsets[held], whole.rows.filter(pa.array(held)))
+                at = np.searchsorted(offsets, whole.offsets)
+                at = np.flatnonzero(_same(offsets, at, whole.offsets))
+                piece = _Piece(whole.offsets[at], whole.rows.take(pa.array(at)))
                 self._pieces[kind] = [piece] if len(piece.offsets) else []
         self._live = self.rows
 
-    def find(self, offset: int) -> tuple[str, Mapping[str, Any]]:
-        """The event type and the kept columns of the event at an offset."""
+    def find(self, offsets: Ints) -> dict[int, Event]:
+        """The events at these offsets, which partial matches hold."""
+        found: dict[int, Event] = {}
         for kind, pieces in self._pieces.items():
-            for piece in reversed(pieces):
-                at = int(np.searchsorted(piece.offsets, offset))
-                if at < len(piece.offsets) and piece.offsets[at] == offset:
-                    return kind, piece.rows.slice(at, 1).to_pylist()[0]
-        raise IntegrityError(f"the event at offset {offset} of a partial match is not kept")
+            for piece in pieces:
+                at = np.searchsorted(piece.offsets, offsets)
+                at = at[_same(piece.offsets, at, offsets)]
+                rows = piece.rows.take(pa.array(at)).to_pylist() if len(at) else []
+                found |= zip(piece.offsets[at].tolist(), ((kind, row) for row in rows), strict=True)
+        return found
 
     def tables(self) -> dict[str, pa.Table]:
         """All rows by event type, with a column ``offset``."""
@@ -96,6 +101,13 @@ class KeptEvents:
             offsets = table.column("offset").to_numpy()
             self._pieces[kind].append(_Piece(offsets, table.drop_columns("offset")))
             self._live = self.rows
+
+
+def _same(offsets: Ints, at: Ints, wanted: Ints) -> npt.NDArray[np.bool_]:
+    """Which of the wanted offsets are at the places where they would be."""
+    inside = at < len(offsets)
+    inside[inside] = offsets[at[inside]] == wanted[inside]
+    return inside
 
 
 def _joined(pieces: list[_Piece]) -> _Piece:

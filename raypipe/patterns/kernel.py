@@ -172,6 +172,7 @@ class Out(NamedTuple):
 
 _options: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
 compiled = njit(**_options, nogil=True)
+# A call passes each array as nine words, which costs more than the body of what most rows need.
 inner = njit(**_options, nogil=True, forceinline=True)
 
 _RADIANS = np.pi / 180.0
@@ -206,22 +207,22 @@ def _distance_km(lat, lon, other_lat, other_lon):  # type: ignore[no-untyped-def
 
 
 @compiled
-def _holds(plan, state, rows, r, rec, start, end):  # type: ignore[no-untyped-def]
-    """Run a program over a row and a record."""
-    stack, n = state.stack, 0
+def _holds(code, constants, row, recs, remembered, stack, rec, start, end):  # type: ignore[no-untyped-def]
+    """Run a program over a row's numbers and a record."""
+    n = 0
     for i in range(start, end):
-        op, arg = plan.code[i, 0], plan.code[i, 1]
+        op, arg = code[i, 0], code[i, 1]
         if op == Code.COLUMN:
-            stack[n] = rows.numbers[r, arg]
+            stack[n] = row[arg]
             n += 1
         elif op == Code.REMEMBERED:
-            stack[n] = state.numbers[rec, arg]
+            stack[n] = remembered[rec, arg]
             n += 1
         elif op == Code.COUNT:
-            stack[n] = np.float64(state.recs[rec, REC_WORDS + arg])
+            stack[n] = np.float64(recs[rec, REC_WORDS + arg])
             n += 1
         elif op == Code.CONSTANT:
-            stack[n] = plan.constants[arg]
+            stack[n] = constants[arg]
             n += 1
         elif op <= Code.NEGATE:
             a = stack[n - 1]
@@ -296,7 +297,17 @@ def _holds(plan, state, rows, r, rec, start, end):  # type: ignore[no-untyped-de
 def _matches(plan, state, rows, r, rec, bit, start, end):  # type: ignore[no-untyped-def]
     if (rows.masks[r] >> bit) & 1 == 0:
         return False
-    return start == end or _holds(plan, state, rows, r, rec, start, end)
+    return start == end or _holds(
+        plan.code,
+        plan.constants,
+        rows.numbers[r],
+        state.recs,
+        state.numbers,
+        state.stack,
+        rec,
+        start,
+        end,
+    )
 
 
 # The pools.
@@ -460,7 +471,7 @@ def _remember(plan, state, rec, v, x, first, newest):  # type: ignore[no-untyped
         state.numbers[rec, v] = x
 
 
-@compiled
+@inner
 def _count(plan, state, rows, out, r, rec, i):  # type: ignore[no-untyped-def]
     """Take a row into step i of a record; what becomes of the record."""
     recs, steps = state.recs, plan.words[P_STEPS]
@@ -491,7 +502,7 @@ def _reached(plan, state, rec, i, count):  # type: ignore[no-untyped-def]
     return KEPT
 
 
-@compiled
+@inner
 def _move(plan, state, rows, out, r, rec):  # type: ignore[no-untyped-def]
     """What a row does to a record."""
     recs = state.recs
@@ -524,7 +535,7 @@ def _move(plan, state, rows, out, r, rec):  # type: ignore[no-untyped-def]
 # A row that matches the first step.
 
 
-@compiled
+@inner
 def _into_ring(plan, state, rows, out, s, r):  # type: ignore[no-untyped-def]
     """Put a row into its key's ring; whether the ring is now a complete first step."""
     size, width = plan.words[P_RING], plan.words[P_FIRST]
@@ -608,7 +619,7 @@ def _append(plan, state, s, rec):  # type: ignore[no-untyped-def]
         state.recs[tail, R_NEXT] = rec
 
 
-@compiled
+@inner
 def _begin(plan, state, rows, out, s, r):  # type: ignore[no-untyped-def]
     """Let a row begin a partial match of its own, or complete one with the ring."""
     offset = rows.offsets[r]
@@ -631,7 +642,7 @@ def _begin(plan, state, rows, out, s, r):  # type: ignore[no-untyped-def]
             _clear(state, s)
 
 
-@compiled
+@inner
 def _take(plan, state, rows, out, r):  # type: ignore[no-untyped-def]
     """Let a row move its key's records, oldest first, and begin one."""
     slots, recs, key = state.slots, state.recs, rows.keys[r]

@@ -35,6 +35,10 @@ class Found(NamedTuple):
     numbers: Floats
     used: npt.NDArray[np.bool_]
 
+    def offsets(self, steps: int) -> Ints:
+        """The offsets of all their events that records name, sorted, some twice."""
+        return np.sort(_held(self.records[:, kernel.OUT_WORDS :], steps))
+
 
 class PatternState:
     """Partial matches of one pattern. Not thread-safe."""
@@ -146,19 +150,14 @@ class PatternState:
         )
 
     def offsets(self) -> Ints:
-        """The offsets of all events that partial matches and rings hold, sorted [n]."""
-        state, head = self._state, kernel.REC_WORDS
-        steps = len(self._plan.steps)
+        """The offsets of all events that partial matches and rings hold, sorted, some twice."""
+        state = self._state
         used = state.recs[: int(state.top[kernel.T_RECS])]
-        live = used[used[:, kernel.R_STEP] != kernel.NONE]
-        listed = live[:, head + 2 * steps :]
-        listed = listed[np.arange(listed.shape[1]) < live[:, [kernel.R_LISTED]]]
-        lasts = live[:, head + steps : head + 2 * steps][live[:, head : head + steps] > 0]
+        held = _held(used[used[:, kernel.R_STEP] != kernel.NONE], len(self._plan.steps))
         counts = state.rings[:, [kernel.G_COUNT]]
         ringed = state.rings[:, kernel.RING_WORDS + self._ring :]
         ringed = ringed[np.arange(ringed.shape[1]) < counts]
-        found: Ints = np.unique(np.concatenate([listed, lasts, ringed]))
-        return found
+        return np.sort(np.concatenate([held, ringed]))
 
     def snapshot(self, watermark: int) -> pa.Table:
         """All keys with what they hold, sorted by key hash: one row a key.
@@ -251,6 +250,15 @@ class PatternState:
             ring_numbers=_grown(state.ring_numbers, ringed),
             heap=_grown(state.heap, most + self._most) if self._absence else state.heap,
         )
+
+
+def _held(records: Ints, steps: int) -> Ints:
+    """The offsets that records of a pattern of so many steps name."""
+    head = kernel.REC_WORDS
+    listed = records[:, head + 2 * steps :]
+    listed = listed[np.arange(listed.shape[1]) < records[:, [kernel.R_LISTED]]]
+    lasts = records[:, head + steps : head + 2 * steps][records[:, head : head + steps] > 0]
+    return np.concatenate([listed, lasts])
 
 
 def _lists(lengths: Ints, values: npt.NDArray[Any]) -> pa.LargeListArray:
