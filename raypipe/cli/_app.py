@@ -12,6 +12,7 @@ from raypipe.cli import (
     init,
     load,
     parity,
+    patterns,
     plan,
     quarantine,
     serve,
@@ -53,4 +54,5 @@ for _verb in (
     init.init,
 ):
     app.command()(_verb)
+app.add_typer(patterns.app)
 app.add_typer(cluster.app)

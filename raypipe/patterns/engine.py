@@ -28,7 +28,8 @@ class PatternEngine:
     def __init__(self, patterns: Sequence[Pattern], events: Sequence[EventType]) -> None:
         self._events = {e.name: e for e in events}
         self._running: list[Running] = []
-        self._columns: dict[str, tuple[str, ...]] = {}
+        self.columns: Mapping[str, tuple[str, ...]] = {}
+        """What is read of each event type that a pattern names."""
         self._watermark = NEVER
         self.ignored: list[str] = []
         """Why tables of the last ``restore`` were left out."""
@@ -83,7 +84,7 @@ class PatternEngine:
             for kind in running.pattern.events:
                 found = running.columns(self._events[kind])
                 columns.setdefault(kind, []).extend(found)
-        self._columns = {kind: tuple(dict.fromkeys(c)) for kind, c in columns.items()}
+        self.columns = {kind: tuple(dict.fromkeys(c)) for kind, c in columns.items()}
 
     def apply(self, parts: Sequence[Chunk]) -> list[Alert]:
         """Take a micro-batch in: the alerts that it completes, in log order.
@@ -91,7 +92,7 @@ class PatternEngine:
         The parts' offsets may interleave; rows are taken by offset over all parts. Event types that
         no pattern reads move the watermark.
         """
-        batch, clock = read_batch(parts, self._events, self._columns, self._watermark)
+        batch, clock = read_batch(parts, self._events, self.columns, self._watermark)
         self._watermark = clock.watermark
         return self._take(batch, clock)
 
