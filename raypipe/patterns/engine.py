@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 
+import numpy as np
 import pyarrow as pa
 
-from raypipe.events.schema import EventType
+from raypipe.events.schema import EventType, Field, Kind
 from raypipe.log.port import Chunk
 from raypipe.patterns.alerts import Alert
 from raypipe.patterns.inputs import NEVER, Clock, KindRows, read_batch
 from raypipe.patterns.running import Ordered, Running
-from raypipe.patterns.spec import Pattern
+from raypipe.patterns.spec import Pattern, Step
 from raypipe.patterns.state import SNAPSHOT_FORMAT
 
 _STATE, _EVENTS = "state", "events"
@@ -152,3 +153,19 @@ class PatternEngine:
                 running.state.restore(table)
             else:
                 running.kept.restore(meta["part"].partition("/")[2], table)
+
+
+def compile_patterns() -> None:
+    """Have the kernel ready before the first event: compiling it takes up to half a minute, once
+    an installation; loading what was compiled takes milliseconds.
+
+    One made-up pattern serves: the kernel does not depend on patterns.
+    """
+    event = EventType("warm", (Field("key", Kind.STRING),))
+    step = Step("one", ("warm",), least=2, most=2)
+    pattern = Pattern("warm", (("warm", "key"),), (step,), 1_000, "{one.count}")
+    row = {"tenant": "t", "event_id": "e", "event_time": 0, "received_at": 0, "key": "k"}
+    batch = pa.RecordBatch.from_pylist([row], event.arrow_schema)
+    engine = PatternEngine([pattern], [event])
+    engine.apply([Chunk("warm", np.zeros(1, np.int64), batch)])
+    PatternEngine([pattern], [event]).restore(engine.snapshot())

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple, NoReturn
 
+from raypipe.errors import DeclarationError
 from raypipe.events.schema import EventType, Kind
 from raypipe.patterns.kernel import Agg, Code
 from raypipe.patterns.reading import nearest
@@ -171,30 +172,33 @@ def compile_where(scope: Scope, step: Step, before: int, memory: Memory) -> Comp
     if not step.where:
         return Compiled(None, start, start)
     part = f"steps.{step.name}.where"
+    alone = []
     try:
-        tree = ast.parse(step.where, mode="eval").body
-        conjuncts = _conjuncts(tree)
-        alone = []
-        for conjunct in conjuncts:
-            writer = _Writer(scope, step, before, memory, part)
-            mark = len(memory.code), list(memory.columns), list(memory.remembered)
-            if len(memory.code) > start:
-                writer.condition(conjunct)
-                writer.emit(Code.MULTIPLY, 2)
-            else:
-                writer.condition(conjunct)
-            if not writer.looks_back:
-                del memory.code[mark[0] :]
-                memory.columns[:], memory.remembered[:] = mark[1], mark[2]
+        for conjunct in _conjuncts(ast.parse(step.where, mode="eval").body):
+            if not _write(_Writer(scope, step, before, memory, part), memory, conjunct, start):
                 alone.append(f"({ast.unparse(conjunct)})")
-        columns = Condition(" and ".join(alone)) if alone else None
     except SyntaxError as e:
         scope.pattern.fail(
             part, f"condition {step.where!r} can't be read: {e.msg}", "Write: amount < 500"
         )
     except (ValueError, RecursionError, MemoryError) as e:
         scope.pattern.fail(part, f"condition {step.where!r} can't be read: {e}")
+    try:
+        columns = Condition(" and ".join(alone)) if alone else None
+    except DeclarationError as e:
+        scope.pattern.fail(part, e.detail, e.hint)
     return Compiled(columns, start, len(memory.code))
+
+
+def _write(writer: _Writer, memory: Memory, conjunct: ast.expr, start: int) -> bool:
+    """Add one part of a condition to the program, if it needs that; else only check it."""
+    before = len(memory.code), len(memory.columns), len(memory.remembered)
+    writer.condition(conjunct)
+    if not writer.looks_back:
+        del memory.code[before[0] :], memory.columns[before[1] :], memory.remembered[before[2] :]
+    elif before[0] > start:
+        writer.emit(Code.MULTIPLY, 2)
+    return writer.looks_back
 
 
 def _conjuncts(tree: ast.expr) -> list[ast.expr]:
@@ -227,9 +231,7 @@ class _Writer:
 
     def _number(self, node: ast.expr) -> None:
         match node:
-            case ast.Constant(value=bool() as value):
-                self._constant(float(value))
-            case ast.Constant(value=int() | float() as value):
+            case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
                 if not abs(value) <= sys.float_info.max:
                     self._refuse("has a number that is too large")
                 self._constant(float(value))

@@ -76,7 +76,7 @@ def _table(event: EventType, batch: pa.RecordBatch, names: Sequence[str]) -> pa.
     fields = [pa.field(n, event.field(n).arrow_type) for n in names]
     found = set(batch.schema.names)
     columns = [
-        batch.column(f.name) if f.name in found else pa.nulls(batch.num_rows, f.type)
+        batch.column(f.name).cast(f.type) if f.name in found else pa.nulls(batch.num_rows, f.type)
         for f in fields
     ]
     return pa.Table.from_arrays(columns, schema=pa.schema(fields))
