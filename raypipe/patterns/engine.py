@@ -30,7 +30,7 @@ class PatternEngine:
         self._events = {e.name: e for e in events}
         self._running: list[Running] = []
         self.columns: Mapping[str, tuple[str, ...]] = {}
-        """What is read of each event type that a pattern names."""
+        """What is read of each event type that a pattern names, the envelope included."""
         self._watermark = NEVER
         self.ignored: list[str] = []
         """Why tables of the last ``restore`` were left out."""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raypipe.events.schema import EventType
+from raypipe.errors import UsageError
+from raypipe.events.schema import ENVELOPE, EventType
 from raypipe.log.port import Chunk
 from raypipe.patterns import kernel
 from raypipe.patterns.expressions import textual
@@ -25,6 +26,7 @@ KEY_SPACE = "raypipe.patterns"
 """Seeds the hashes of pattern keys beside the tenant: event types may name a key differently."""
 
 _RECEIVED = "received_at"
+_ENVELOPE = frozenset(f.name for f in ENVELOPE)
 NEVER = np.iinfo(np.int64).min
 
 
@@ -37,8 +39,7 @@ class KindRows:
 
     def __init__(self, event: EventType, chunks: Sequence[Chunk], columns: Sequence[str]) -> None:
         self.event = event
-        names = tuple(dict.fromkeys(("event_time", _RECEIVED, *columns)))
-        self.table = pa.concat_tables([_table(event, c.batch, names) for c in chunks])
+        self.table = pa.concat_tables([_table(event, c.batch, columns) for c in chunks])
         self.offsets = np.concatenate([c.offsets for c in chunks])
         self.times: Ints = self.table.column("event_time").to_numpy()
         self.received: Ints = self.table.column(_RECEIVED).to_numpy()
@@ -72,9 +73,17 @@ class KindRows:
 
 
 def _table(event: EventType, batch: pa.RecordBatch, names: Sequence[str]) -> pa.Table:
-    """Some of an event type's columns; one that the rows were written without is null."""
+    """Some of an event type's columns; one that the rows were written without is null.
+
+    Raises UsageError for rows without an envelope: they are no rows of a log.
+    """
     fields = [pa.field(n, event.field(n).arrow_type) for n in names]
     found = set(batch.schema.names)
+    if missing := _ENVELOPE - found:
+        raise UsageError(
+            f"rows of {event.name!r} have no {', '.join(sorted(missing))}",
+            hint="Give each event type the columns that PatternEngine.columns names.",
+        )
     columns = [
         batch.column(f.name).cast(f.type) if f.name in found else pa.nulls(batch.num_rows, f.type)
         for f in fields

@@ -15,7 +15,6 @@ import pyarrow as pa
 
 Ints = npt.NDArray[np.int64]
 
-ENVELOPE = ("tenant", "event_id")
 _SPARE_ROWS = 16_384
 _MOST_PIECES = 64
 

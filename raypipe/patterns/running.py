@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from raypipe.events.schema import EventType
+from raypipe.events.schema import ENVELOPE, EventType
 from raypipe.patterns import kernel
 from raypipe.patterns.alerts import Alert, alert_of
 from raypipe.patterns.inputs import Clock, KindRows, PatternRows, no_rows, pattern_rows
-from raypipe.patterns.kept import ENVELOPE, KeptEvents
+from raypipe.patterns.kept import KeptEvents
 from raypipe.patterns.plan import compile_pattern
 from raypipe.patterns.spec import Pattern
 from raypipe.patterns.state import Found, PatternState
@@ -37,11 +37,11 @@ class Running:
     def _texts(self, event: EventType) -> tuple[str, ...]:
         quoted = [c for c in self.compilation.reason.columns if c in event]
         key = self.compilation.key(event.name)
-        return tuple(dict.fromkeys([*ENVELOPE, key, *quoted]))
+        return tuple(dict.fromkeys(["tenant", "event_id", key, *quoted]))
 
     def columns(self, event: EventType) -> list[str]:
-        """What is read of an event type."""
-        found = list(self._kept_columns[event.name])
+        """What is read of an event type, its envelope included."""
+        found = [*(f.name for f in ENVELOPE), *self._kept_columns[event.name]]
         for kind, _, condition in self.compilation.conditions:
             found += condition.columns if condition is not None and kind == event.name else ()
         return [*found, *(c for c in self.compilation.columns if c in event)]

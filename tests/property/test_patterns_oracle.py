@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +24,7 @@ def engine_of(*declared: Declared) -> PatternEngine:
 
 def pieces(log: list[Event], cuts: list[int]) -> list[list[Event]]:
     marks = sorted({0, len(log), *(min(c, len(log)) for c in cuts)})
-    return [log[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    return [log[a:b] for a, b in pairwise(marks)]
 
 
 @settings(max_examples=400, deadline=None)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from features import commerce, payments
-from raypipe.errors import DeclarationError, IntegrityError
+from raypipe.errors import DeclarationError, IntegrityError, UsageError
 from raypipe.events.row import RowValidator
 from raypipe.ledger.record import LOG_KIND
 from raypipe.log.port import Chunk
@@ -151,6 +151,16 @@ def test_other_rows_of_the_log_move_only_the_clock() -> None:
     assert (alert.event_time, alert.received_at) == (NOON + MINUTE, NOON + MINUTE)
     assert engine.advance(NOON) == []
     assert engine.watermark == NOON + MINUTE
+
+
+def test_rows_without_an_envelope_are_refused() -> None:
+    engine = PatternEngine([Pattern.from_text(LONE)], EVENTS)
+    [chunk] = cut(transactions(3), 3)[0]
+    bare = Chunk(chunk.kind, chunk.offsets, chunk.batch.drop_columns(["event_time"]))
+    with pytest.raises(UsageError, match="rows of 'transaction' have no event_time"):
+        engine.apply([bare])
+    old = Chunk(chunk.kind, chunk.offsets, chunk.batch.drop_columns(["country", "channel"]))
+    assert engine.apply([old]) == []
 
 
 def test_a_late_first_event_is_given_its_time_from_its_arrival() -> None:
