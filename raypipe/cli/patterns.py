@@ -42,7 +42,7 @@ def lint(
 
     patterns, findings = check(files, load_project(settings.project).events)
     texts = [f"{f.detail}\n  {f.hint}".rstrip() for f in findings]
-    summary = f"{len(patterns)} patterns can run, {len(findings)} findings."
+    summary = f"Patterns that can run: {len(patterns)}. Findings: {len(findings)}."
     _output.write(
         {
             "ok": not findings,

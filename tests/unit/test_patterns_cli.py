@@ -66,7 +66,7 @@ def result_of(*arguments: str | Path, home: Path) -> dict[str, Any]:
 
 def test_lint_passes_what_can_run(home: Path, file: Path) -> None:
     result = call("lint", file, home=home)
-    assert (result.exit_code, result.stdout) == (0, "2 patterns can run, 0 findings.\n")
+    assert (result.exit_code, result.stdout) == (0, "Patterns that can run: 2. Findings: 0.\n")
 
 
 def test_lint_names_every_pattern_that_can_not_run(home: Path, file: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_lint_names_every_pattern_that_can_not_run(home: Path, file: Path, tmp_p
     assert "none.yaml can't be read" in details[3]
     text = call("lint", file, home=home).stdout
     assert "Did you mean 'litres'?" in text
-    assert text.endswith("0 patterns can run, 2 findings.\n")
+    assert text.endswith("Patterns that can run: 0. Findings: 2.\n")
 
 
 def test_lint_finds_two_patterns_of_one_name(home: Path, file: Path, tmp_path: Path) -> None:
