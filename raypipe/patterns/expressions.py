@@ -54,16 +54,11 @@ _SUFFIXES = {"first": Agg.FIRST, "max": Agg.MOST, "min": Agg.LEAST, "sum": Agg.S
 COUNT = "count"
 
 
-class Remembered(NamedTuple):
-    """What a partial match keeps of a step's events: one number."""
-
-    step: int
-    column: str
-    agg: Agg
-
-
 class Reference(NamedTuple):
-    """``step.attribute`` resolved. ``column`` is empty for the count."""
+    """``step.attribute`` resolved: a column over the events of a positive step, by its place.
+
+    ``column`` is empty for the count.
+    """
 
     step: int
     column: str
@@ -75,7 +70,7 @@ class Memory:
     """What programs of one pattern share: the row's columns, what is remembered, constants."""
 
     columns: list[str] = field(default_factory=list)
-    remembered: list[Remembered] = field(default_factory=list)
+    remembered: list[Reference] = field(default_factory=list)
     constants: list[float] = field(default_factory=list)
     code: list[tuple[int, int]] = field(default_factory=list)
 
@@ -83,10 +78,10 @@ class Memory:
         """The place of a column among a row's numbers."""
         return _place(self.columns, name)
 
-    def remember(self, step: int, column: str, agg: Agg) -> int:
-        """The place of a number that is remembered."""
-        self.column(column)
-        return _place(self.remembered, Remembered(step, column, agg))
+    def remember(self, reference: Reference) -> int:
+        """The place of a number that partial matches keep."""
+        self.column(reference.column)
+        return _place(self.remembered, reference)
 
 
 def _place(known: list[Any], item: object) -> int:
@@ -351,7 +346,7 @@ class _Writer:
                 if not found.column:
                     self.emit(Code.COUNT, 0, found.step)
                     return False
-                self.emit(Code.REMEMBERED, 0, self._memory.remember(*found))
+                self.emit(Code.REMEMBERED, 0, self._memory.remember(found))
                 return textual(self._kind_of(found))
         raise TypeError(node)
 

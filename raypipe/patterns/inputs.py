@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +39,11 @@ class KindRows:
 
     def __init__(self, event: EventType, chunks: Sequence[Chunk], columns: Sequence[str]) -> None:
         self.event = event
-        self.table = pa.concat_tables([_table(event, c.batch, columns) for c in chunks])
+        parts = [_read(event, c.batch, columns) for c in chunks]
+        self.batch = parts[0] if len(parts) == 1 else pa.concat_batches(parts)
         self.offsets = np.concatenate([c.offsets for c in chunks])
-        self.times: Ints = self.table.column("event_time").to_numpy()
-        self.received: Ints = self.table.column(_RECEIVED).to_numpy()
+        self.times: Ints = self.batch.column("event_time").to_numpy()
+        self.received: Ints = self.batch.column(_RECEIVED).to_numpy()
         self.before = self.at = self.received
         self._keys: dict[str, Ints] = {}
         self._numbers: dict[str, Floats] = {}
@@ -51,7 +52,7 @@ class KindRows:
     def keys(self, column: str) -> Ints:
         """Hash of each row's key under its tenant [n]; 0 where it has none."""
         if column not in self._keys:
-            self._keys[column] = hash_keys(self.table, column, KEY_SPACE)
+            self._keys[column] = hash_keys(self.batch, column, KEY_SPACE)
         return self._keys[column]
 
     def numbers(self, column: str) -> Floats:
@@ -59,36 +60,39 @@ class KindRows:
         if column not in self._numbers:
             if column in self.event:
                 kind = self.event.field(column).kind
-                found = column_numbers(self.table.column(column), textual=textual(kind))
+                found = column_numbers(self.batch.column(column), textual=textual(kind))
             else:
-                found = np.full(self.table.num_rows, np.nan)
+                found = np.full(self.batch.num_rows, np.nan)
             self._numbers[column] = found
         return self._numbers[column]
 
     def holds(self, condition: Condition) -> npt.NDArray[np.bool_]:
         """Where a condition holds [n]."""
         if condition.text not in self._masks:
-            self._masks[condition.text] = condition.of_columns(self.table)
+            self._masks[condition.text] = condition.of_columns(self.batch)
         return self._masks[condition.text]
 
 
-def _table(event: EventType, batch: pa.RecordBatch, names: Sequence[str]) -> pa.Table:
+def _read(event: EventType, batch: pa.RecordBatch, names: Sequence[str]) -> pa.RecordBatch:
     """Some of an event type's columns; one that the rows were written without is null.
 
     Raises UsageError for rows without an envelope: they are no rows of a log.
     """
-    fields = [pa.field(n, event.field(n).arrow_type) for n in names]
-    found = set(batch.schema.names)
-    if missing := _ENVELOPE - found:
+    place = {name: i for i, name in enumerate(batch.schema.names)}
+    if missing := _ENVELOPE - place.keys():
         raise UsageError(
             f"rows of {event.name!r} have no {', '.join(sorted(missing))}",
             hint="Give each event type the columns that PatternEngine.columns names.",
         )
-    columns = [
-        batch.column(f.name).cast(f.type) if f.name in found else pa.nulls(batch.num_rows, f.type)
-        for f in fields
-    ]
-    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
+    columns = []
+    for name in names:
+        kind = event.field(name).arrow_type
+        if name in place:
+            column = batch.column(place[name])
+            columns.append(column if column.type == kind else column.cast(kind))
+        else:
+            columns.append(pa.nulls(batch.num_rows, kind))
+    return pa.RecordBatch.from_arrays(columns, names=list(names))
 
 
 def read_batch(
@@ -129,7 +133,7 @@ class Clock:
         self.offsets = np.concatenate([np.empty(0, np.int64), *offsets])
         """Of all rows, ascending."""
         times = np.concatenate([np.empty(0, np.int64), *received])
-        self._sorted = len(offsets) == 1 and not (np.diff(self.offsets) < 0).any()
+        self._sorted = len(offsets) == 1 and not (self.offsets[1:] < self.offsets[:-1]).any()
         if not self._sorted:
             order = np.argsort(self.offsets, kind="stable")
             self.offsets, times = self.offsets[order], times[order]
@@ -168,37 +172,45 @@ def pattern_rows(compilation: Compilation, batch: Mapping[str, KindRows]) -> Pat
     """The rows that could move a pattern: with a key, and such that a step's columns let them
     pass, or all under ``strict``. None if there are none."""
     kinds = tuple(k for k in compilation.pattern.events if k in batch)
-    columns: list[list[Ints]] = []
-    numbers: list[Floats] = []
-    for number, kind in enumerate(kinds):
-        rows = batch[kind]
-        keys = rows.keys(compilation.key(kind))
-        masks = _masks(compilation, kind, rows)
-        places = np.flatnonzero((keys != 0) & ((masks != 0) | compilation.pattern.strict))
-        if len(places):
-            found = (keys, rows.times, rows.offsets, rows.before, rows.at, masks)
-            kind_of = np.full(len(places), number)
-            columns.append([*(c[places] for c in found), kind_of, places])
-            read = [rows.numbers(c)[places] for c in compilation.columns]
-            numbers.append(np.array(read, np.float64).reshape(len(read), len(places)).T)
-    if not columns:
+    found = [
+        part
+        for number, kind in enumerate(kinds)
+        if len((part := _rows(compilation, kind, number, batch[kind]))[0])
+    ]
+    if not found:
         return None
-    whole = [np.concatenate(c) for c in zip(*columns, strict=True)]
-    values = np.ascontiguousarray(np.concatenate(numbers))
-    if (np.diff(whole[2]) < 0).any():
-        order = np.argsort(whole[2], kind="stable")
-        whole, values = [c[order] for c in whole], values[order]
-    keys, times, offsets, before, at, masks, kind_of, from_ = whole
-    seen = kernel.Rows(keys, times, offsets, before, at, masks, values)
+    whole = found[0] if len(found) == 1 else [np.concatenate(c) for c in zip(*found, strict=True)]
+    offsets = whole[2]
+    if (offsets[1:] < offsets[:-1]).any():
+        order = np.argsort(offsets, kind="stable")
+        whole = [c[order] for c in whole]
+    keys, times, offsets, before, at, masks, kind_of, from_, numbers = whole
+    seen = kernel.Rows(keys, times, offsets, before, at, masks, np.ascontiguousarray(numbers))
     return PatternRows(seen, kinds, kind_of, from_)
+
+
+def _rows(
+    compilation: Compilation, kind: str, number: int, rows: KindRows
+) -> list[npt.NDArray[Any]]:
+    """What PatternRows holds of the rows of one event type."""
+    keys = rows.keys(compilation.key(kind))
+    masks = _masks(compilation, kind, rows)
+    matter = keys != 0
+    if not compilation.pattern.strict:
+        matter &= masks != 0
+    places = np.flatnonzero(matter)
+    columns = (keys, rows.times, rows.offsets, rows.before, rows.at, masks)
+    numbers = np.empty((len(places), len(compilation.columns)))
+    for i, column in enumerate(compilation.columns):
+        numbers[:, i] = rows.numbers(column)[places]
+    return [*(c[places] for c in columns), np.full(len(places), number), places, numbers]
 
 
 def _masks(compilation: Compilation, kind: str, rows: KindRows) -> Ints:
     masks = np.zeros(len(rows.offsets), np.int64)
     for event, bit, condition in compilation.conditions:
         if event == kind:
-            holds = 1 if condition is None else rows.holds(condition).astype(np.int64)
-            masks |= holds << bit
+            masks |= 1 << bit if condition is None else rows.holds(condition) * (1 << bit)
     return masks
 
 

@@ -56,10 +56,10 @@ class KeptEvents:
         """Whether so much was added since the last thinning that it is worth another."""
         return self.rows > 2 * self._live + _SPARE_ROWS
 
-    def add(self, kind: str, offsets: Ints, rows: pa.Table) -> None:
+    def add(self, kind: str, offsets: Ints, rows: pa.RecordBatch) -> None:
         """Hold rows of one event type, in ascending order of their offsets."""
         pieces = self._pieces[kind]
-        pieces.append(_Piece(offsets, rows.select(self._columns[kind])))
+        pieces.append(_Piece(offsets, pa.Table.from_batches([rows])))
         if len(pieces) > _MOST_PIECES:
             self._pieces[kind] = [_joined(pieces)]
 

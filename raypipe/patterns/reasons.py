@@ -1,9 +1,8 @@
 """Reasons: the sentence of an alert, a template with values of the match in braces.
 
 ``{small.count}``, ``{big.amount}`` (of a step's last event), ``{small.amount_max}`` and the other
-forms that conditions know, ``{key}``, ``{within}`` and ``{minutes}``, how long the match took.
-Amounts are written in major units of two decimals only where the template says so: ``{big.amount:
-money}``.
+forms that conditions know, ``{key}``, ``{minutes}`` and ``{seconds}``, how long the match took.
+``:money`` behind an amount writes hundredths as two decimals.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _WRITE = "Write {STEP.count}, {STEP.COLUMN} or {key}; a brace itself is {{ or }}
 class Match(NamedTuple):
     """What a reason may tell of one match.
 
-    ``value`` gives a column of the event at an offset, ``listed`` the offsets of each step's first
-    events, ``lasts`` those of their last ones.
+    ``counts``, ``lasts`` and ``firsts`` are of each step: its events, the offsets of its last and
+    its first one. ``value`` gives a column of the event at an offset, ``numbers`` are remembered.
     """
 
     key: str
@@ -94,7 +93,7 @@ class Reason:
         if money and kind is not Kind.AMOUNT:
             scope.pattern.fail("reason", f"{{{name}}} is no amount", "Leave :money out.")
         if found.column and found.agg not in (Agg.LAST, Agg.FIRST):
-            self._memory.remember(*found)
+            self._memory.remember(found)
         return _Field(text, name, found, kind, money)
 
     def text(self, match: Match) -> str:
@@ -115,7 +114,7 @@ class Reason:
         elif found.agg is Agg.FIRST:
             value = match.value(match.firsts[found.step], found.column)
         else:
-            value = match.numbers[self._memory.remembered.index(found)]  # type: ignore[arg-type]
+            value = match.numbers[self._memory.remembered.index(found)]
         return _shown(value, field.kind, money=field.money)
 
 

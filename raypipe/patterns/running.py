@@ -64,7 +64,7 @@ class Running:
         for number, kind in enumerate(seen.kinds):
             at = np.flatnonzero(found.used & (seen.kind_of == number))
             if len(at):
-                rows = batch[kind].table.select(self._kept_columns[kind])
+                rows = batch[kind].batch.select(self._kept_columns[kind])
                 self.kept.add(kind, seen.rows.offsets[at], rows.take(pa.array(seen.places[at])))
 
     def _alerts(self, place: int, rows: kernel.Rows, found: Found, clock: Clock) -> list[Ordered]:

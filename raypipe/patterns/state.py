@@ -116,7 +116,7 @@ class PatternState:
         return Found(
             np.concatenate([out.records[:0], *records]),
             np.concatenate([out.numbers[:0], *numbers]),
-            out.used.astype(np.bool_),
+            out.used.view(np.bool_),
         )
 
     def _make_room(self, watermark: int) -> None:
@@ -133,7 +133,7 @@ class PatternState:
 
     def sweep(self, watermark: int) -> None:
         """Free what is over, then give every part room for as much again."""
-        keys = kernel.sweep(self._plan, self._state, watermark)
+        keys = int(kernel.sweep(self._plan, self._state, watermark))
         state, top = self._state, self._state.top
         slots = np.zeros((_power(4 * keys), kernel.SLOT_WORDS), np.int64)
         top[kernel.T_SLOTS] = kernel.rehash(state.slots, slots)

@@ -20,11 +20,12 @@ def text_number(text: str) -> float:
     return float((hash_text(text, VALUE_SEED) >> _UNUSED_BITS) & _MASK)
 
 
-def column_numbers(column: pa.ChunkedArray, *, textual: bool) -> Floats:
+def column_numbers(column: pa.Array, *, textual: bool) -> Floats:
     """A column as numbers [n]; NaN where it is null."""
     if not textual:
-        plain = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-        return np.asarray(plain, np.float64)
+        if column.null_count and pa.types.is_boolean(column.type):
+            column = column.cast(pa.float64())
+        return np.asarray(column.to_numpy(zero_copy_only=False), np.float64)
     hashes = hash_column(column, VALUE_SEED)
     numbers: Floats = ((hashes >> _UNUSED_BITS) & _MASK).astype(np.float64)
     numbers[hashes == 0] = np.nan
