@@ -36,7 +36,7 @@ def hash_keys(table: pa.Table, key: str, entity: str) -> Ints:
     out = np.zeros(table.num_rows, np.int64)
     for tenant in tenants:
         mask = pc.equal(table.column("tenant"), tenant)
-        at = mask.to_numpy().nonzero()[0]
+        at = mask.to_numpy(zero_copy_only=False).nonzero()[0]
         out[at] = hash_column(table.column(key).filter(mask), _seed(tenant, entity))
     return out
 
