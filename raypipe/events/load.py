@@ -23,6 +23,7 @@ from raypipe.aborts import reach
 from raypipe.clock import Clock, SystemClock
 from raypipe.errors import ConfigError, Unavailable, UsageError
 from raypipe.events.convert import convert
+from raypipe.events.declarations import check_declarations
 from raypipe.events.mapping import Mapping, StreamRule
 from raypipe.events.merge import Staging
 from raypipe.events.quarantine import Quarantine
@@ -81,6 +82,7 @@ def load(
         for schema in table.schemas():
             for rule in rules:
                 convert(rule, schema.empty_table(), currency)
+    check_declarations(log, project, partition)
     load_id = _identity(work, tenant, currency)
     producer = f"load:{load_id}"
     with _staging_folder(staging_dir) as folder:

@@ -1,8 +1,8 @@
 """The event log as the rest of raypipe sees it.
 
 A log has partitions; a partition is one sequence of rows with offsets 0, 1, 2, ... shared by all
-kinds. A *kind* is an event type's name or ``decision``; each batch holds rows of one kind. Rows
-arrive live (``append``) or as history (``seal``); a reader sees one sequence.
+kinds. A *kind* is an event type's name, ``decision`` or ``declaration``; each batch holds rows of
+one kind. Rows arrive live (``append``) or as history (``seal``); a reader sees one sequence.
 """
 
 from __future__ import annotations
@@ -23,6 +23,12 @@ Offsets = npt.NDArray[np.int64]
 
 DECISION = "decision"
 """The kind of decision records; its rows are identified by ``decision_id``."""
+
+DECLARATION = "declaration"
+"""The kind of recorded declarations of event types: raypipe.events.declarations."""
+
+OWN_KINDS = frozenset({DECISION, DECLARATION, "receipt"})
+"""Names that no event type may have."""
 
 POSITION = "_position"
 """Leading column of a batch to be sealed: the row's place in its range, 0 to count - 1."""
@@ -100,6 +106,13 @@ class Group:
 
 Appended = tuple[str, pa.RecordBatch] | Group
 """One element of an append: rows of one kind that ``find`` will know, or a group."""
+
+
+def chunks_of(appended: Appended, offsets: Offsets) -> list[Chunk]:
+    """An element of an append as a reader gets it, by the offsets that the append returned."""
+    if isinstance(appended, Group):
+        return [Chunk(p.kind, offsets[p.positions], p.batch) for p in appended.parts]
+    return [Chunk(appended[0], offsets, appended[1])]
 
 
 class EventLog(Protocol):
