@@ -8,6 +8,7 @@ the visit behind it is known.
 from __future__ import annotations
 
 from features.commerce_events import EVENTS
+from features.commerce_tables import TABLES
 from raypipe.clock import DAY_MS
 from raypipe.project import Entity, Label, Model, Project
 from raypipe.vector.expressions import Derived
@@ -245,4 +246,5 @@ project = Project(
             OWNER,
         ),
     ),
+    tables=TABLES,
 )

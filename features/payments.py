@@ -9,6 +9,9 @@ from raypipe.clock import DAY_MS
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.profiles import Profile, Value, facts
 from raypipe.project import Entity, Label, Model, Project
+from raypipe.tables.spec import Table
+from raypipe.tables.spec import count as count_of
+from raypipe.tables.spec import total as total_of
 from raypipe.vector.expressions import Derived
 from raypipe.windows.spec import (
     DEFAULT_SPANS,
@@ -321,6 +324,19 @@ DERIVED = (
     Derived("merchant_risk_rate_60d", "merchant_risk_count_60d / merchant_count_67d_before_7d"),
 )
 
+TRADE = Table(
+    "trade",
+    events=("transaction", "chargeback"),
+    measures=(
+        count_of("transactions", of="transaction"),
+        total_of("turnover", "amount", of="transaction"),
+        count_of("online", of="transaction", where="channel == 'online'"),
+        count_of("chargebacks", of="chargeback"),
+        total_of("disputed", "amount", of="chargeback"),
+    ),
+    description="payments and disputes by minute of the event",
+)
+
 VIEWS = (CARD, CUSTOMER, MERCHANT, DEVICE, MERCHANT_RISK, CARD_RISK)
 
 project = Project(
@@ -351,4 +367,5 @@ project = Project(
         ),
     ),
     profiles=PROFILES,
+    tables=(TRADE,),
 )

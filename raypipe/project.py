@@ -10,7 +10,10 @@ from typing import Any
 
 from raypipe.errors import DeclarationError
 from raypipe.events.schema import EventType, Kind, canonical_json
+from raypipe.log.port import OWN_KINDS
 from raypipe.profiles import Profile
+from raypipe.tables.checks import check_table
+from raypipe.tables.spec import Table
 from raypipe.vector.expressions import Derived, compile_columns
 from raypipe.windows.checks import check_view
 from raypipe.windows.spec import WindowView
@@ -65,9 +68,14 @@ class Project:
     label: Label
     models: tuple[Model, ...]
     profiles: tuple[Profile, ...] = ()
+    tables: tuple[Table, ...] = ()
 
     def __post_init__(self) -> None:
         _unique("event", [e.name for e in self.events])
+        for name in OWN_KINDS & {e.name for e in self.events}:
+            raise DeclarationError(
+                f"event name {name!r} is taken by the log's own records", hint="Use another name."
+            )
         _unique("entity", [e.name for e in self.entities])
         _unique("view", [g.name for g in self.groups])
         _unique("model", [m.name for m in self.models])
@@ -79,6 +87,9 @@ class Project:
             self.entity(profile.entity)
             for kind in (*profile.events, self.decision):
                 self.event(kind).field(profile.key)
+        _unique("table", [t.name for t in self.tables])
+        for table in self.tables:
+            check_table(table, {kind: self.event(kind) for kind in table.events})
         for entity in self.entities:
             keys = {g.key for g in self.groups if g.entity == entity.name}
             if len(keys) > 1:
@@ -159,7 +170,7 @@ class Project:
         return (*self.input_names, *(d.name for d in self.derived))
 
     def describe(self) -> dict[str, Any]:
-        """Plain data for hashes and documents."""
+        """Plain data of what determines feature values, for hashes and documents."""
         return {
             "name": self.name,
             "events": [e.describe() for e in self.events],

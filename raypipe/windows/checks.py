@@ -19,7 +19,7 @@ def check_view(view: WindowView, events: Sequence[EventType], decision: EventTyp
         decision: the type whose events read the view.
     """
     for event in (*events, decision):
-        key = _field(view, event, view.key, "key")
+        key = find_field(f"view {view.name!r}", event, view.key, "key")
         if key.kind is not Kind.STRING:
             raise DeclarationError(
                 f"view {view.name!r}: key {event.name}.{key.name} is not a string "
@@ -31,11 +31,12 @@ def check_view(view: WindowView, events: Sequence[EventType], decision: EventTyp
             _check_column(view, a, mine)
         if a.where:
             for event in mine:
-                _check_condition(view, a, event)
+                check_condition(f"view {view.name!r}", a.where, event)
 
 
 def _check_column(view: WindowView, a: Aggregate, events: Sequence[EventType]) -> None:
-    fields = [_field(view, e, a.column, a.op.name.lower()) for e in events]
+    owner = f"view {view.name!r}"
+    fields = [find_field(owner, e, a.column, a.op.name.lower()) for e in events]
     for event, field in zip(events, fields, strict=True):
         name = f"{event.name}.{field.name}"
         if a.op is Op.DISTINCT:
@@ -69,37 +70,43 @@ def _bounded(field: Field) -> bool:
     )
 
 
-def _check_condition(view: WindowView, a: Aggregate, event: EventType) -> None:
-    condition = Condition(a.where)
+def check_condition(owner: str, text: str, event: EventType) -> None:
+    """Raise DeclarationError if a condition reads what an event type hasn't got as it reads it.
+
+    Args:
+        owner: whose condition it is, as in ``view 'card'``.
+    """
+    condition = Condition(text)
     for name in condition.numbers:
-        field = _field(view, event, name, f"condition {a.where!r}")
+        field = find_field(owner, event, name, f"condition {text!r}")
         if not field.numeric or field.kind is Kind.CHOICE:
             raise DeclarationError(
-                f"view {view.name!r}: condition {a.where!r} reads {event.name}.{name}, "
+                f"{owner}: condition {text!r} reads {event.name}.{name}, "
                 f"of kind {field.kind}, as a number",
                 hint=f"Compare it with quoted text: {name} == '...'.",
             )
     for test in condition.tests:
-        field = _field(view, event, test.column, f"condition {a.where!r}")
+        field = find_field(owner, event, test.column, f"condition {text!r}")
         if field.kind not in {Kind.STRING, Kind.CHOICE, Kind.CURRENCY}:
             raise DeclarationError(
-                f"view {view.name!r}: condition {a.where!r} compares {event.name}.{test.column}, "
+                f"{owner}: condition {text!r} compares {event.name}.{test.column}, "
                 f"of kind {field.kind}, with text",
                 hint="Write a number without quotes.",
             )
         if field.choices and test.text not in field.choices:
             raise DeclarationError(
-                f"view {view.name!r}: {test.text!r} is no choice of {event.name}.{test.column}",
+                f"{owner}: {test.text!r} is no choice of {event.name}.{test.column}",
                 hint="Its choices: " + ", ".join(field.choices),
             )
 
 
-def _field(view: WindowView, event: EventType, name: str, use: str) -> Field:
+def find_field(owner: str, event: EventType, name: str, use: str) -> Field:
+    """The field of that name; raises DeclarationError with the nearest or the known names."""
     if name in event:
         return event.field(name)
     names = [f.name for f in event.all_fields]
     near = difflib.get_close_matches(name, names, 1)
     raise DeclarationError(
-        f"view {view.name!r}: {use} of unknown column {event.name}.{name}",
+        f"{owner}: {use} of unknown column {event.name}.{name}",
         hint=f"Did you mean {near[0]!r}?" if near else "It has: " + ", ".join(names),
     )

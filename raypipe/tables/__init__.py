@@ -1,0 +1,1 @@
+"""Business counters by minute: tumbling windows with a watermark, for dashboards."""
