@@ -27,6 +27,7 @@ from serving.events import Events
 from serving.face import Face, idempotency_key, read_body
 from serving.key_values import KeyValues
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.tables import TableReader
 
 JSON = "application/json"
 READ_TIMEOUT_S = 1.0
@@ -59,6 +60,7 @@ class HttpApp(Face):
         keys: Keys,
         worker: Worker,
         key_values: KeyValues,
+        tables: TableReader,
         events: Events,
         metrics: Metrics,
         documents: Documents,
@@ -75,6 +77,7 @@ class HttpApp(Face):
         self._worker = worker
         self._events = events
         self._key_values = key_values
+        self._tables = tables
         self._documents = documents
         self._feature_names = feature_names
         self._last_parity = last_parity
@@ -86,6 +89,7 @@ class HttpApp(Face):
                 ("/v1/decisions/{decision_id}", self._decision, "GET"),
                 ("/v1/events", self._take_events, "POST"),
                 ("/v1/features/{entity}/{key:path}", self._features, "GET"),
+                ("/v1/tables/{name}", self._table, "GET"),
                 ("/healthz", self._healthz, "GET"),
                 ("/readyz", self._readyz, "GET"),
                 ("/metrics", self._metrics_text, "GET"),
@@ -134,6 +138,11 @@ class HttpApp(Face):
             credential = await authorize(header, KeyScope.FEATURES_READ, self._known.remembered)
         entity, key = request.path_params["entity"], request.path_params["key"]
         return _json(await self._key_values.read(credential.tenant, entity, key, away=away))
+
+    async def _table(self, request: Request) -> Response:
+        credential = await self._authorize(request, KeyScope.FEATURES_READ)
+        name = request.path_params["name"]
+        return _json(await self._tables.read(credential.tenant, name, request.query_params))
 
     async def _healthz(self, request: Request) -> Response:
         return _json(schemas.Health("ok"))

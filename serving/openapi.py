@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
         schemas.DecisionDetail,
         schemas.Taken,
         schemas.KeyFeatures,
+        schemas.TableRows,
         schemas.Health,
         schemas.Readiness,
         schemas.Problem,
@@ -45,6 +47,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
             "/v1/decisions/{decision_id}": {"get": _decision()},
             "/v1/events": {"post": _events(project, currency)},
             "/v1/features/{entity}/{key}": {"get": _features(project)},
+            "/v1/tables/{name}": {"get": _table(project)},
             "/healthz": {"get": _plain("The process answers", "Health")},
             "/readyz": {"get": _plain("Whether decisions can be made", "Readiness", "503")},
             "/metrics": {"get": _text("Figures for Prometheus", "text/plain")},
@@ -279,8 +282,41 @@ def _features(project: Project) -> dict[str, Any]:
     }
 
 
+def _table(project: Project) -> dict[str, Any]:
+    time = {"type": "integer", "format": "int64", "minimum": 0}
+    return {
+        "operationId": "table",
+        "summary": "Read what a table counted, window by window",
+        "description": "Windows that overlap [since, until), by default the last 60. A window is "
+        "final once events that arrive later than its table allows would be late; those are "
+        "counted in `late` and change nothing. Rows of a window that is not final may grow.",
+        "security": [{"key": ["features:read"]}],
+        "parameters": [
+            {
+                "name": "name",
+                "in": "path",
+                "required": True,
+                "schema": _names(t.name for t in project.tables),
+            },
+            *(
+                {"name": n, "in": "query", "schema": time, "description": "ms since 1970 UTC"}
+                for n in ("since", "until")
+            ),
+        ],
+        "responses": {
+            "200": _json("The rows", "TableRows"),
+            **_problems("400", "401", "403", "404", "503"),
+        },
+    }
+
+
+def _names(known: Iterable[str]) -> dict[str, Any]:
+    names = list(known)
+    return {"type": "string", "enum": names} if names else {"type": "string"}
+
+
 _MEANINGS = {
-    "400": "The body can't be read at all",
+    "400": "The body or the query can't be read",
     "401": "No API key, or one that isn't known",
     "403": "The key lacks the scope",
     "404": "Nothing of that id for this tenant",

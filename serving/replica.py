@@ -40,6 +40,7 @@ class Replica:
         from serving.openapi import document
         from serving.profiles import OnlineProfiles
         from serving.scorer import feature_names
+        from serving.tables import TableReader
 
         loopback.narrow()
         self._settings = settings
@@ -65,6 +66,7 @@ class Replica:
                 SystemClock(),
                 self._profiles,
             ),
+            tables=TableReader(self._project, self._worker, SystemClock()),
             events=Events.of(settings, self._project, self._worker),
             metrics=Metrics(replica),
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from raypipe.errors import Unavailable
@@ -12,6 +13,7 @@ from raypipe.tenancy.keys import LOCAL_KEY_FILE
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
+    from raypipe.project import Project
     from raypipe.runtime.progress import Progress
 
 Announce = Callable[[str, str], None]
@@ -22,14 +24,17 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     """Start the worker and the application; returns where they answer.
 
     On a cluster they outlive this process, ``stop`` ends them; every node with a replica answers
-    at the settings' port. Raises NotFound when no model was trained yet and Unavailable when the
-    port is taken, before anything is started.
+    at the settings' port. Raises DeclarationError when rows in the log can't be read any more,
+    NotFound when no model was trained yet and Unavailable when the port is taken, before anything
+    is started.
     """
     from raypipe.project import load_project
     from serving import app, ingest
     from training import registry
 
-    model = load_project(settings.project).models[0].name
+    project = load_project(settings.project)
+    _require_readable_log(settings, project)
+    model = project.models[0].name
     version = registry.locate(settings.lake / "models", model).name
     if settings.ray_address is None:
         for name in ("http_port", "ingest_port"):
@@ -70,6 +75,17 @@ def stop(settings: Settings) -> int | None:
     ingest.stop()
     ray_serve.shutdown()  # type: ignore[no-untyped-call]
     return actor.stop()
+
+
+def _require_readable_log(settings: Settings, project: Project) -> None:
+    """The worker would refuse a breaking declaration too, in the words of a dead actor."""
+    if not settings.log_directory.is_dir():
+        return  # a new log, or one of another node
+    from raypipe.events.declarations import check_declarations
+    from raypipe.log.sqlite import SqliteLog
+
+    with closing(SqliteLog.open(settings.log_url)) as log:
+        check_declarations(log, project)
 
 
 def _require_port(settings: Settings, setting: str) -> None:

@@ -110,6 +110,27 @@ class KeyFeatures(msgspec.Struct, frozen=True, kw_only=True):
     definition_hash: str
 
 
+class TableRows(msgspec.Struct, frozen=True, kw_only=True):
+    """What a table counted, window by window, oldest first."""
+
+    table: str
+    span_ms: Annotated[int, Meta(description="length of a window")]
+    as_of: TimeMs
+    watermark: Annotated[
+        int | None,
+        Meta(description="newest received_at that is counted, ms UTC; null before the first event"),
+    ]
+    rows: Annotated[
+        list[dict[str, str | float | bool | None]],
+        Meta(
+            description="start and end (ms UTC) of the window; final: whether it changes no more; "
+            "late: events that came after that and are in no measure; then groups and measures, "
+            "whole numbers but for ratios, which are null where they divide by 0"
+        ),
+    ]
+    definition_hash: str
+
+
 class ProblemError(msgspec.Struct, frozen=True):
     """One broken rule, with a JSON pointer (RFC 6901) to the place in the body."""
 

@@ -18,6 +18,7 @@ import pytest
 
 from features.passes import run_entity
 from features.payments import project
+from raypipe.events.declarations import declare
 from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import GROUP, WorkerCore
@@ -32,6 +33,8 @@ EVENTS = int(os.environ.get("PARITY_EVENTS", "150000"))
 START = 1_780_000_000_000
 RESTARTS = 3
 PROBES = 300
+DECLARED = len(project.events)
+"""Rows of a new log before its first event."""
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -77,7 +80,7 @@ def live_through(log: SqliteLog, arrivals: list[tuple[str, dict]], snapshots: Pa
         kept = Snapshots(Place.at(snapshots), project.definition_hash, 60)
         core = WorkerCore(project, log, snapshots=kept)
         stats = core.stats()
-        assert (stats["log_end"], stats["keys"] > 0) == (start, start > 0)
+        assert (stats["log_end"], stats["keys"] > 0) == (DECLARED + start, start > 0)
         # The snapshot is older than the log's end: a part is restored, a part is replayed.
         middle = (start + end) // 2
         seen.append(feed(core, arrivals[start:middle]))
@@ -91,7 +94,8 @@ def check_probes(arrivals: list[tuple[str, dict]], offsets: np.ndarray, live: np
     probes = np.sort(np.random.default_rng(5).choice(len(offsets), PROBES, replace=False))
     tables = []
     for event in project.events:
-        rows = [{"offset": i} | r for i, (kind, r) in enumerate(arrivals) if kind == event.name]
+        placed = enumerate(arrivals, DECLARED)
+        rows = [{"offset": i} | r for i, (kind, r) in placed if kind == event.name]
         schema = pa.schema([pa.field("offset", pa.int64()), *event.arrow_schema])
         kind = pa.array([event.name] * len(rows))
         tables.append(pa.Table.from_pylist(rows, schema).append_column("kind", kind))
@@ -152,9 +156,11 @@ def test_batch_and_worker_agree_on_every_bit(
 ) -> None:
     log = SqliteLog(tmp_path / "one")
     live = live_through(log, arrivals, tmp_path / "snapshots")
-    compute(log, tmp_path / "batch", EVENTS)
+    end = DECLARED + EVENTS
+    compute(log, tmp_path / "batch", end)
     offsets, columns = at_event(tmp_path / "batch")
-    assert [i for i, (k, _) in enumerate(arrivals) if k == project.decision] == offsets.tolist()
+    placed = enumerate(arrivals, DECLARED)
+    assert [i for i, (k, _) in placed if k == project.decision] == offsets.tolist()
 
     # Every bit of every window value.
     batch = np.column_stack([columns[n] for n in project.window_names])
@@ -181,16 +187,17 @@ def test_batch_and_worker_agree_on_every_bit(
     # Started half-way, from the state that a batch over sealed history left.
     half = EVENTS // 2
     sealed = SqliteLog(tmp_path / "two")
-    sealed.seal(0, history(arrivals[:half]), half, producer="history", seq=0)
-    compute(sealed, tmp_path / "half", half)
-    sealed.commit(GROUP, 0, half, os.fspath(tmp_path / "half" / "snapshot"))
+    declare(sealed, project, 0, sealed.begin_epoch(0))
+    _, sealed_end = sealed.seal(0, history(arrivals[:half]), half, producer="history", seq=0)
+    compute(sealed, tmp_path / "half", sealed_end)
+    sealed.commit(GROUP, 0, sealed_end, os.fspath(tmp_path / "half" / "snapshot"))
     core = WorkerCore(project, sealed)
-    assert core.stats()["log_end"] == half
+    assert core.stats()["log_end"] == sealed_end == DECLARED + half
     rest = feed(core, arrivals[half:])
     assert rest.tobytes() == live[len(live) - len(rest) :].tobytes()
 
     # Both workers end in one state, and so does the batch over everything.
     whole = WorkerCore(project, SqliteLog(tmp_path / "two"))._state.windows.snapshot()
-    log.commit(GROUP, 0, EVENTS, os.fspath(tmp_path / "batch" / "snapshot"))
+    log.commit(GROUP, 0, end, os.fspath(tmp_path / "batch" / "snapshot"))
     from_batch = WorkerCore(project, log)._state.windows.snapshot()
     assert all(a.equals(b) for a, b in zip(whole, from_batch, strict=True))

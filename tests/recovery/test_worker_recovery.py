@@ -18,7 +18,7 @@ import pytest
 from raypipe.errors import Conflict, EventLost
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, decision_id, decode
-from raypipe.log.port import Chunk, Group
+from raypipe.log.port import DECLARATION, Chunk, Group
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker import reach
 from raypipe.runtime.worker import state as worker_state
@@ -32,6 +32,8 @@ from tests.domains.greenhouse import project
 ROOT = Path(__file__).parents[2]
 START = 1_790_000_000_000
 EVENTS = 120
+DECLARED = len(project.events)
+"""Rows of a new log before its first event: what was declared."""
 
 
 def opening(i: int) -> dict:
@@ -149,7 +151,7 @@ def check_log(home: Path, answered: dict[str, DecisionRecord]) -> None:
                 record = decode(row["record"])
                 assert record.event_id not in stored
                 stored[record.event_id] = record
-            else:
+            elif chunk.kind != DECLARATION:
                 seen[row["event_id"]] += 1
                 windows = row.pop("windows")
                 row.pop("body_hash")
@@ -201,7 +203,7 @@ def test_a_second_worker_fences_off_the_first(tmp_path: Path) -> None:
     assert caught.value.code == "fenced"
     new.observe(opening(1), b"1" * 32)
     new.commit()
-    assert log.counts(0) == {"opening": 1}
+    assert log.counts(0) == {"opening": 1, DECLARATION: DECLARED}
 
 
 def test_retries_get_the_first_values_and_other_bodies_a_conflict(tmp_path: Path) -> None:
@@ -212,7 +214,7 @@ def test_retries_get_the_first_values_and_other_bodies_a_conflict(tmp_path: Path
     core.commit()
     later = WorkerCore(project, log)
     again, decided = later.observe(opening(1) | {"received_at": 99}, b"1" * 32)
-    assert (again.offset, again.windows, again.event) == (0, first.windows, opening(1))
+    assert (again.offset, again.windows, again.event) == (DECLARED, first.windows, opening(1))
     assert decided is None
     assert not later.dirty
     with pytest.raises(Conflict):
@@ -273,7 +275,7 @@ def test_a_damaged_snapshot_is_replaced_by_the_one_before_and_by_the_log(tmp_pat
     observe(core, range(40, 50))
     expected = core._state.windows.snapshot()
     older, newer = sorted((tmp_path / "snapshot").iterdir())
-    for begin, spoil in ((40, None), (20, newer), (0, older)):
+    for begin, spoil in ((DECLARED + 40, None), (DECLARED + 20, newer), (0, older)):
         if spoil is not None:
             damage(spoil)
         first, found = restarted(tmp_path)
@@ -286,10 +288,11 @@ def test_two_snapshots_are_kept(tmp_path: Path) -> None:
     core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
     for i in range(4):
         observe(core, [i])
-        assert core.save() == i + 1
+        end = DECLARED + i + 1
+        assert core.save() == end
         folders = sorted((tmp_path / "snapshot").iterdir())
-        assert log.committed("windows", 0) == (i + 1, str(folders[-1]))
-        assert [int(f.name[:12]) for f in folders] == [i, i + 1][-(i + 1) :]
+        assert log.committed("windows", 0) == (end, str(folders[-1]))
+        assert [int(f.name[:12]) for f in folders] == [end - 1, end][-(i + 1) :]
 
 
 def test_snapshots_are_made_between_rounds_when_they_are_due(
@@ -311,11 +314,11 @@ def test_snapshots_are_made_between_rounds_when_they_are_due(
         rounds += 1
     assert rounds > 15
     offset, reference = log.committed("windows", 0)
-    assert offset == 10
+    assert offset == DECLARED + 10
     assert Path(reference).is_dir()
     assert core.idle_s == 60
     first, found = restarted(tmp_path)
-    assert first == 10
+    assert first == DECLARED + 10
     assert all(a.equals(b) for a, b in zip(found, core._state.windows.snapshot(), strict=True))
 
 
@@ -355,7 +358,7 @@ def test_a_snapshot_that_cannot_be_written_is_given_up(
     assert log.committed("windows", 0) is None
     monkeypatch.undo()
     observe(core, [10])
-    assert core.save() == 11
+    assert core.save() == DECLARED + 11
 
 
 def test_ids_are_known_from_a_snapshot(tmp_path: Path) -> None:

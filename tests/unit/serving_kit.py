@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pyarrow as pa
 import xgboost
 
 from features import parity_report
@@ -23,8 +24,13 @@ from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, encode
+from raypipe.log.port import Chunk
 from raypipe.profiles import Profile, Value, facts
 from raypipe.project import Entity, Label, Model, Project
+from raypipe.tables.engine import TableEngine
+from raypipe.tables.spec import Table
+from raypipe.tables.spec import count as count_of
+from raypipe.tables.spec import total as total_of
 from raypipe.tenancy.keys import Credential, KeyStore, Presented
 from raypipe.vector.expressions import Derived
 from raypipe.windows.spec import WindowView, count, spans
@@ -37,6 +43,7 @@ from serving.key_values import KeyValues
 from serving.metrics import Metrics
 from serving.openapi import document
 from serving.scorer import feature_names, load_judge
+from serving.tables import TableReader
 from training import artefact, registry
 
 NOW = 1_760_000_000_000
@@ -69,6 +76,7 @@ PROJECT = Project(
     decision="reading",
     label=Label("fault", "reading_id", HOUR_MS),
     models=(Model("fault", FEATURES),),
+    tables=(Table("heat", ("reading",), (count_of("readings"), total_of("cost", "cost"))),),
 )
 
 PROFILE = Profile(
@@ -205,6 +213,16 @@ class MemoryWorker:
         ]
         return {"sensor_count_1h": float(len(mine))}
 
+    async def table(
+        self, tenant: str, table: str, since: int, until: int, now: int
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        await self._reached()
+        engine = TableEngine(PROJECT.tables, PROJECT.events)
+        for seen in self.seen.values():
+            batch = pa.RecordBatch.from_pylist([seen.event], READING.arrow_schema)
+            engine.take([Chunk("reading", np.array([seen.offset]), batch)])
+        return engine.read(tenant, table, since, until, now), engine.watermark(table)
+
     async def verify(self, shown: Presented) -> Credential | None:
         assert self.keys is not None
         return self.keys.verify(shown)
@@ -248,6 +266,7 @@ class Service:
             keys=Credentials(self.worker, lambda: float(next(self.believed_at))),
             worker=self.worker,
             key_values=KeyValues(PROJECT, self.worker, self.stored, "default", self.clock),
+            tables=TableReader(PROJECT, self.worker, self.clock),
             events=Events(
                 PROJECT, self.worker, "EUR", self.clock, body_limit=BODY_LIMIT, waiting_limit=2**20
             ),

@@ -87,7 +87,7 @@ def decided(seen: Entry) -> DecisionRecord:
 
 
 def test_a_decision_about_what_another_worker_saw_is_refused(tmp_path: Path) -> None:
-    """One event, twice at offset 1: before the crash after `a` of its valve, then without."""
+    """One event, twice at offset 3: before the crash after `a` of its valve, then without."""
     log = SqliteLog(tmp_path)
     dead = WorkerCore(project, log)
     dead.observe(opening("a"), b"a" * 32)
@@ -95,9 +95,9 @@ def test_a_decision_about_what_another_worker_saw_is_refused(tmp_path: Path) -> 
     heir = WorkerCore(project, log)
     heir.observe(opening("c") | {"valve": "v-2"}, b"c" * 32)
     after, _ = heir.observe(opening("b"), b"b" * 32)
-    assert before.offset == after.offset == 1
+    assert before.offset == after.offset == len(project.events) + 1
     assert before.windows != after.windows
-    with pytest.raises(EventLost, match="offset 1"):
+    with pytest.raises(EventLost, match="offset 3"):
         heir.record(decided(before), before.windows)
     late = replace(after, event=after.event | {"received_at": TIME + 1})
     with pytest.raises(EventLost):

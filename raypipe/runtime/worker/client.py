@@ -15,7 +15,15 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from raypipe.errors import Conflict, DeclarationError, EventLost, RaypipeError, Unavailable
+from raypipe.errors import (
+    Conflict,
+    DeclarationError,
+    EventLost,
+    NotFound,
+    RaypipeError,
+    Unavailable,
+    UsageError,
+)
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import encode_group
 from raypipe.project import Project
@@ -30,7 +38,11 @@ RETRY_S = 0.1
 """Pause between attempts to reach a worker that is away."""
 
 _FAILURES: dict[str, type[RaypipeError]] = {
-    e.code: e for e in (Conflict, DeclarationError, EventLost, Unavailable, RaypipeError)
+    e.code: e
+    for e in (
+        *(Conflict, DeclarationError, EventLost, NotFound),
+        *(Unavailable, UsageError, RaypipeError),
+    )
 }
 
 _R = TypeVar("_R", bound=protocol.Reply)
@@ -120,6 +132,19 @@ class WorkerClient:
             return None
         with pa.ipc.open_stream(pa.py_buffer(reply.rows)) as stream:
             return reply.view, stream.read_all()
+
+    async def table(
+        self, tenant: str, table: str, since: int, until: int, now: int
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Rows of a table whose windows overlap [since, until), and its watermark, ms UTC.
+
+        Raises UsageError for more rows than one answer takes, NotFound for an unknown table.
+        """
+        reply = await self._ask(
+            lambda number: protocol.ReadTable(number, tenant, table, since, until, now),
+            protocol.TableRows,
+        )
+        return reply.rows, reply.watermark
 
     async def verify(self, shown: Presented) -> Credential | None:
         """The credential behind an API key, None for one that is unknown, wrong or revoked.

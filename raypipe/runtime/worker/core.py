@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -20,10 +20,12 @@ import pyarrow as pa
 
 from raypipe.aborts import reach
 from raypipe.errors import Conflict, EventLost, IntegrityError, Unavailable, UsageError
+from raypipe.events.declarations import declare
+from raypipe.events.evolution import align
 from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
-from raypipe.log.port import Appended, Chunk, EventLog, Group
+from raypipe.log.port import Appended, Chunk, EventLog, Group, chunks_of
 from raypipe.project import Project
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.intake import DEDUP, Bulk, Dedup, Intake, came_in_bulk
@@ -92,9 +94,11 @@ class WorkerCore:
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
         self._seq = 0
         self._epoch = log.begin_epoch(partition)
+        declare(log, project, partition, self._epoch)
         self._state, offset = self._restored()
         self._intake = Intake(log, partition, quarantine, self._state.ids)
         self._snapshot_offset = offset
+        self._fill_tables(offset)
         self._next = self._committed = self._replay(offset)
         self._counters = {
             "start_seconds": time.monotonic() - started,
@@ -113,13 +117,28 @@ class WorkerCore:
                 f"the window state is at offset {offset}, the log ends at {end}",
                 hint="The log lost rows that were acknowledged, or the state is of another log.",
             )
-        kinds = {e.name for e in self.project.events}
         while offset < end:
             chunks = list(self._log.read(self._partition, offset, REPLAY_ROWS))
-            self._state.replay([chunk for chunk in chunks if chunk.kind in kinds])
+            self._state.replay(self._events_of(chunks))
             offset += sum(map(len, chunks))
         self._state.settle()
         return offset
+
+    def _events_of(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """Logged events of declared types, with the columns that are declared now."""
+        declared = {e.name: e for e in self.project.events}
+        return [
+            replace(c, batch=align(c.batch, declared[c.kind])) for c in chunks if c.kind in declared
+        ]
+
+    def _fill_tables(self, end: int) -> None:
+        """Count what tables lack that the snapshot was without: a batch left it, or they are
+        declared anew."""
+        empty, offset = self._state.tables.empty, 0
+        while empty and offset < end:
+            chunks = list(self._log.read(self._partition, offset, min(REPLAY_ROWS, end - offset)))
+            self._state.tables.apply(self._events_of(chunks), empty)
+            offset += sum(map(len, chunks))
 
     def _restored(self) -> tuple[WorkerState, int]:
         """The state of the newest snapshot that can be used, and its offset; at worst nothing and
@@ -219,7 +238,7 @@ class WorkerCore:
         if found is None:
             return None
         offset, batch = found
-        row = batch.to_pylist()[0]
+        row = align(batch, self.project.event(kind)).to_pylist()[0]
         windows, body_hash = row.pop("windows", None), row.pop("body_hash", None)
         if body_hash is None:
             self._counters["conflicts"] += 1
@@ -271,6 +290,13 @@ class WorkerCore:
         self._apply()
         return self._state.take_changes(limit, written=written)
 
+    def table(
+        self, tenant: str, table: str, since: int, until: int, now: int
+    ) -> tuple[list[dict[str, Any]], int | None]:
+        """Rows of a table (TableEngine.read) with every committed event, and its watermark."""
+        rows = self._state.tables.read(tenant, table, since, until, now)
+        return rows, self._state.tables.watermark(table)
+
     @property
     def next_offset(self) -> int:
         """The offset that the next event takes."""
@@ -308,6 +334,8 @@ class WorkerCore:
             raise IntegrityError(f"the log gave offset {offsets[0][0]}, expected {self._committed}")
         self._seq += 1
         self._next = self._committed = int(offsets[-1][-1]) + 1
+        for appended, given in zip(batches, offsets, strict=True):
+            self._state.tables.take(chunks_of(appended, given))
         self._intake.after_commit()
         self._events.clear()
         self._decisions.clear()

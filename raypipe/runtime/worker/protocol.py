@@ -54,6 +54,17 @@ class ReadKey(msgspec.Struct, tag="read_key", array_like=True, frozen=True):
     now: int
 
 
+class ReadTable(msgspec.Struct, tag="read_table", array_like=True, frozen=True):
+    """Ask for the rows of a table whose windows overlap [since, until), as of ``now``, ms UTC."""
+
+    id: int
+    tenant: str
+    table: str
+    since: int
+    until: int
+    now: int
+
+
 class Ingest(msgspec.Struct, tag="ingest", array_like=True, frozen=True):
     """Take validated rows of a bulk request in.
 
@@ -96,7 +107,7 @@ class Verify(msgspec.Struct, tag="verify", array_like=True, frozen=True):
     digest: bytes
 
 
-Request = Observe | Record | Lookup | ReadKey | Ingest | TakeChanges | Stats | Verify
+Request = Observe | Record | Lookup | ReadKey | ReadTable | Ingest | TakeChanges | Stats | Verify
 
 
 class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
@@ -154,6 +165,14 @@ class Changed(msgspec.Struct, tag="changed", array_like=True, frozen=True):
     rows: bytes
 
 
+class TableRows(msgspec.Struct, tag="table_rows", array_like=True, frozen=True):
+    """Rows of a table, oldest first, and its watermark, None before the first event."""
+
+    id: int
+    rows: list[dict[str, Any]]
+    watermark: int | None
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
     """Counters and gauges by name."""
 
@@ -178,7 +197,16 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
 
 
 Reply = (
-    Observed | Recorded | Found | KeyValues | Ingested | Changed | StatsReply | Verified | Failed
+    Observed
+    | Recorded
+    | Found
+    | KeyValues
+    | TableRows
+    | Ingested
+    | Changed
+    | StatsReply
+    | Verified
+    | Failed
 )
 
 encode = msgspec.msgpack.Encoder().encode

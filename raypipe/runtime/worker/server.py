@@ -176,6 +176,15 @@ class WorkerServer:
                     return protocol.Verified(number, credential.tenant, scopes)
                 case protocol.ReadKey(id=number, tenant=tenant, entity=entity, key=key, now=now):
                     return protocol.KeyValues(number, self._core.read(tenant, entity, key, now))
+                case protocol.ReadTable():
+                    asked = (
+                        request.tenant,
+                        request.table,
+                        request.since,
+                        request.until,
+                        request.now,
+                    )
+                    return protocol.TableRows(request.id, *self._core.table(*asked))
                 case protocol.Ingest(id=number):
                     receipt = self._core.ingest(self._read_bulk(request))
                     return protocol.Ingested(

@@ -13,6 +13,7 @@ from raypipe.project import Project
 from raypipe.runtime.worker.changes import Changes
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.snapshots import Piece
+from raypipe.tables.engine import TableEngine
 from raypipe.windows.engine import WindowEngine
 
 PIECE_KEYS = 50_000
@@ -24,6 +25,7 @@ class WorkerState:
 
     def __init__(self, project: Project, ids: KnownIds, tenant: str) -> None:
         self.windows = WindowEngine(project.views, project.decision)
+        self.tables = TableEngine(project.tables, project.events)
         self.ids = ids
         self.changes = Changes(project.views, tenant)
 
@@ -40,6 +42,7 @@ class WorkerState:
     def replay(self, chunks: Sequence[Chunk]) -> None:
         """Count logged events and know their ids."""
         self.apply(chunks)
+        self.tables.apply(chunks)
         for chunk in chunks:
             self.ids.remember(chunk)
 
@@ -66,11 +69,17 @@ class WorkerState:
         found: list[Piece] = [
             partial(windows.piece, name, buckets) for name, buckets in windows.pieces(PIECE_KEYS)
         ]
+        found += [partial(self._table, name) for name in self.tables.names]
         return [*found, lambda _: self.ids.snapshot(), lambda _: self.changes.snapshot()]
+
+    def _table(self, name: str, offset: int) -> pa.Table:
+        """A table knows by itself what it has counted."""
+        return self.tables.piece(name)
 
     def restore(self, table: pa.Table) -> None:
         """Take one of these parts over; raises IntegrityError if it is of another definition."""
-        if not (self.ids.restore(table) or self.changes.restore(table)):
+        known = self.ids.restore(table) or self.changes.restore(table)
+        if not known and not self.tables.restore([table]):
             self.windows.restore([table])
 
     def stats(self) -> dict[str, float]:
@@ -81,4 +90,5 @@ class WorkerState:
             "too_old": float(self.windows.too_old),
             "waiting_changes": float(len(self.changes)),
             **self.ids.stats(),
+            **self.tables.stats,
         }
