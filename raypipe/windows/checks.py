@@ -74,7 +74,7 @@ def check_condition(owner: str, text: str, event: EventType) -> None:
     """Raise DeclarationError if a condition reads what an event type hasn't got as it reads it.
 
     Args:
-        owner: whose condition it is, as in ``view 'card'``.
+        owner: whose condition it is, as in ``view 'valve'``.
     """
     condition = Condition(text)
     for name in condition.numbers:
