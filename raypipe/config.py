@@ -142,6 +142,11 @@ class Settings(BaseSettings):
         description="module:attribute of the declared project",
         json_schema_extra={"allowed": "module:attribute"},
     )
+    patterns: Annotated[Path, AfterValidator(_absolute)] | None = Field(
+        None,
+        description="file or folder of YAML files with the event patterns that run; relative to "
+        "the settings file that names it; unset: those beside the project",
+    )
     tenant: str = Field(
         "default",
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$",
@@ -417,9 +422,10 @@ def _given(flags: Mapping[str, object], config: Path | None) -> dict[str, tuple[
         _refuse_unknown(values, str(file), str)
         if isinstance(values.get("home"), str):
             values["home"] = file.parent / Path(str(values["home"])).expanduser()
-        options = values.get("serving_options")
-        if isinstance(options, str) and options:
-            values["serving_options"] = file.parent / Path(options).expanduser()
+        for name in ("serving_options", "patterns"):
+            path = values.get(name)
+            if isinstance(path, str) and path:
+                values[name] = file.parent / Path(path).expanduser()
         lake = values.get("lake_url")
         if isinstance(lake, str) and lake and "://" not in lake:
             values["lake_url"] = str(file.parent / Path(lake).expanduser())

@@ -137,6 +137,34 @@ def try_(
     return 0
 
 
+@app.command()
+def reload(
+    json: Json = False,
+    home: Home = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """Have the running worker read its pattern files again.
+
+    The files are those of the setting `patterns`, else those beside the project. Patterns that did
+    not change keep their state, the others start empty. Nothing changes if one of them is wrong.
+    Works on the machine that the worker runs on.
+    """
+    settings = _options.settings(home, config, set_)
+    from raypipe.patterns.files import pattern_files, runnable
+    from raypipe.project import load_project
+    from raypipe.runtime.worker import local
+
+    patterns = runnable(pattern_files(settings), load_project(settings.project))
+    names = local.ask(settings.home, lambda worker: worker.use_patterns(patterns))
+    _output.write(
+        {"patterns": names},
+        as_json=json,
+        text=f"{len(names)} patterns run: {', '.join(names)}." if names else "No pattern runs.",
+    )
+    return 0
+
+
 def _step(step: Any) -> str:
     often = "" if step.least == 1 else f" x{step.least}"
     return f"{'no ' if step.negated else ''}{step.name}{often}"

@@ -27,7 +27,7 @@ DECISION = "decision"
 DECLARATION = "declaration"
 """The kind of recorded declarations of event types: raypipe.events.declarations."""
 
-OWN_KINDS = frozenset({DECISION, DECLARATION, "receipt"})
+OWN_KINDS = frozenset({DECISION, DECLARATION, "receipt", "alert", "patterns", "clock"})
 """Names that no event type may have."""
 
 POSITION = "_position"

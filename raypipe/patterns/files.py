@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from raypipe.errors import DeclarationError
 from raypipe.events.schema import EventType
@@ -13,6 +14,9 @@ from raypipe.patterns.plan import compile_pattern
 from raypipe.patterns.reading import read_patterns
 from raypipe.patterns.spec import Pattern
 from raypipe.project import Project, load_project
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,16 @@ def project_files(reference: str) -> list[Path]:
         return []
     file = Path(module.__file__).parent / "patterns" / f"{project.name}.yaml"
     return [file] if file.is_file() else []
+
+
+def pattern_files(settings: Settings) -> list[Path]:
+    """The files that a worker's patterns come from: the setting `patterns`, a file or a folder of
+    YAML files, else those of the project."""
+    if settings.patterns is None:
+        return project_files(settings.project)
+    if settings.patterns.is_dir():
+        return sorted(settings.patterns.glob("*.yaml"))
+    return [settings.patterns]
 
 
 def lint(files: Sequence[Path], events: Sequence[EventType]) -> tuple[list[Pattern], list[Finding]]:

@@ -48,6 +48,8 @@ class WorkerActor:
         from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
         from raypipe.lake import Place
         from raypipe.log.sqlite import SqliteLog
+        from raypipe.patterns.engine import compile_patterns
+        from raypipe.patterns.files import pattern_files, runnable
         from raypipe.project import load_project
         from raypipe.runtime.worker.connection import Listener, TlsListener, UnixListener
         from raypipe.runtime.worker.core import WorkerCore
@@ -61,6 +63,7 @@ class WorkerActor:
         project = load_project(settings.project)
         # A worker that answers its address answers events.
         compile_windows(project.views, project.decision)
+        compile_patterns()
         log = SqliteLog.open(settings.log_url)
         quarantine = Quarantine(settings.home / QUARANTINE_FILE)
         self._core = WorkerCore(
@@ -75,6 +78,7 @@ class WorkerActor:
                 settings.snapshot_seconds,
             ),
             tenant=settings.tenant,
+            patterns=runnable(pattern_files(settings), project),
         )
         ensure_local_key(settings.home)
         listeners: list[Listener] = [UnixListener(Path(self._address.path))]

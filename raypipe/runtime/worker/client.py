@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -26,6 +26,7 @@ from raypipe.errors import (
 )
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import encode_group
+from raypipe.patterns.spec import Pattern
 from raypipe.project import Project
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.intake import Bulk
@@ -145,6 +146,17 @@ class WorkerClient:
             protocol.TableRows,
         )
         return reply.rows, reply.watermark
+
+    async def use_patterns(self, patterns: Sequence[Pattern]) -> list[str]:
+        """Run these patterns instead of the others; returns their names.
+
+        Raises DeclarationError when one of them doesn't fit the worker's events.
+        """
+        texts = [p.text for p in patterns]
+        reply = await self._ask(
+            lambda number: protocol.UsePatterns(number, texts), protocol.PatternsUsed
+        )
+        return reply.names
 
     async def verify(self, shown: Presented) -> Credential | None:
         """The credential behind an API key, None for one that is unknown, wrong or revoked.

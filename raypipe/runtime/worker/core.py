@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.aborts import reach
+from raypipe.clock import Clock, SystemClock
 from raypipe.errors import Conflict, EventLost, IntegrityError, Unavailable, UsageError
 from raypipe.events.declarations import declare
 from raypipe.events.evolution import align
@@ -26,6 +27,7 @@ from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
 from raypipe.log.port import Appended, Chunk, EventLog, Group, chunks_of
+from raypipe.patterns.spec import Pattern
 from raypipe.project import Project
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.intake import DEDUP, Bulk, Dedup, Intake, came_in_bulk
@@ -79,6 +81,8 @@ class WorkerCore:
         dedup: Dedup = DEDUP,
         snapshots: Snapshots | None = None,
         tenant: str = LOCAL_TENANT,
+        patterns: Sequence[Pattern] = (),
+        clock: Clock | None = None,
     ) -> None:
         started = time.monotonic()
         self.project = project
@@ -86,12 +90,14 @@ class WorkerCore:
         self._partition = partition
         self._dedup = dedup
         self._tenant = tenant
+        self._clock = clock or SystemClock()
         self._snapshots = snapshots
         self._schemas = {e.name: live_schema(project, e.name) for e in project.events}
         self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
         self._events: list[tuple[str, Entry] | Group] = []
         self._unapplied: list[Chunk] = []
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
+        self._found: list[Appended] = []
         self._seq = 0
         self._epoch = log.begin_epoch(partition)
         declare(log, project, partition, self._epoch)
@@ -109,6 +115,8 @@ class WorkerCore:
             "commits": 0.0,
             "commit_seconds": 0.0,
         }
+        self.use_patterns(patterns)
+        self.commit()
 
     def _replay(self, offset: int) -> int:
         end = self._log.end(self._partition)
@@ -119,9 +127,11 @@ class WorkerCore:
             )
         while offset < end:
             chunks = list(self._log.read(self._partition, offset, REPLAY_ROWS))
-            self._state.replay(self._events_of(chunks))
+            others = [chunk for chunk in chunks if chunk.kind not in self._schemas]
+            self._state.replay(self._events_of(chunks), others)
             offset += sum(map(len, chunks))
         self._state.settle()
+        self._found += self._state.watch.settle()
         return offset
 
     def _events_of(self, chunks: Iterable[Chunk]) -> list[Chunk]:
@@ -297,6 +307,22 @@ class WorkerCore:
         rows = self._state.tables.read(tenant, table, since, until, now)
         return rows, self._state.tables.watermark(table)
 
+    def use_patterns(self, patterns: Sequence[Pattern]) -> None:
+        """Run these patterns for all events after the next commit; the same ones keep their state.
+
+        Raises DeclarationError, and changes nothing, when one of them doesn't fit the events.
+        """
+        self.commit()
+        self._look(all_=True)
+        self._found += self._state.watch.use(patterns, self._clock.now_ms())
+
+    def _look(self, *, all_: bool = False) -> None:
+        """Have the patterns look at committed events that have waited long enough."""
+        found = self._state.watch.take(self._clock.now_ms(), all_=all_)
+        if found:
+            self._found += found
+            self.commit()
+
     @property
     def next_offset(self) -> int:
         """The offset that the next event takes."""
@@ -305,7 +331,7 @@ class WorkerCore:
     @property
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""
-        return bool(self._events or self._decisions or self._intake.dirty)
+        return bool(self._events or self._decisions or self._found or self._intake.dirty)
 
     def commit(self) -> None:
         """Make everything since the last commit durable, in one transaction.
@@ -319,6 +345,7 @@ class WorkerCore:
         batches = [*self._event_batches(), *self._intake.before_commit()]
         if self._decisions:
             batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
+        batches += self._found
         if not batches:
             return  # rows were refused, and no others came
         reach("worker.before_commit")
@@ -334,8 +361,9 @@ class WorkerCore:
             raise IntegrityError(f"the log gave offset {offsets[0][0]}, expected {self._committed}")
         self._seq += 1
         self._next = self._committed = int(offsets[-1][-1]) + 1
-        for appended, given in zip(batches, offsets, strict=True):
-            self._state.tables.take(chunks_of(appended, given))
+        chunks = [c for b, given in zip(batches, offsets, strict=True) for c in chunks_of(b, given)]
+        self._state.committed([chunk for chunk in chunks if chunk.kind in self._schemas])
+        self._found.clear()
         self._intake.after_commit()
         self._events.clear()
         self._decisions.clear()
@@ -364,12 +392,15 @@ class WorkerCore:
         if self._snapshots is None:
             raise UsageError("this worker has no place for snapshots")
         self.commit()
+        self._look(all_=True)
         self._rely_on(*self._snapshots.finish(self._next, self._epoch, self._state.pieces))
         self._snapshots.prune().result()
         return self._next
 
     def tick(self) -> None:
-        """Go on with a snapshot if one is due; call it after ``commit``."""
+        """Do what can wait: patterns, snapshots; call it after ``commit``."""
+        saving = self._snapshots is not None and self._snapshots.wants_state(self._next)
+        self._look(all_=saving)
         if self._snapshots is not None:
             done = self._snapshots.tick(self._next, self._epoch, self._state.pieces)
             if done is not None:
@@ -384,7 +415,10 @@ class WorkerCore:
     @property
     def idle_s(self) -> float | None:
         """After how many seconds ``tick`` has something to do; None: not by itself."""
-        return None if self._snapshots is None else self._snapshots.idle_s(self._next)
+        waits = [self._state.watch.idle_s]
+        if self._snapshots is not None:
+            waits.append(self._snapshots.idle_s(self._next))
+        return min((w for w in waits if w is not None), default=None)
 
     def stats(self) -> dict[str, float]:
         """Counters since the start, and gauges."""

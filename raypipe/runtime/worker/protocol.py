@@ -93,6 +93,13 @@ class TakeChanges(msgspec.Struct, tag="take_changes", array_like=True, frozen=Tr
     written: bool
 
 
+class UsePatterns(msgspec.Struct, tag="use_patterns", array_like=True, frozen=True):
+    """Run these patterns, given by their canonical definitions, instead of the others."""
+
+    id: int
+    texts: list[str]
+
+
 class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     """Ask for counters and gauges."""
 
@@ -107,7 +114,18 @@ class Verify(msgspec.Struct, tag="verify", array_like=True, frozen=True):
     digest: bytes
 
 
-Request = Observe | Record | Lookup | ReadKey | ReadTable | Ingest | TakeChanges | Stats | Verify
+Request = (
+    Observe
+    | Record
+    | Lookup
+    | ReadKey
+    | ReadTable
+    | Ingest
+    | TakeChanges
+    | UsePatterns
+    | Stats
+    | Verify
+)
 
 
 class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
@@ -173,6 +191,13 @@ class TableRows(msgspec.Struct, tag="table_rows", array_like=True, frozen=True):
     watermark: int | None
 
 
+class PatternsUsed(msgspec.Struct, tag="patterns_used", array_like=True, frozen=True):
+    """Names of the patterns that run now."""
+
+    id: int
+    names: list[str]
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
     """Counters and gauges by name."""
 
@@ -204,6 +229,7 @@ Reply = (
     | TableRows
     | Ingested
     | Changed
+    | PatternsUsed
     | StatsReply
     | Verified
     | Failed

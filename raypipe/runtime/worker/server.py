@@ -22,6 +22,7 @@ from raypipe.aborts import reach
 from raypipe.errors import DeclarationError, RaypipeError
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import decode_group
+from raypipe.patterns.spec import Pattern
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.connection import Connection, Listener
 from raypipe.runtime.worker.core import WorkerCore
@@ -196,6 +197,10 @@ class WorkerServer:
                     )
                 case protocol.TakeChanges(id=number, limit=limit, written=written):
                     return _changed(number, self._core.changed(limit, written=written))
+                case protocol.UsePatterns(id=number, texts=texts):
+                    patterns = [Pattern.from_text(text) for text in texts]
+                    self._core.use_patterns(patterns)
+                    return protocol.PatternsUsed(number, [p.name for p in patterns])
                 case protocol.Stats(id=number):
                     return protocol.StatsReply(number, self._core.stats())
         except RaypipeError as e:

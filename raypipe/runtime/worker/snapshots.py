@@ -15,7 +15,7 @@ from raypipe.errors import RaypipeError
 from raypipe.lake import Place
 from raypipe.windows import snapshot
 
-Piece = Callable[[int], pa.Table]
+Piece = Callable[[int], Sequence[pa.Table]]
 """Takes a part of the state as of now; its argument is the offset up to which that has counted."""
 
 KEPT = 2
@@ -71,6 +71,10 @@ class Snapshots:
         self._last_offset = -1
         self.seconds = 0.0
         """How long the last one took."""
+
+    def wants_state(self, offset: int) -> bool:
+        """Whether the next ``tick`` may take a piece."""
+        return self.idle_s(offset) == 0.0
 
     def idle_s(self, offset: int) -> float | None:
         """After how long ``tick`` has something to do; None: not before more events came."""
@@ -135,11 +139,11 @@ class Snapshots:
     def _step(self, making: _Making, offset: int) -> tuple[int, str] | None:
         if making.taken < len(making.pieces):
             if making.waiting < _WAITING:
-                table = making.pieces[making.taken](offset)
-                name = f"part-{making.taken:05d}.arrow"
+                for table in making.pieces[making.taken](offset):
+                    name = f"part-{len(making.written):05d}.arrow"
+                    place = making.folder / name
+                    making.written[name] = self._writer.submit(_write, place, table)
                 making.taken += 1
-                place = making.folder / name
-                making.written[name] = self._writer.submit(_write, place, table)
             return None
         if making.waiting:
             return None

@@ -13,6 +13,7 @@ from raypipe.project import Project
 from raypipe.runtime.worker.changes import Changes
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.snapshots import Piece
+from raypipe.runtime.worker.watch import Watch
 from raypipe.tables.engine import TableEngine
 from raypipe.windows.engine import WindowEngine
 
@@ -28,6 +29,7 @@ class WorkerState:
         self.tables = TableEngine(project.tables, project.events)
         self.ids = ids
         self.changes = Changes(project.views, tenant)
+        self.watch = Watch(project.events)
 
     def observe(self, kind: str, event: Mapping[str, Any], offset: int) -> bytes:
         """Count one event, whose id is known already; returns the window values before it."""
@@ -39,12 +41,18 @@ class WorkerState:
         self.changes.add(chunks)
         self.windows.apply(chunks)
 
-    def replay(self, chunks: Sequence[Chunk]) -> None:
-        """Count logged events and know their ids."""
-        self.apply(chunks)
-        self.tables.apply(chunks)
-        for chunk in chunks:
+    def committed(self, chunks: Sequence[Chunk]) -> None:
+        """Events that were counted are durable now."""
+        self.tables.take(chunks)
+        self.watch.add(chunks)
+
+    def replay(self, events: Sequence[Chunk], others: Sequence[Chunk]) -> None:
+        """Count logged events, know their ids, and follow what other records say."""
+        self.apply(events)
+        self.tables.apply(events)
+        for chunk in events:
             self.ids.remember(chunk)
+        self.watch.replay([*events, *others])
 
     def take_changes(self, limit: int, *, written: bool) -> tuple[str, pa.Table] | None:
         """Some keys of a view that changed, as ``WindowEngine.latest`` gives them.
@@ -67,19 +75,27 @@ class WorkerState:
         """The parts of a snapshot."""
         windows = self.windows
         found: list[Piece] = [
-            partial(windows.piece, name, buckets) for name, buckets in windows.pieces(PIECE_KEYS)
+            partial(self._windows, name, buckets) for name, buckets in windows.pieces(PIECE_KEYS)
         ]
         found += [partial(self._table, name) for name in self.tables.names]
-        return [*found, lambda _: self.ids.snapshot(), lambda _: self.changes.snapshot()]
+        return [
+            *found,
+            lambda _: [self.ids.snapshot()],
+            lambda _: [self.changes.snapshot()],
+            self.watch.pieces,
+        ]
 
-    def _table(self, name: str, offset: int) -> pa.Table:
+    def _windows(self, name: str, buckets: range, offset: int) -> list[pa.Table]:
+        return [self.windows.piece(name, buckets, offset)]
+
+    def _table(self, name: str, offset: int) -> list[pa.Table]:
         """A table knows by itself what it has counted."""
-        return self.tables.piece(name)
+        return [self.tables.piece(name)]
 
     def restore(self, table: pa.Table) -> None:
         """Take one of these parts over; raises IntegrityError if it is of another definition."""
-        known = self.ids.restore(table) or self.changes.restore(table)
-        if not known and not self.tables.restore([table]):
+        takers = (self.ids.restore, self.changes.restore, self.watch.restore)
+        if not any(take(table) for take in takers) and not self.tables.restore([table]):
             self.windows.restore([table])
 
     def stats(self) -> dict[str, float]:
@@ -91,4 +107,5 @@ class WorkerState:
             "waiting_changes": float(len(self.changes)),
             **self.ids.stats(),
             **self.tables.stats,
+            **self.watch.stats(),
         }

@@ -1,0 +1,239 @@
+"""Event patterns beside the worker's windows: they see committed events a moment later, in numbers.
+
+A pattern costs about as much for one event as for a thousand, so events wait shortly for others. An
+alert is a log record of its own; after a crash those that were found again are compared with those
+that were logged, so each is there once. Which patterns ran is a log record too: a replay finds what
+was found then.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from raypipe.errors import DeclarationError
+from raypipe.events.schema import EventType
+from raypipe.log.port import Appended, Chunk
+from raypipe.patterns.alerts import ALERT, Alert, to_batch
+from raypipe.patterns.engine import PatternEngine
+from raypipe.patterns.plan import compile_pattern
+from raypipe.patterns.spec import Pattern
+from raypipe.runtime.worker.ids import PART
+
+PATTERNS = "patterns"
+"""Kind of the records that say which patterns run from their offset on."""
+
+CLOCK = "clock"
+"""Kind of the records that let time pass for patterns while no events come."""
+
+DELAY_S = 0.1
+"""How long an event waits for others."""
+
+ROWS = 4_096
+"""So many don't wait."""
+
+CLOCK_S = 5.0
+
+RECORD = pa.schema(
+    [
+        pa.field("tenant", pa.string(), nullable=False),
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("event_time", pa.int64(), nullable=False),
+        pa.field("received_at", pa.int64(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+    ]
+)
+"""Columns of both kinds; ``text`` is a JSON list of canonical definitions."""
+
+_SET = b"patterns"
+
+_log = logging.getLogger("raypipe.worker")
+
+
+class Watch:
+    """The patterns over one partition. Not thread-safe.
+
+    Args:
+        events: all declared event types.
+        clock: seconds, for waiting only.
+    """
+
+    def __init__(
+        self, events: Sequence[EventType], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._events = tuple(events)
+        self._clock = clock
+        self._engine = PatternEngine((), self._events)
+        self._waiting: list[Chunk] = []
+        self._since = 0.0
+        self._counted = 0
+        """Offset up to which a restored state has counted."""
+        self._found: list[Alert] = []
+        self._logged: set[str] = set()
+        self._ticked = clock()
+        self.alerts = 0
+
+    @property
+    def patterns(self) -> tuple[Pattern, ...]:
+        """Those that run."""
+        return self._engine.patterns
+
+    def use(self, patterns: Sequence[Pattern], now_ms: int) -> list[Appended]:
+        """Run these from now on; returns what the log must say of it. What waits must be taken
+        before."""
+        if [p.definition_hash for p in patterns] == [p.definition_hash for p in self.patterns]:
+            return []
+        self._engine.replace(patterns)
+        return [(PATTERNS, _record(now_ms, json.dumps([p.text for p in patterns])))]
+
+    def add(self, chunks: Sequence[Chunk]) -> None:
+        """Have committed events wait."""
+        if self.patterns and chunks:
+            if not self._waiting:
+                self._since = self._clock()
+            self._waiting += chunks
+
+    @property
+    def idle_s(self) -> float | None:
+        """After how many seconds ``take`` has something to do; None: not by itself."""
+        now = self._clock()
+        if self._waiting:
+            many = sum(map(len, self._waiting)) >= ROWS
+            return 0.0 if many else max(0.0, self._since + DELAY_S - now)
+        return max(0.0, self._ticked + CLOCK_S - now) if self._awaits else None
+
+    @property
+    def _awaits(self) -> bool:
+        """Whether something may be found by the passing of time alone."""
+        awaiting = [p.name for p in self.patterns if p.awaits_absence]
+        return bool(awaiting) and any(self._engine.stats[n]["partials"] for n in awaiting)
+
+    def take(self, now_ms: int, *, all_: bool = False) -> list[Appended]:
+        """Look at what has waited long enough; returns what the log must hold of what was found.
+
+        Args:
+            now_ms: the time that a clock record may give to the log.
+            all_: don't wait any longer.
+        """
+        if self._waiting:
+            if not all_ and self.idle_s:
+                return []
+            waiting, self._waiting = self._waiting, []
+            self._ticked = self._clock()
+            return self._alerts(self._engine.apply(waiting))
+        if not self._awaits or self._clock() < self._ticked + CLOCK_S:
+            return []
+        self._ticked = self._clock()
+        found = self._engine.advance(now_ms)
+        return [(CLOCK, _record(now_ms, "[]")), *self._alerts(found)]
+
+    def _alerts(self, found: Sequence[Alert]) -> list[Appended]:
+        self.alerts += len(found)
+        return [(ALERT.name, to_batch(found))] if found else []
+
+    def replay(self, chunks: Sequence[Chunk]) -> None:
+        """Go through logged rows of all kinds, of one read of the log."""
+        for name in (c for c in chunks if c.kind == ALERT.name):
+            self._logged.update(name.batch.column("event_id").to_pylist())
+        marks = sorted(
+            (int(offset), c.kind, row)
+            for c in chunks
+            if c.kind in (PATTERNS, CLOCK)
+            for offset, row in zip(c.offsets, c.batch.to_pylist(), strict=True)
+            if offset >= self._counted
+        )
+        begin = self._counted
+        for offset, kind, row in marks:
+            self._found += self._engine.apply(self._between(chunks, begin, offset))
+            begin = offset
+            if kind == PATTERNS:
+                self._run(json.loads(row["text"]))
+            else:
+                self._found += self._engine.advance(row["received_at"])
+        self._found += self._engine.apply(self._between(chunks, begin, None))
+
+    def _between(self, chunks: Sequence[Chunk], begin: int, end: int | None) -> list[Chunk]:
+        kinds = {e.name for e in self._events}
+        found = []
+        for chunk in chunks:
+            if chunk.kind not in kinds:
+                continue
+            low = int(chunk.offsets.searchsorted(begin))
+            high = len(chunk) if end is None else int(chunk.offsets.searchsorted(end))
+            if low < high:
+                mine = slice(low, high)
+                found.append(
+                    replace(
+                        chunk, offsets=chunk.offsets[mine], batch=chunk.batch.slice(low, high - low)
+                    )
+                )
+        return found
+
+    def _run(self, texts: Sequence[str]) -> None:
+        """Run what ran then, as far as today's declarations allow."""
+        fitting = []
+        for text in texts:
+            try:
+                pattern = Pattern.from_text(text)
+                compile_pattern(pattern, self._events)
+            except DeclarationError as e:
+                _log.warning("a pattern of the log can't run any more: %s", e.detail)
+            else:
+                fitting.append(pattern)
+        self._engine.replace(fitting)
+
+    def settle(self) -> list[Appended]:
+        """The replay is over; returns alerts that were found before a crash and not logged."""
+        missing = [a for a in self._found if a.event_id not in self._logged]
+        self._found, self._logged, self._counted = [], set(), 0
+        return self._alerts(missing)
+
+    def pieces(self, offset: int) -> list[pa.Table]:
+        """The whole state; what waits must be taken, and what was found logged, before."""
+        texts = pa.table({"text": pa.array([p.text for p in self.patterns], pa.string())})
+        head = texts.replace_schema_metadata({PART: _SET, b"offset": str(offset)})
+        return [head, *self._engine.snapshot()]
+
+    def restore(self, table: pa.Table) -> bool:
+        """Take one of these tables over, the first one first; False if it is something else."""
+        meta = table.schema.metadata or {}
+        if meta.get(PART) == _SET:
+            self._run(table.column("text").to_pylist())
+            self._counted = int(meta[b"offset"])
+            return True
+        if b"pattern" in meta:
+            self._engine.restore([table])
+            return True
+        return False
+
+    def stats(self) -> dict[str, float]:
+        """Gauges, and counters since the start."""
+        found = {
+            "patterns": float(len(self.patterns)),
+            "pattern_keys": float(self._engine.keys),
+            "pattern_bytes": float(self._engine.nbytes),
+            "pattern_rows_waiting": float(sum(map(len, self._waiting))),
+            "alerts": float(self.alerts),
+        }
+        for name, numbers in self._engine.stats.items():
+            found[f"pattern_{name}_matches"] = float(numbers["matches"])
+            found[f"pattern_{name}_dropped"] = float(numbers["dropped"])
+        return found
+
+
+def _record(now_ms: int, text: str) -> pa.RecordBatch:
+    row: dict[str, Any] = {
+        "tenant": "",
+        "event_id": secrets.token_hex(8),
+        "event_time": now_ms,
+        "received_at": now_ms,
+        "text": text,
+    }
+    return pa.RecordBatch.from_pylist([row], RECORD)
