@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import threading
 import time
 from functools import partial
@@ -185,10 +186,11 @@ def ensure(settings: Settings) -> Any:
 
 def stop() -> None:
     """End the ingest server of this process's Ray session, if one runs."""
-    import ray
-
+    ray: Any = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return
     try:
-        actor: Any = ray.get_actor(NAME, namespace=NAMESPACE)
+        actor = ray.get_actor(NAME, namespace=NAMESPACE)
         ray.get(actor.stop.remote(), timeout=START_S)
         ray.kill(actor, no_restart=True)
     except (ValueError, ray.exceptions.RayError) as e:

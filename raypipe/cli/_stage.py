@@ -37,10 +37,11 @@ def call(reference: str, *args: Any, **options: Any) -> Any:
 
 
 def stop_worker() -> None:
-    """End the worker of the running session with a snapshot, if there is one."""
+    """End the session's ingest server, then its worker with a snapshot, if there are any."""
     from raypipe.runtime.worker import actor
 
     with unhurried():
+        call("serving.ingest:stop")
         actor.stop()
 
 

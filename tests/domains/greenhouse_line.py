@@ -220,6 +220,7 @@ def greenhouse(greenhouse_line: Line) -> Iterator[Served]:
     from ray import serve
 
     from raypipe.runtime.worker import actor
+    from serving import ingest
     from serving.run import serve as start
 
     announced = []
@@ -229,5 +230,6 @@ def greenhouse(greenhouse_line: Line) -> Iterator[Served]:
         key = Path(about["api_key"]).read_text().strip()
         yield Served(greenhouse_line, about["url"], key, about["model"])
     finally:
+        ingest.stop()
         serve.shutdown()
         actor.stop()
