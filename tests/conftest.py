@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests import s3
+from tests.contract import kafka_server
 
 _USER_ENVIRONMENT = dict(os.environ)
 
@@ -89,3 +90,13 @@ def s3_query(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real S3 server with the bucket ``lake``: what stands behind ``s3://lake/PREFIX?``."""
     with s3.server(tmp_path_factory.mktemp("s3")) as query:
         yield query
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[kafka_server.KafkaServer]:
+    """The one Kafka broker of the run; every test writes to topics of its own."""
+    if kafka_server.MISSING:
+        pytest.skip(kafka_server.MISSING)
+    server = kafka_server.KafkaServer(tmp_path_factory.mktemp("kafka"))
+    yield server
+    server.stop()
