@@ -1,4 +1,4 @@
-"""What the embedded log keeps count of, inside the transaction that writes the rows."""
+"""What a log keeps count of in SQLite, inside the transaction that writes the rows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import secrets
 import sqlite3
 
 from raypipe.errors import Conflict, IntegrityError
+from raypipe.log import port
 from raypipe.log.database import PLACE_BITS
-from raypipe.log.port import Fenced
 
 _NEXT_OFFSET = """
 select (select total(rows) from kind where partition = :p),
@@ -51,11 +51,7 @@ def current_epoch(db: sqlite3.Connection, partition: int) -> int:
 
 def check_epoch(db: sqlite3.Connection, partition: int, epoch: int | None) -> None:
     """Raise Fenced for a writer of another epoch; None is outside of fencing."""
-    if epoch is not None and epoch != (current := current_epoch(db, partition)):
-        raise Fenced(
-            f"epoch {epoch} writes to partition {partition}, which is in epoch {current}",
-            hint="Another writer took over; end this one and start again.",
-        )
+    port.check_epoch(epoch, current_epoch(db, partition), partition)
 
 
 def add_rows(db: sqlite3.Connection, partition: int, kind: str, rows: int) -> None:
@@ -105,3 +101,15 @@ def acknowledged(
             hint="A retry sends the same batches; something new takes the next seq.",
         )
     return int(row[0])
+
+
+def sealed(
+    db: sqlite3.Connection, partition: int, producer: str, seq: int
+) -> tuple[int, int] | None:
+    """The range that this (producer, seq) sealed, if it did."""
+    row = db.execute(
+        "select base_offset, sizes from ack"
+        " where partition = ? and producer = ? and seq = ? and sealed",
+        (partition, producer, seq),
+    ).fetchone()
+    return (row[0], row[0] + json.loads(row[1])[0]) if row else None

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.errors import IntegrityError, UsageError
-from raypipe.log.port import Group, Part
+from raypipe.log.port import Chunk, Group, Part
 
 _HEAD = struct.Struct("<Q")
 _ALIGN = 8
@@ -100,6 +100,17 @@ def decode_group(payload: bytes, schema: Callable[[int], pa.Schema]) -> Group:
         at += message_size
         parts.append(Part(kind, batch, positions))
     return Group(tuple(parts))
+
+
+def chunks(group: Group, base: int, first: int, stop: int) -> list[Chunk]:
+    """The rows with offsets in [first, stop) of a group that begins at offset ``base``."""
+    found = []
+    for part in group.parts:
+        a, b = part.positions.searchsorted([first - base, stop - base])
+        if a < b:
+            offsets = part.positions[a:b].astype(np.int64) + base
+            found.append(Chunk(part.kind, offsets, part.batch.slice(a, b - a)))
+    return found
 
 
 def checksum(place: int, n: int, kind: str, schema: int, payload: bytes | pa.Buffer) -> int:

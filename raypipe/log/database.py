@@ -1,4 +1,4 @@
-"""The SQLite file under the embedded log: tables, connections, the one writer at a time."""
+"""The SQLite files under a log: tables, connections, the one writer at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from raypipe.errors import IntegrityError, Unavailable
@@ -57,16 +58,33 @@ create table sealed_ids(
 """
 
 
+class Damaged(IntegrityError):
+    """SQLite finds its own file broken."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tables of a file, their version, and whether a commit outlives a power cut."""
+
+    format: int
+    tables: str
+    durable: bool
+
+
+LOG = Layout(FORMAT, _TABLES, durable=True)
+
+
 class Database:
-    """Connections (one a thread) to the log's SQLite file, and its write lock.
+    """Connections (one a thread) to one SQLite file of a log, and its write lock.
 
     SQLite 3.7.0 to 3.51.2 can lose a commit when two connections write or checkpoint at the same
     instant (sqlite.org/wal.html#walresetbug), and Python brings the system's SQLite. So all
     writes, and the checkpoints inside them, take turns on a lock file; readers never need it.
     """
 
-    def __init__(self, path: Path, *, timeout_ms: int) -> None:
+    def __init__(self, path: Path, layout: Layout = LOG, *, timeout_ms: int) -> None:
         self.path = path
+        self._layout = layout
         self._timeout = timeout_ms / 1_000
         self._local = threading.local()
         self._sessions: weakref.WeakSet[_Session] = weakref.WeakSet()
@@ -81,13 +99,13 @@ class Database:
         if found == 0:
             with self.write() as db:
                 if db.execute("pragma user_version").fetchone()[0] == 0:
-                    for statement in _TABLES.split(";"):
+                    for statement in self._layout.tables.split(";"):
                         db.execute(statement)
-                    db.execute(f"pragma user_version = {FORMAT}")
+                    db.execute(f"pragma user_version = {self._layout.format}")
             sync_directory(self.path.parent)
-        elif found != FORMAT:
+        elif found != self._layout.format:
             raise IntegrityError(
-                f"{self.path} has format {found}, this version reads {FORMAT}",
+                f"{self.path} has format {found}, this version reads {self._layout.format}",
                 hint="Open it with the version of raypipe that wrote it.",
             )
 
@@ -99,7 +117,7 @@ class Database:
             if self._closed:
                 raise Unavailable(f"{self.path} was closed")
             with translated():
-                session = _Session(self.path, self._timeout)
+                session = _Session(self.path, self._timeout, durable=self._layout.durable)
             self._local.session = session
             self._sessions.add(session)
         return session.connection
@@ -162,13 +180,13 @@ class Database:
 class _Session:
     """A connection that closes when its thread is gone."""
 
-    def __init__(self, path: Path, timeout: float) -> None:
+    def __init__(self, path: Path, timeout: float, *, durable: bool) -> None:
         self.connection = sqlite3.connect(
             path, timeout=timeout, isolation_level=None, check_same_thread=False
         )
         for pragma in (
             "journal_mode=wal",
-            "synchronous=full",
+            f"synchronous={'full' if durable else 'normal'}",
             "wal_autocheckpoint=4000",
             "journal_size_limit=67108864",
             "cache_size=-65536",
@@ -196,6 +214,6 @@ def translated() -> Iterator[None]:
             ) from e
         if name.startswith("SQLITE_BUSY") or name == "SQLITE_CANTOPEN":
             raise Unavailable(f"the log's database doesn't answer: {e} ({name})") from e
-        raise IntegrityError(
+        raise Damaged(
             f"the log's database is damaged: {e} ({name})", hint="Restore it from a backup."
         ) from e

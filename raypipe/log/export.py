@@ -7,6 +7,7 @@ STEP, so an export that reaches further finds the full steps of an earlier one i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ import pyarrow as pa
 from raypipe.errors import IntegrityError
 from raypipe.lake import Place
 from raypipe.log import files
-from raypipe.log.manifest import Ranges, SealedFile
+from raypipe.log.manifest import Ranges
 from raypipe.log.port import OFFSET, Chunk
 from raypipe.log.sealed import SealedReader
 
@@ -25,21 +26,28 @@ Read = Callable[[int, int], Iterator[Chunk]]
 """Rows from an offset on, at most so many."""
 
 
+class Sealed(NamedTuple):
+    """History that lies in files already."""
+
+    reader: SealedReader
+    ranges: Ranges
+
+
 def export(
     read: Read,
-    reader: SealedReader,
-    ranges: Ranges,
     what: tuple[int, str],
     directory: Place,
     start: int,
     end: int,
+    *,
+    sealed: Sealed | None = None,
 ) -> list[Place]:
     """See EventLog.export; ``what`` is (partition, kind), ``end`` at most the partition's end."""
     partition, kind = what
     found = []
-    for piece in _pieces(ranges, kind, start, end):
-        if isinstance(piece, SealedFile):
-            found.append(Place.at(reader.path(piece)))
+    for piece in _pieces(sealed, kind, start, end):
+        if isinstance(piece, Place):
+            found.append(piece)
             continue
         low, high = piece
         place = directory / f"{partition:05d}-{kind}-{low:012d}-{high:012d}.parquet"
@@ -49,20 +57,22 @@ def export(
 
 
 def _pieces(
-    ranges: Ranges, kind: str, start: int, end: int
-) -> Iterator[SealedFile | tuple[int, int]]:
+    sealed: Sealed | None, kind: str, start: int, end: int
+) -> Iterator[Place | tuple[int, int]]:
     """Whole sealed files, and the spans of offsets between them, in order."""
     while start < end:
-        span = ranges.at(start)
-        if span is None:
-            stop = min(ranges.next_start(start, end), (start // STEP + 1) * STEP)
+        span = sealed.ranges.at(start) if sealed else None
+        if sealed is None or span is None:
+            stop = min(end, (start // STEP + 1) * STEP)
+            if sealed is not None:
+                stop = sealed.ranges.next_start(start, stop)
             yield start, stop
         else:
             stop = min(span.end, end)
             for file in span.files.get(kind, ()):
                 low, high = max(start, file.min_offset), min(stop, file.max_offset + 1)
                 if (low, high) == (file.min_offset, file.max_offset + 1):
-                    yield file
+                    yield Place.at(sealed.reader.path(file))
                 elif low < high:
                     yield low, high
         start = stop

@@ -13,8 +13,9 @@ import pyarrow as pa
 from raypipe.errors import IntegrityError
 from raypipe.log import codec
 from raypipe.log.database import PLACE_BITS, Database, translated
-from raypipe.log.identity import Hashes, Keys, hash_keys, id_column, keys
-from raypipe.log.port import Chunk, DuplicateId, Group, check_kind
+from raypipe.log.identity import Hashes, hash_keys, keys
+from raypipe.log.newcomers import SAME_HASH, NewIds, check_once, signed
+from raypipe.log.port import Chunk, Group, check_kind
 
 _PAGE_BYTES = 8_000_000
 """Payload that a read loads at a time."""
@@ -29,37 +30,13 @@ GROUP = ""
 
 _STORED = "select place, n, kind, schema, crc, payload from batch"
 
-_SAME_HASH = """
-select j.key, i.place from json_each(?) j
-cross join ids i on i.hash = j.value and i.place between ? and ?
-order by j.key, i.place
-"""
-
 
 @dataclass(frozen=True, eq=False)
-class LiveBatch:
+class LiveBatch(NewIds):
     """A batch about to be appended: all that can be made ready before the write lock is taken."""
 
-    kind: str
     schema: int
     payload: pa.Buffer
-    keys: Keys
-    hashes: Hashes
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-    def key(self, row: int) -> tuple[str, str]:
-        """Tenant and id of one row."""
-        return self.keys[0][row], self.keys[1][row]
-
-    def duplicate(self, row: int, where: str) -> DuplicateId:
-        """The error for a row whose id is taken."""
-        tenant, id = self.key(row)
-        return DuplicateId(
-            f"{id_column(self.kind)} {id!r} of tenant {tenant!r} is {where}",
-            hint="Look ids up with find() first; nothing of this append was written.",
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +65,7 @@ class Live:
         names = keys(kind, batch)
         hashes = hash_keys(kind, names)
         schema = self._schema_id(kind, batch.schema)
-        return LiveBatch(kind, schema, codec.encode(batch), names, hashes)
+        return LiveBatch(kind, names, hashes, schema, codec.encode(batch))
 
     def prepare_group(self, group: Group) -> LiveGroup:
         """Make a group ready for insert_group(); raises UsageError for what can't be logged."""
@@ -123,7 +100,7 @@ class Live:
         n = len(live)
         self._insert(db, (place, n, live.kind, live.schema), live.payload, writer)
         # In the index's own order: neighbours fall on the same pages.
-        rows = sorted(zip(_signed(live.hashes), range(place, place + n), strict=True))
+        rows = sorted(zip(signed(live.hashes), range(place, place + n), strict=True))
         db.executemany("insert into ids values(?, ?)", rows)
 
     def insert_group(
@@ -152,17 +129,11 @@ class Live:
 
     def check_new(self, db: sqlite3.Connection, low: int, batches: Sequence[LiveBatch]) -> None:
         """Raise DuplicateId when an id is in the partition (from place ``low``) or comes twice."""
+        check_once(batches)
         rows = [(live, row) for live in batches for row in range(len(live))]
-        hashes = [h for live in batches for h in _signed(live.hashes)]
-        if len(set(hashes)) < len(hashes):
-            seen = set()
-            for live, row in rows:
-                name = (live.kind, *live.key(row))
-                if name in seen:
-                    raise live.duplicate(row, "twice in this append")
-                seen.add(name)
+        hashes = [h for live in batches for h in signed(live.hashes)]
         bounds = (low, low + (1 << PLACE_BITS) - 1)
-        for i, place in db.execute(_SAME_HASH, (json.dumps(hashes), *bounds)).fetchall():
+        for i, place in db.execute(SAME_HASH, (json.dumps(hashes), *bounds)).fetchall():
             live, row = rows[i]
             if self.row(db, live.kind, place, *live.key(row)) is not None:
                 raise live.duplicate(row, f"at offset {place - low}")
@@ -175,7 +146,7 @@ class Live:
             db = self._db.connection
             places = db.execute(
                 "select place from ids where hash = ? and place between ? and ? order by place",
-                (*_signed(hashes), low, low + (1 << PLACE_BITS) - 1),
+                (*signed(hashes), low, low + (1 << PLACE_BITS) - 1),
             ).fetchall()
             for (place,) in places:
                 row = self.row(db, kind, place, tenant, id)
@@ -246,13 +217,8 @@ class Live:
             batch = self._decode(stored).slice(low, high - low)
             return [Chunk(kind, np.arange(base + low, base + high, dtype=np.int64), batch)]
         self._check(stored)
-        chunks = []
-        for part in codec.decode_group(stored[5], self._schema).parts:
-            a, b = part.positions.searchsorted([low, high])
-            if a < b:
-                offsets = part.positions[a:b].astype(np.int64) + base
-                chunks.append(Chunk(part.kind, offsets, part.batch.slice(a, b - a)))
-        return chunks
+        group = codec.decode_group(stored[5], self._schema)
+        return codec.chunks(group, base, base + low, base + high)
 
     def _decode(self, stored: Stored) -> pa.RecordBatch:
         self._check(stored)
@@ -282,8 +248,3 @@ class Live:
 
 def _offset(place: int) -> int:
     return place & ((1 << PLACE_BITS) - 1)
-
-
-def _signed(hashes: Hashes) -> list[int]:
-    signed: list[int] = hashes.view(np.int64).tolist()
-    return signed

@@ -237,3 +237,12 @@ def check_kind(kind: str) -> None:
             f"{kind!r} can't be a kind of record",
             hint="A kind is up to 64 lower-case letters, digits and underscores.",
         )
+
+
+def check_epoch(epoch: int | None, current: int, partition: int) -> None:
+    """Raise Fenced for a writer of another epoch; None is outside of fencing."""
+    if epoch is not None and epoch != current:
+        raise Fenced(
+            f"epoch {epoch} writes to partition {partition}, which is in epoch {current}",
+            hint="Another writer took over; end this one and start again.",
+        )

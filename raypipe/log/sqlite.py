@@ -6,7 +6,6 @@ may write there. database.py has the tables, live.py and history.py the two halv
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import threading
 import time
@@ -22,7 +21,7 @@ from raypipe.errors import ConfigError, IntegrityError, Unavailable, UsageError
 from raypipe.lake import Place
 from raypipe.log import books
 from raypipe.log.database import PLACE_BITS, Database, translated
-from raypipe.log.export import export
+from raypipe.log.export import Sealed, export
 from raypipe.log.history import History
 from raypipe.log.identity import hash_keys
 from raypipe.log.live import Live, LiveBatch
@@ -160,12 +159,8 @@ class SqliteLog:
 
     def sealed_range(self, partition: int, producer: str, seq: int) -> tuple[int, int] | None:
         """See EventLog.sealed_range."""
-        row = self._one(
-            "select base_offset, sizes from ack"
-            " where partition = ? and producer = ? and seq = ? and sealed",
-            (partition, producer, seq),
-        )
-        return (row[0], row[0] + json.loads(row[1])[0]) if row else None
+        with translated():
+            return books.sealed(self._db.connection, partition, producer, seq)
 
     def read(
         self, partition: int, offset: int, max_events: int, wait_ms: int = 0
@@ -274,12 +269,11 @@ class SqliteLog:
         check_kind(kind)
         return export(
             lambda offset, rows: self.read(partition, offset, rows),
-            self._history.reader,
-            self._history.ranges(partition),
             (partition, kind),
             directory,
             start,
             min(end, self.end(partition)),
+            sealed=Sealed(self._history.reader, self._history.ranges(partition)),
         )
 
     def kinds(self, partition: int) -> list[str]:

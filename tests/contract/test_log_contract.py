@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 import threading
@@ -25,11 +26,14 @@ from raypipe.errors import (
 )
 from raypipe.lake import Place
 from raypipe.log import export, files, identity, live, sealing, sqlite
+from raypipe.log.kafka.log import KafkaLog
 from raypipe.log.port import DECISION, DuplicateId, EventLog, Fenced, Group, Part
 from raypipe.log.sqlite import SqliteLog
+from tests.contract.kafka_server import KafkaServer
 
 ROOT = Path(__file__).parents[2]
-ADAPTERS: dict[str, Callable[[Path], EventLog]] = {"sqlite": SqliteLog}
+Open = Callable[[Path], EventLog]
+"""Opens the log that belongs to a folder."""
 
 Row = tuple[str, dict[str, Any]]
 
@@ -138,18 +142,39 @@ def untouched() -> Iterator[pa.RecordBatch]:
     yield
 
 
-@pytest.fixture(params=sorted(ADAPTERS))
-def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], EventLog]]:
-    """Opens the same log again and again, as another process would."""
+def on_kafka(server: KafkaServer) -> Open:
+    """Each folder has a topic of its own; the folder holds the index."""
+
+    def open(directory: Path) -> EventLog:
+        topic = hashlib.sha256(bytes(directory)).hexdigest()[:16]
+        return KafkaLog.open(server.url(topic), directory)
+
+    return open
+
+
+@pytest.fixture(params=["sqlite", "kafka"])
+def adapter(request: pytest.FixtureRequest) -> Open:
+    return SqliteLog if request.param == "sqlite" else on_kafka(request.getfixturevalue("kafka"))
+
+
+@pytest.fixture
+def open_any(adapter: Open) -> Iterator[Open]:
+    """Opens logs that are closed in the end."""
     opened: list[EventLog] = []
 
-    def open_again() -> EventLog:
-        opened.append(ADAPTERS[request.param](tmp_path / "log"))
+    def open(directory: Path) -> EventLog:
+        opened.append(adapter(directory))
         return opened[-1]
 
-    yield open_again
+    yield open
     for log in opened:
         log.close()
+
+
+@pytest.fixture
+def open_log(open_any: Open, tmp_path: Path) -> Callable[[], EventLog]:
+    """Opens the same log again and again, as another process would."""
+    return lambda: open_any(tmp_path / "log")
 
 
 @pytest.fixture
@@ -641,15 +666,11 @@ def test_an_export_is_the_same_anywhere_and_is_not_made_twice(
     assert {p.suffix for p in (tmp_path / "one").iterdir()} == {".parquet"}
 
 
-def test_a_log_is_told_from_any_other(log: EventLog, tmp_path: Path) -> None:
-    other = SqliteLog(tmp_path / "another")
-    theirs = other.id
+def test_a_log_is_told_from_any_other(log: EventLog, open_any: Open, tmp_path: Path) -> None:
+    theirs = open_any(tmp_path / "another").id
     assert len({log.id, theirs}) == 2
     assert theirs.isalnum()
-    other.close()
-    again = SqliteLog(tmp_path / "another")
-    assert again.id == theirs
-    again.close()
+    assert open_any(tmp_path / "another").id == theirs
 
 
 def test_batches_that_cannot_be_one_table_are_named(log: EventLog, tmp_path: Path) -> None:
@@ -747,6 +768,42 @@ STEPS = st.lists(
 )
 
 
+def check_any_history(
+    adapter: Open, directory: Path, steps: list[tuple[str, list[int], str]], data: st.DataObject
+) -> None:
+    log = adapter(directory)
+    model: list[Row] = []
+    last: tuple[Any, ...] | None = None
+    for seq, (action, sizes, layout) in enumerate(steps):
+        if action == "append":
+            makers = [sales, refunds, verdicts]
+            batches = [
+                makers[b](*(f"{seq}-{b}-{i}" for i in range(n))) for b, n in enumerate(sizes)
+            ]
+            got = log.append(0, batches, producer="p", seq=seq)
+            last = (batches, seq, [o.tolist() for o in got])
+            model += rows_of(batches)
+        elif action == "retry" and last:
+            got = log.append(0, last[0], producer="p", seq=last[1])
+            assert [o.tolist() for o in got] == last[2]
+        elif action == "seal":
+            ordered, count, rows = history(layout, f"{seq}-", step=sizes[0])
+            span = log.seal(0, ordered, count, producer="l", seq=seq)
+            assert span == (len(model), len(model) + count)
+            model += rows
+        elif action == "reopen":
+            log.close()
+            log = adapter(directory)
+    offset = data.draw(st.integers(0, len(model)))
+    limit = data.draw(st.integers(1, len(model) + 1))
+    assert rows_in(log, offset, limit) == model[offset : offset + limit]
+    for at, (kind, row) in enumerate(model):
+        found = log.find(0, kind, "t", row.get("event_id") or row["decision_id"])
+        assert found is not None
+        assert (found[0], found[1].to_pylist()) == (at, [row])
+    log.close()
+
+
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS, data=st.data())
 def test_any_history_of_calls_equals_a_list_of_rows(
@@ -754,39 +811,19 @@ def test_any_history_of_calls_equals_a_list_of_rows(
     data: st.DataObject,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    for adapter in ADAPTERS.values():
-        directory = tmp_path_factory.mktemp("any") / "log"
-        log = adapter(directory)
-        model: list[Row] = []
-        last: tuple[Any, ...] | None = None
-        for seq, (action, sizes, layout) in enumerate(steps):
-            if action == "append":
-                makers = [sales, refunds, verdicts]
-                batches = [
-                    makers[b](*(f"{seq}-{b}-{i}" for i in range(n))) for b, n in enumerate(sizes)
-                ]
-                got = log.append(0, batches, producer="p", seq=seq)
-                last = (batches, seq, [o.tolist() for o in got])
-                model += rows_of(batches)
-            elif action == "retry" and last:
-                got = log.append(0, last[0], producer="p", seq=last[1])
-                assert [o.tolist() for o in got] == last[2]
-            elif action == "seal":
-                ordered, count, rows = history(layout, f"{seq}-", step=sizes[0])
-                span = log.seal(0, ordered, count, producer="l", seq=seq)
-                assert span == (len(model), len(model) + count)
-                model += rows
-            elif action == "reopen":
-                log.close()
-                log = adapter(directory)
-        offset = data.draw(st.integers(0, len(model)))
-        limit = data.draw(st.integers(1, len(model) + 1))
-        assert rows_in(log, offset, limit) == model[offset : offset + limit]
-        for at, (kind, row) in enumerate(model):
-            found = log.find(0, kind, "t", row.get("event_id") or row["decision_id"])
-            assert found is not None
-            assert (found[0], found[1].to_pylist()) == (at, [row])
-        log.close()
+    check_any_history(SqliteLog, tmp_path_factory.mktemp("any") / "log", steps, data)
+
+
+# Fewer: an example makes topics, takes them over and waits for a broker at each step.
+@settings(max_examples=8, deadline=None, suppress_health_check=list(HealthCheck))
+@given(steps=STEPS, data=st.data())
+def test_any_history_of_calls_on_kafka_equals_a_list_of_rows(
+    kafka: KafkaServer,
+    steps: list[tuple[str, list[int], str]],
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    check_any_history(on_kafka(kafka), tmp_path_factory.mktemp("any") / "log", steps, data)
 
 
 # the embedded adapter alone
