@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from raypipe.errors import NotFound
 from raypipe.lake import Place
 from raypipe.ledger.record import LOG_KIND, LOG_SCHEMA
+from raypipe.log import opening
 from raypipe.log.export import STEP
 from raypipe.log.port import OFFSET, EventLog
-from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project
 
 if TYPE_CHECKING:
@@ -97,13 +96,8 @@ def open_log(settings: Settings, project: Project) -> Iterator[LogFiles]:
 
     Raises NotFound when there is no log yet.
     """
-    if not settings.log_directory.is_dir():
-        raise NotFound(
-            f"there is no event log at {settings.log_directory}",
-            hint="Bring events in first: `raypipe load`, or `raypipe up`.",
-        )
+    log = opening.open_log(settings.log_url, settings.log_cache, create=False)
     settings.home.mkdir(parents=True, exist_ok=True)
-    log = SqliteLog.open(settings.log_url)
     try:
         # In the home, where only its owner reads: these are events.
         with tempfile.TemporaryDirectory(prefix=".rows-", dir=settings.home) as scratch:

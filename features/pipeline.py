@@ -24,7 +24,8 @@ from features.steps import Wish
 from raypipe.aborts import reach
 from raypipe.clock import DAY_MS, SystemClock
 from raypipe.errors import Conflict, RaypipeError
-from raypipe.log.sqlite import SqliteLog
+from raypipe.log.opening import open_log
+from raypipe.log.port import EventLog
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
 from raypipe.runtime.worker.core import GROUP
@@ -64,7 +65,7 @@ def build(
         session.start(settings)
         placement.require_log_node(settings)
     wish = Wish(day, bucket) if day is not None else None
-    with _alone(settings.home), closing(SqliteLog.open(settings.log_url)) as log:
+    with _alone(settings.home), closing(open_log(settings.log_url, settings.log_cache)) as log:
         daily.check(project)
         made = compute(project, log, settings, progress, wish=wish, verify=verify)
         if project.profiles:
@@ -92,7 +93,7 @@ def _alone(home: Path) -> Iterator[None]:
 
 def compute(
     project: Project,
-    log: SqliteLog,
+    log: EventLog,
     settings: Settings,
     progress: Progress,
     *,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from features import building
 from features.steps import Plan, Step
-from raypipe.errors import NotFound
-from raypipe.log.sqlite import SqliteLog
+from raypipe.log.opening import open_log
 from raypipe.project import Project, load_project
 
 if TYPE_CHECKING:
@@ -24,13 +23,8 @@ def show(settings: Settings, *, verify: bool = False) -> dict[str, Any]:
         NotFound: there is no log.
         StageError: the log has no decision events.
     """
-    if not (settings.log_directory / "log.db").exists():
-        raise NotFound(
-            f"no event log at {settings.log_directory}",
-            hint="`raypipe simulate` and `raypipe load` fill one.",
-        )
     project = load_project(settings.project)
-    with closing(SqliteLog.open(settings.log_url)) as log:
+    with closing(open_log(settings.log_url, settings.log_cache, create=False)) as log:
         return describe(project, building.plan(project, log, settings, verify=verify))
 
 

@@ -33,6 +33,7 @@ from pydantic_settings import (
 
 from raypipe.errors import ConfigError, Violation
 from raypipe.lake import Place
+from raypipe.log.kafka.address import ALLOWED, SCHEME, KafkaAddress
 
 CONFIG_FILE = "raypipe.toml"
 ENV_PREFIX = "RAYPIPE_"
@@ -70,9 +71,17 @@ def moment(value: object) -> object:
 
 
 def _log_url(url: str) -> str:
+    if url.startswith(f"{SCHEME}:"):
+        try:
+            KafkaAddress.parse(url)
+        except ConfigError as e:
+            raise ValueError(f"{e.detail}. {e.hint}") from None
+        return url
     scheme, _, path = url.partition(":///")
     if scheme != "sqlite" or not path:
-        raise ValueError("use sqlite:///FOLDER (a fourth slash begins an absolute path)")
+        raise ValueError(
+            f"use sqlite:///FOLDER (a fourth slash begins an absolute path) or {ALLOWED}"
+        )
     return f"sqlite:///{_absolute(Path(path))}"
 
 
@@ -161,8 +170,13 @@ class Settings(BaseSettings):
     )
     log_url: Annotated[str, AfterValidator(_log_url)] = Field(
         default_factory=lambda data: f"sqlite:///{data['home']}/log",
-        description="the event log; sqlite is the embedded one",
-        json_schema_extra={"default_text": "sqlite:///HOME/log", "allowed": "`sqlite:///FOLDER`"},
+        description="the event log; sqlite is the embedded one; options of Kafka are partitions, "
+        "replication, min_insync, timeout_ms, record_bytes and config, a file of the client's "
+        "security.*, sasl.* and ssl.* properties",
+        json_schema_extra={
+            "default_text": "sqlite:///HOME/log",
+            "allowed": "`sqlite:///FOLDER`, `kafka://HOST:PORT,.../TOPIC?replication=3`",
+        },
     )
     lake_url: Annotated[str, AfterValidator(_lake_url)] = Field(
         default_factory=lambda data: str(data["home"]),
@@ -339,8 +353,23 @@ class Settings(BaseSettings):
 
     @property
     def log_directory(self) -> Path:
-        """Folder of the embedded event log."""
+        """Folder of the embedded event log; raises ConfigError when the log is none."""
+        if not self.log_url.startswith("sqlite:"):
+            raise ConfigError(
+                f"log_url is {self.log_url}, and this needs a log in a folder of this machine",
+                hint="Use sqlite:///FOLDER for it.",
+            )
         return Path(self.log_url.partition(":///")[2])
+
+    @property
+    def log_place(self) -> str:
+        """The event log as people are told of it: a folder, or a topic without its options."""
+        return self.log_url.partition(":///")[2] or self.log_url.partition("?")[0]
+
+    @property
+    def log_cache(self) -> Path:
+        """Folder for what this machine keeps of a distributed log and can make again."""
+        return self.home / "log-index"
 
     @property
     def lake(self) -> Place:

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 from raypipe.clock import DAY_MS, HOUR_MS, SystemClock
 from raypipe.errors import IntegrityError, NotFound, RaypipeError
 from raypipe.events.quarantine import QUARANTINE_FILE
-from raypipe.log.sqlite import SqliteLog
+from raypipe.log.opening import open_log
+from raypipe.log.port import EventLog
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
 from serving.replay import Replayed, replay
@@ -86,6 +87,8 @@ class _Line:
             session.start(self._settings)
             placement.require_log_node(self._settings)
         if self._plan.fresh:
+            # Dropping a topic that others may use is not for a flag of this command.
+            _ = self._settings.log_directory
             for name in MADE_HERE:
                 shutil.rmtree(self._settings.home / name, ignore_errors=True)
             for name in MADE_IN_THE_LAKE:
@@ -111,7 +114,7 @@ class _Line:
 
     def _history(self) -> list[str]:
         """A simulated world whose history is loaded into the log."""
-        with closing(SqliteLog.open(self._settings.log_url)) as log:
+        with closing(open_log(self._settings.log_url, self._settings.log_cache)) as log:
             if log.end(PARTITION):
                 self._progress.note(f"the log has {log.end(PARTITION):,} events: kept")
             else:
@@ -119,7 +122,7 @@ class _Line:
             self._summary["events"] = log.counts(PARTITION)
         return []
 
-    def _simulate(self, log: SqliteLog) -> None:
+    def _simulate(self, log: EventLog) -> None:
         from raypipe.events.load import load
         from raypipe.events.mapping import read_mapping
         from raypipe.events.quarantine import Quarantine

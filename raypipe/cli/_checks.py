@@ -9,7 +9,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 import raypipe
-from raypipe.errors import RaypipeError
+from raypipe.errors import NotFound, RaypipeError
 from raypipe.lake import Place
 from raypipe.runtime import running
 from raypipe.runtime.survey import PACKAGES
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from raypipe.config import Settings
 
 GIB = 2**30
+_LOG_TIMEOUT_MS = 3_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ def run(settings: Settings) -> list[Check]:
         _files(),
         _home(settings.home),
         _disk(settings.home),
+        _log(settings),
         _lake(settings.lake),
         _mode("api key", settings.home / "api-key"),
         _mode("tenants", settings.home / "tenants.db"),
@@ -196,6 +198,23 @@ def _disk(home: Path) -> Check:
         f"{free / GIB:.1f} GiB free at {home}",
         "Free some space, or choose another --home.",
     )
+
+
+def _log(settings: Settings) -> Check:
+    """Looks only: a topic that isn't there is made by the first start."""
+    if settings.log_url.startswith("sqlite:"):
+        return Check("log", "ok", settings.log_place)
+    from raypipe.log.kafka.address import KafkaAddress
+    from raypipe.log.kafka.topics import open_topics
+
+    address = KafkaAddress.parse(settings.log_url)
+    try:
+        topics = open_topics(replace(address, timeout_ms=_LOG_TIMEOUT_MS), create=False)
+    except NotFound:
+        return Check("log", "ok", f"{address} (not made yet)")
+    except RaypipeError as e:
+        return Check("log", "fail", e.detail, e.hint or "Check log_url.")
+    return Check("log", "ok", f"{address}, {topics.partitions} partitions")
 
 
 def _lake(lake: Place) -> Check:

@@ -52,14 +52,14 @@ def run(settings: Settings, tables: list[Path], mapping: Path, progress: Progres
     from raypipe.events.load import load as load_tables
     from raypipe.events.mapping import read_mapping
     from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
-    from raypipe.log.sqlite import SqliteLog
+    from raypipe.log.opening import open_log
     from raypipe.project import load_project
     from raypipe.runtime import running
 
     project = load_project(settings.project)
     rules = read_mapping(mapping, project)
     with running.claim(settings.home, "load"), progress.stage("load", unit="rows") as stage:
-        log = SqliteLog.open(settings.log_url)
+        log = open_log(settings.log_url, settings.log_cache)
         quarantine = Quarantine(settings.home / QUARANTINE_FILE)
         try:
             report = load_tables(
@@ -81,7 +81,7 @@ def run(settings: Settings, tables: list[Path], mapping: Path, progress: Progres
 
 
 def _summary(report: LoadReport, settings: Settings) -> str:
-    place = f"offsets {report.start:,} to {report.end:,} of {settings.log_directory}"
+    place = f"offsets {report.start:,} to {report.end:,} of {settings.log_place}"
     if report.already_loaded:
         return f"These tables are in the log already: {place}"
     lines = [f"accepted    {n:,} {event}" for event, n in report.accepted.items()]

@@ -54,12 +54,17 @@ class SqliteLog:
     @classmethod
     def open(cls, url: str) -> SqliteLog:
         """The log at ``sqlite:///directory`` (a fourth slash begins an absolute path)."""
+        return cls(cls.directory_of(url))
+
+    @staticmethod
+    def directory_of(url: str) -> Path:
+        """The directory that a URL names; raises ConfigError when it names none."""
         scheme, _, path = url.partition(":///")
         if scheme != "sqlite" or not path:
             raise ConfigError(
                 f"{url!r} names no embedded event log", hint="Write sqlite:///DIRECTORY."
             )
-        return cls(Path(path))
+        return Path(path)
 
     def __repr__(self) -> str:
         return f"SqliteLog({str(self.directory)!r})"

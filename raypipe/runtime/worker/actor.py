@@ -47,7 +47,7 @@ class WorkerActor:
     def __init__(self, settings: Settings, partition: int) -> None:
         from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
         from raypipe.lake import Place
-        from raypipe.log.sqlite import SqliteLog
+        from raypipe.log.opening import open_log
         from raypipe.patterns.engine import compile_patterns
         from raypipe.patterns.files import pattern_files, runnable
         from raypipe.project import load_project
@@ -64,7 +64,7 @@ class WorkerActor:
         # A worker that answers its address answers events.
         compile_windows(project.views, project.decision)
         compile_patterns()
-        log = SqliteLog.open(settings.log_url)
+        log = open_log(settings.log_url, settings.log_cache)
         quarantine = Quarantine(settings.home / QUARANTINE_FILE)
         self._core = WorkerCore(
             project,
