@@ -18,7 +18,7 @@ import pytest
 from raypipe.errors import Conflict, EventLost
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, decision_id, decode
-from raypipe.log.port import DECLARATION, Chunk, Group
+from raypipe.log.port import DECLARATION, Chunk, EventLog, Group
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker import reach
 from raypipe.runtime.worker import state as worker_state
@@ -72,8 +72,9 @@ def decision(event: dict, offset: int, windows: bytes) -> DecisionRecord:
 class Supervised:
     """A worker process that is started again whenever it died."""
 
-    def __init__(self, home: Path, abort_at: str = "") -> None:
+    def __init__(self, home: Path, abort_at: str = "", log_url: str = "") -> None:
         self.home = home
+        self._log_url = log_url or f"sqlite:///{home}/log"
         self.starts = 0
         self._env = {
             **os.environ,
@@ -87,7 +88,13 @@ class Supervised:
         if self.process is None or self.process.poll() is not None:
             self.starts += 1
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.recovery.worker_process", str(self.home)],
+                [
+                    sys.executable,
+                    "-m",
+                    "tests.recovery.worker_process",
+                    str(self.home),
+                    self._log_url,
+                ],
                 env=self._env,
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
@@ -140,8 +147,7 @@ async def run_all(worker: Supervised, *, kills: int = 0) -> dict[str, DecisionRe
     return answered
 
 
-def check_log(home: Path, answered: dict[str, DecisionRecord]) -> None:
-    log = SqliteLog(home / "log")
+def check_log(log: EventLog, answered: dict[str, DecisionRecord]) -> None:
     engine = WindowEngine(project.views, project.decision)
     seen: Counter[str] = Counter()
     stored: dict[str, DecisionRecord] = {}
@@ -182,7 +188,7 @@ def test_death_at_each_step_of_a_commit(tmp_path: Path, point: str) -> None:
     answered = asyncio.run(run_all(worker))
     worker.kill()
     assert worker.starts == 2
-    check_log(tmp_path, answered)
+    check_log(SqliteLog(tmp_path / "log"), answered)
 
 
 def test_kills_at_random_times(tmp_path: Path) -> None:
@@ -190,7 +196,7 @@ def test_kills_at_random_times(tmp_path: Path) -> None:
     answered = asyncio.run(run_all(worker, kills=6))
     worker.kill()
     assert worker.starts > 2
-    check_log(tmp_path, answered)
+    check_log(SqliteLog(tmp_path / "log"), answered)
 
 
 def test_a_second_worker_fences_off_the_first(tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
-"""A worker of the greenhouse domain as a process of its own, to be killed by tests."""
+"""A worker of the greenhouse domain as a process of its own, to be killed by tests.
+
+Its arguments are its home and the URL of its log.
+"""
 
 import sys
 from pathlib import Path
 
-from raypipe.log.sqlite import SqliteLog
+from raypipe.log.opening import open_log
 from raypipe.runtime.worker.connection import UnixListener
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.runtime.worker.server import WorkerServer
@@ -11,12 +14,12 @@ from raypipe.tenancy.keys import STORE_FILE, KeyStore
 from tests.domains.greenhouse import project
 
 
-def main(home: Path) -> None:
-    core = WorkerCore(project, SqliteLog(home / "log"))
+def main(home: Path, log_url: str) -> None:
+    core = WorkerCore(project, open_log(log_url, home / "log-index"))
     server = WorkerServer(core, KeyStore(home / STORE_FILE), [UnixListener(home / "worker.sock")])
     print("ready", flush=True)
     server.run()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -15,6 +15,7 @@ from raypipe.log.port import LogUnwritable
 CLIENT_LOG = logging.getLogger("raypipe.log.kafka")
 """Where librdkafka's own lines go."""
 
+
 _PRODUCER_ENDED = {
     KafkaError._FENCED,
     KafkaError._FATAL,
@@ -95,7 +96,11 @@ def translated(address: KafkaAddress, doing: str) -> Iterator[None]:
     """Say Kafka's exceptions in raypipe's words; TakenOver for those that a new producer cures."""
     try:
         yield
-    except KafkaException as e:
-        if e.args[0].code() in _PRODUCER_ENDED:
+    except (KafkaException, SystemError) as e:
+        # The client sets the exception of a fatal error and still calls back, which is one more.
+        found = e if isinstance(e, KafkaException) else e.__cause__
+        if not isinstance(found, KafkaException):
+            raise
+        if found.args[0].code() in _PRODUCER_ENDED:
             raise TakenOver from e
-        raise said(e.args[0], address, doing) from e
+        raise said(found.args[0], address, doing) from e

@@ -13,11 +13,12 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from raypipe.errors import IntegrityError
 from raypipe.log import codec
-from raypipe.log.kafka.errors import CLIENT_LOG, said
+from raypipe.log.kafka.errors import CLIENT_LOG, TakenOver, said, translated
 from raypipe.log.kafka.reader import Readers, place_of
 from raypipe.log.kafka.topics import record_limit
 
 _CRC = struct.Struct("<I")
+_WRITING = "writing to the meta topic of"
 
 
 class Meta:
@@ -84,16 +85,20 @@ class Meta:
         with self._lock:
             producer = self._connected()
             crc = _CRC.pack(zlib.crc32(value, zlib.crc32(key)))
-            producer.produce(
-                self._address.meta_topic, crc + value, key, partition=0, on_delivery=delivered
-            )
-            left = producer.flush(self._address.timeout * 1.5)
+            try:
+                with translated(self._address, _WRITING):
+                    producer.produce(
+                        self._address.meta_topic, crc + value, key, 0, on_delivery=delivered
+                    )
+                    left = producer.flush(self._address.timeout * 1.5)
+            except TakenOver:
+                left = 1
             if left or failed:
                 # What is still queued must not be written later, behind a newer value.
                 producer.purge()
                 self._producer = None
                 error = failed[0] if failed else KafkaError(KafkaError._TIMED_OUT)
-                raise said(error, self._address, "writing to the meta topic of")
+                raise said(error, self._address, _WRITING)
 
     def _connected(self) -> Producer:
         if self._producer is None:

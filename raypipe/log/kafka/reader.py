@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -53,7 +54,7 @@ class Readers:
         if closed:
             consumer.close()
 
-    def _config(self) -> dict[str, str | int | bool]:
+    def _config(self) -> dict[str, Any]:
         return {
             **self.address.client(),
             # Required by the client; no group is ever joined and no offset kept there.

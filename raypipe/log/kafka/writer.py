@@ -82,10 +82,11 @@ class Writer:
                 planned = plan(self.current())
                 if planned is None:
                     return
-                if self._producer is None:
-                    self._take(long=long)
-                    continue
                 try:
+                    if self._producer is None:
+                        # What the last holder wrote is seen only now: plan again.
+                        self._take(long=long)
+                        continue
                     self._commit(self._producer, planned, point)
                 except TakenOver:
                     self._drop()
@@ -95,12 +96,12 @@ class Writer:
                             f"{self._address}",
                             hint="A partition has one writing process.",
                         ) from None
-                    continue
                 except BaseException:
                     # Its open transaction ends when somebody takes the lock again.
                     self._drop()
                     raise
-                return
+                else:
+                    return
 
     def _take(self, *, long: bool) -> None:
         """Take the partition's write lock from whoever had it."""

@@ -1,0 +1,302 @@
+"""The log on Kafka when brokers and writers die: what was acknowledged, against what is there.
+
+The processes that die are this file itself, run as a script, and a broker of these tests alone;
+each acknowledged append is a line on a writer's standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raypipe.errors import Unavailable
+from raypipe.log.kafka.log import KafkaLog
+from raypipe.log.port import EventLog, Fenced
+from raypipe.runtime.worker.core import WorkerCore
+from tests.contract.kafka_server import MISSING, KafkaServer
+from tests.domains.greenhouse import project
+from tests.recovery.test_log_recovery import (
+    SEAL,
+    SEALED_ROWS,
+    batches_of,
+    check_prefix,
+    history,
+    rows_in,
+    rows_of,
+)
+from tests.recovery.test_worker_recovery import Supervised, check_log, opening, run_all
+
+ROOT = Path(__file__).parents[2]
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaServer]:
+    """A broker that may be killed: what runs beside these tests has another."""
+    server = KafkaServer(tmp_path_factory.mktemp("breakable"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def url(breakable: KafkaServer, tmp_path: Path) -> str:
+    """A log of the test's own on a broker that answers."""
+    if breakable.process.poll() is not None:
+        breakable.start()
+    return breakable.url(f"r{time.monotonic_ns():x}")
+
+
+# the dying processes
+
+
+def append_forever(url: str, cache: str, first: str, last: str) -> None:
+    """Append; ask again with the same seq while the brokers are away."""
+    log = KafkaLog.open(url, Path(cache))
+    for seq in range(int(first), int(last)):
+        while True:
+            try:
+                offsets = log.append(0, batches_of(seq), producer="p", seq=seq)
+            except Unavailable:
+                print(json.dumps("away"), flush=True)
+            else:
+                break
+        print(json.dumps([seq, [o.tolist() for o in offsets]]), flush=True)
+
+
+def seal_once(url: str, cache: str) -> None:
+    log = KafkaLog.open(url, Path(cache))
+    print(json.dumps(log.seal(0, history(), SEALED_ROWS, **SEAL)), flush=True)  # type: ignore[arg-type]
+
+
+def start(job: str, *args: object, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, __file__, job, *map(str, args)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def finish(job: str, *args: object, **env: str) -> tuple[int, list[Any]]:
+    """Exit status and the JSON lines that got out."""
+    process = start(job, *args, **env)
+    out, _ = process.communicate(timeout=120)
+    return process.returncode, [json.loads(line) for line in out.splitlines()]
+
+
+def check_acknowledged(log: EventLog, acknowledged: dict[int, list[list[int]]]) -> int:
+    """Every acknowledged append is where it was said to be; returns how many are in the log."""
+    found = rows_in(log)
+    for seq, offsets in acknowledged.items():
+        assert [found[o] for of in offsets for o in of] == rows_of(seq)
+    return check_prefix(log)
+
+
+# writers
+
+
+def test_random_kills_lose_nothing_acknowledged_and_write_nothing_twice(
+    url: str, tmp_path: Path
+) -> None:
+    rng = random.Random(20261126)
+    acknowledged: dict[int, list[list[int]]] = {}
+    next_seq = 0
+    for n in range(4):
+        # Begins before what is acknowledged already: a client that retries. Every other time on
+        # a machine that knows nothing.
+        process = start("append_forever", url, tmp_path / f"c{n // 2}", max(0, next_seq - 3), 10**6)
+        assert process.stdout is not None
+        wanted = rng.randrange(5, 40)
+        lines = []
+        while len(lines) < wanted:
+            lines.append(process.stdout.readline())
+        process.kill()
+        lines += process.stdout.readlines()
+        process.wait(60)
+        process.stdout.close()
+        for line in lines:
+            if line.endswith("\n"):
+                seq, offsets = json.loads(line)
+                assert acknowledged.setdefault(seq, offsets) == offsets
+        next_seq = max(acknowledged) + 1
+    log = KafkaLog.open(url, tmp_path / "fresh")
+    log.append(0, batches_of(next_seq), producer="p", seq=next_seq)
+    assert check_acknowledged(log, acknowledged) > next_seq
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("point", "whole"), [("log.append.before_commit", 4), ("log.append.after_commit", 5)]
+)
+@pytest.mark.parametrize("same_cache", [True, False])
+def test_a_kill_around_the_commit_leaves_all_of_the_append_or_nothing(
+    url: str, tmp_path: Path, point: str, whole: int, same_cache: bool
+) -> None:
+    status, acknowledged = finish(
+        "append_forever", url, tmp_path / "one", 0, 20, RAYPIPE_ABORT_AT=f"{point}:5"
+    )
+    assert status == -signal.SIGKILL
+    assert [seq for seq, _ in acknowledged] == [0, 1, 2, 3]
+    cache = tmp_path / ("one" if same_cache else "two")
+    log = KafkaLog.open(url, cache)
+    # Whoever takes the partition settles what was in doubt.
+    log.begin_epoch(0)
+    assert check_prefix(log) == whole
+    log.close()
+    status, acknowledged = finish("append_forever", url, cache, 0, 20)
+    assert status == 0
+    log = KafkaLog.open(url, cache)
+    assert check_acknowledged(log, {seq: offsets for seq, offsets in acknowledged}) == 20
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("point", "visible"),
+    [
+        ("log.seal.file_written", False),
+        ("log.seal.after_temp_write", False),
+        ("log.seal.before_commit", False),
+        ("log.seal.after_commit", True),
+    ],
+)
+def test_a_kill_during_a_seal_leaves_all_of_the_range_or_nothing(
+    url: str, tmp_path: Path, point: str, visible: bool
+) -> None:
+    cache = tmp_path / "cache"
+    assert finish("append_forever", url, cache, 0, 3)[0] == 0
+    before = sum(len(rows_of(seq)) for seq in range(3))
+    once = {"RAYPIPE_ABORT_AT": point, "RAYPIPE_ABORT_ONCE": str(tmp_path / "once")}
+    assert finish("seal_once", url, cache, **once) == (-signal.SIGKILL, [])
+
+    log = KafkaLog.open(url, cache)
+    log.begin_epoch(0)
+    assert log.end(0) == before + (SEALED_ROWS if visible else 0)
+    expected = (before, before + SEALED_ROWS) if visible else None
+    assert log.sealed_range(0, "load", 0) == expected
+    assert (log.find(0, "sale", "t", "h0") is not None) == visible
+    log.close()
+
+    assert finish("seal_once", url, cache, **once) == (0, [[before, before + SEALED_ROWS]])
+    log = KafkaLog.open(url, cache)
+    sealed = rows_in(log)[before:]
+    assert [r["event_id"] for _, r in sealed] == [f"h{p}" for p in range(SEALED_ROWS)]
+    assert {kind for kind, _ in sealed} == {"sale", "refund"}
+    log.append(0, batches_of(3), producer="p", seq=3)
+    assert not list(cache.rglob("*.parquet*"))
+    log.close()
+
+
+# brokers
+
+
+def test_a_broker_that_is_killed_while_a_writer_appends(
+    breakable: KafkaServer, url: str, tmp_path: Path
+) -> None:
+    rng = random.Random(4)
+    # Short, so that the writer sees the brokers away and asks again.
+    process = start("append_forever", f"{url}&timeout_ms=1000", tmp_path / "cache", 0, 10**6)
+    assert process.stdout is not None
+    lines: list[str] = []
+
+    def read(count: int) -> None:
+        for _ in range(count):
+            lines.append(process.stdout.readline())
+
+    for _ in range(3):
+        read(rng.randrange(10, 40))
+        breakable.kill()
+        time.sleep(rng.random())
+        breakable.start()
+    read(60)
+    process.kill()
+    lines += process.stdout.readlines()
+    process.wait(60)
+    process.stdout.close()
+    said = [json.loads(line) for line in lines if line.endswith("\n")]
+    acknowledged = {seq: offsets for seq, offsets in (s for s in said if s != "away")}
+    assert "away" in said
+    assert sorted(acknowledged) == list(range(len(acknowledged)))
+    log = KafkaLog.open(url, tmp_path / "fresh")
+    log.begin_epoch(0)
+    assert check_acknowledged(log, acknowledged) >= len(acknowledged) > 60
+    log.close()
+
+
+def test_without_a_broker_nothing_is_acknowledged_and_a_retry_writes_once(
+    breakable: KafkaServer, url: str, tmp_path: Path
+) -> None:
+    log = KafkaLog.open(f"{url}&timeout_ms=1000", tmp_path / "cache")
+    log.append(0, batches_of(0), producer="p", seq=0)
+    breakable.kill()
+    for call in (
+        lambda: log.append(0, batches_of(1), producer="p", seq=1),
+        lambda: log.append(0, batches_of(1), producer="p", seq=1),
+        lambda: log.end(0),
+        lambda: list(log.read(0, 0, 10)),
+        lambda: log.begin_epoch(0),
+        lambda: log.committed("g", 0),
+    ):
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match="127.0.0.1"):
+            call()
+        assert time.monotonic() - started < 10
+    breakable.start()
+    patient = KafkaLog.open(url, tmp_path / "cache")
+    patient.append(0, batches_of(1), producer="p", seq=1)
+    log.append(0, batches_of(1), producer="p", seq=1)
+    log.append(0, batches_of(2), producer="p", seq=2)
+    assert check_prefix(patient) == 3
+    log.close()
+    patient.close()
+
+
+# workers
+
+
+@pytest.mark.parametrize(
+    "point",
+    ["worker.before_commit:3", "log.append.before_commit:5", "log.append.after_commit:5"],
+)
+def test_death_of_a_worker_at_each_step_of_a_commit(url: str, tmp_path: Path, point: str) -> None:
+    worker = Supervised(tmp_path, point, url)
+    answered = asyncio.run(run_all(worker))
+    worker.kill()
+    assert worker.starts == 2
+    check_log(KafkaLog.open(url, tmp_path / "elsewhere"), answered)
+
+
+def test_a_worker_goes_on_elsewhere_with_the_same_windows(url: str, tmp_path: Path) -> None:
+    old = WorkerCore(project, KafkaLog.open(url, tmp_path / "one"))
+    for i in range(60):
+        old.observe(opening(i), str(i).zfill(32).encode())
+        if i == 30:
+            old.save(tmp_path / "snapshot")
+    old.commit()
+    old.observe(opening(60), b"6" * 32)
+    new = WorkerCore(project, KafkaLog.open(url, tmp_path / "two"))
+    with pytest.raises(Fenced):
+        old.commit()
+    whole = WorkerCore(project, log := KafkaLog.open(url, tmp_path / "three"))
+    assert log.committed("windows", 0) == (31, str(next((tmp_path / "snapshot").iterdir())))
+    assert log.counts(0) == {"opening": 60}
+    direct = WorkerCore(project, KafkaLog.open(f"{url}2", tmp_path / "four"))
+    for i in range(60):
+        direct.observe(opening(i), str(i).zfill(32).encode())
+    for core in (new, whole):
+        for mine, theirs in zip(core._engine.snapshot(), direct._engine.snapshot(), strict=True):
+            assert mine.equals(theirs)
+    again, _ = whole.observe(opening(7), str(7).zfill(32).encode())
+    assert again.offset == 7
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
