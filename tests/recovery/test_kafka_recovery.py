@@ -1,7 +1,7 @@
 """The log on Kafka when brokers and writers die: what was acknowledged, against what is there.
 
-The processes that die are this file itself, run as a script, and a broker of these tests alone;
-each acknowledged append is a line on a writer's standard output.
+The writers that die are kafka_process.py: each acknowledged append is a line on its standard
+output. The broker is these tests' own.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from raypipe.log.kafka.log import KafkaLog
 from raypipe.log.port import EventLog, Fenced
 from raypipe.runtime.worker.core import WorkerCore
 from tests.contract.kafka_server import MISSING, KafkaServer
+from tests.contract.log_kit import rows_in
 from tests.domains.greenhouse import project
 from tests.recovery.test_log_recovery import (
-    SEAL,
     SEALED_ROWS,
     batches_of,
     check_prefix,
-    history,
-    rows_in,
     rows_of,
 )
 from tests.recovery.test_worker_recovery import Supervised, check_log, opening, run_all
@@ -61,29 +59,10 @@ def url(breakable: KafkaServer, tmp_path: Path) -> str:
 # the dying processes
 
 
-def append_forever(url: str, cache: str, first: str, last: str) -> None:
-    """Append; ask again with the same seq while the brokers are away."""
-    log = KafkaLog.open(url, Path(cache))
-    for seq in range(int(first), int(last)):
-        while True:
-            try:
-                offsets = log.append(0, batches_of(seq), producer="p", seq=seq)
-            except Unavailable:
-                print(json.dumps("away"), flush=True)
-            else:
-                break
-        print(json.dumps([seq, [o.tolist() for o in offsets]]), flush=True)
-
-
-def seal_once(url: str, cache: str) -> None:
-    log = KafkaLog.open(url, Path(cache))
-    print(json.dumps(log.seal(0, history(), SEALED_ROWS, **SEAL)), flush=True)  # type: ignore[arg-type]
-
-
 def start(job: str, *args: object, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, job, *map(str, args)]
+    command = [sys.executable, "-m", "tests.recovery.kafka_process", job, *map(str, args)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
 
 
 def finish(job: str, *args: object, **env: str) -> tuple[int, list[Any]]:
@@ -110,10 +89,10 @@ def test_random_kills_lose_nothing_acknowledged_and_write_nothing_twice(
     rng = random.Random(20261126)
     acknowledged: dict[int, list[list[int]]] = {}
     next_seq = 0
-    for n in range(4):
+    for n in range(3):
         # Begins before what is acknowledged already: a client that retries. Every other time on
         # a machine that knows nothing.
-        process = start("append_forever", url, tmp_path / f"c{n // 2}", max(0, next_seq - 3), 10**6)
+        process = start("append", url, tmp_path / f"c{n // 2}", max(0, next_seq - 3), 10**6)
         assert process.stdout is not None
         wanted = rng.randrange(5, 40)
         lines = []
@@ -135,14 +114,14 @@ def test_random_kills_lose_nothing_acknowledged_and_write_nothing_twice(
 
 
 @pytest.mark.parametrize(
-    ("point", "whole"), [("log.append.before_commit", 4), ("log.append.after_commit", 5)]
+    ("point", "whole", "same_cache"),
+    [("log.append.before_commit", 4, False), ("log.append.after_commit", 5, True)],
 )
-@pytest.mark.parametrize("same_cache", [True, False])
 def test_a_kill_around_the_commit_leaves_all_of_the_append_or_nothing(
     url: str, tmp_path: Path, point: str, whole: int, same_cache: bool
 ) -> None:
     status, acknowledged = finish(
-        "append_forever", url, tmp_path / "one", 0, 20, RAYPIPE_ABORT_AT=f"{point}:5"
+        "append", url, tmp_path / "one", 0, 20, RAYPIPE_ABORT_AT=f"{point}:5"
     )
     assert status == -signal.SIGKILL
     assert [seq for seq, _ in acknowledged] == [0, 1, 2, 3]
@@ -152,17 +131,16 @@ def test_a_kill_around_the_commit_leaves_all_of_the_append_or_nothing(
     log.begin_epoch(0)
     assert check_prefix(log) == whole
     log.close()
-    status, acknowledged = finish("append_forever", url, cache, 0, 20)
+    status, acknowledged = finish("append", url, cache, 0, 20)
     assert status == 0
     log = KafkaLog.open(url, cache)
-    assert check_acknowledged(log, {seq: offsets for seq, offsets in acknowledged}) == 20
+    assert check_acknowledged(log, dict(acknowledged)) == 20
     log.close()
 
 
 @pytest.mark.parametrize(
     ("point", "visible"),
     [
-        ("log.seal.file_written", False),
         ("log.seal.after_temp_write", False),
         ("log.seal.before_commit", False),
         ("log.seal.after_commit", True),
@@ -172,10 +150,10 @@ def test_a_kill_during_a_seal_leaves_all_of_the_range_or_nothing(
     url: str, tmp_path: Path, point: str, visible: bool
 ) -> None:
     cache = tmp_path / "cache"
-    assert finish("append_forever", url, cache, 0, 3)[0] == 0
+    assert finish("append", url, cache, 0, 3)[0] == 0
     before = sum(len(rows_of(seq)) for seq in range(3))
     once = {"RAYPIPE_ABORT_AT": point, "RAYPIPE_ABORT_ONCE": str(tmp_path / "once")}
-    assert finish("seal_once", url, cache, **once) == (-signal.SIGKILL, [])
+    assert finish("seal", url, cache, **once) == (-signal.SIGKILL, [])
 
     log = KafkaLog.open(url, cache)
     log.begin_epoch(0)
@@ -185,7 +163,7 @@ def test_a_kill_during_a_seal_leaves_all_of_the_range_or_nothing(
     assert (log.find(0, "sale", "t", "h0") is not None) == visible
     log.close()
 
-    assert finish("seal_once", url, cache, **once) == (0, [[before, before + SEALED_ROWS]])
+    assert finish("seal", url, cache, **once) == (0, [[before, before + SEALED_ROWS]])
     log = KafkaLog.open(url, cache)
     sealed = rows_in(log)[before:]
     assert [r["event_id"] for _, r in sealed] == [f"h{p}" for p in range(SEALED_ROWS)]
@@ -203,7 +181,7 @@ def test_a_broker_that_is_killed_while_a_writer_appends(
 ) -> None:
     rng = random.Random(4)
     # Short, so that the writer sees the brokers away and asks again.
-    process = start("append_forever", f"{url}&timeout_ms=1000", tmp_path / "cache", 0, 10**6)
+    process = start("append", f"{url}&timeout_ms=1000", tmp_path / "cache", 0, 10**6)
     assert process.stdout is not None
     lines: list[str] = []
 
@@ -222,7 +200,7 @@ def test_a_broker_that_is_killed_while_a_writer_appends(
     process.wait(60)
     process.stdout.close()
     said = [json.loads(line) for line in lines if line.endswith("\n")]
-    acknowledged = {seq: offsets for seq, offsets in (s for s in said if s != "away")}
+    acknowledged = dict(s for s in said if s != "away")
     assert "away" in said
     assert sorted(acknowledged) == list(range(len(acknowledged)))
     log = KafkaLog.open(url, tmp_path / "fresh")
@@ -234,7 +212,7 @@ def test_a_broker_that_is_killed_while_a_writer_appends(
 def test_without_a_broker_nothing_is_acknowledged_and_a_retry_writes_once(
     breakable: KafkaServer, url: str, tmp_path: Path
 ) -> None:
-    log = KafkaLog.open(f"{url}&timeout_ms=1000", tmp_path / "cache")
+    log = KafkaLog.open(f"{url}&timeout_ms=3000", tmp_path / "cache")
     log.append(0, batches_of(0), producer="p", seq=0)
     breakable.kill()
     for call in (
@@ -246,9 +224,9 @@ def test_without_a_broker_nothing_is_acknowledged_and_a_retry_writes_once(
         lambda: log.committed("g", 0),
     ):
         started = time.monotonic()
-        with pytest.raises(Unavailable, match="127.0.0.1"):
+        with pytest.raises(Unavailable, match=r"127\.0\.0\.1"):
             call()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 20
     breakable.start()
     patient = KafkaLog.open(url, tmp_path / "cache")
     patient.append(0, batches_of(1), producer="p", seq=1)
@@ -296,7 +274,3 @@ def test_a_worker_goes_on_elsewhere_with_the_same_windows(url: str, tmp_path: Pa
             assert mine.equals(theirs)
     again, _ = whole.observe(opening(7), str(7).zfill(32).encode())
     assert again.offset == 7
-
-
-if __name__ == "__main__":
-    globals()[sys.argv[1]](*sys.argv[2:])

@@ -96,11 +96,10 @@ def translated(address: KafkaAddress, doing: str) -> Iterator[None]:
     """Say Kafka's exceptions in raypipe's words; TakenOver for those that a new producer cures."""
     try:
         yield
-    except (KafkaException, SystemError) as e:
-        # The client sets the exception of a fatal error and still calls back, which is one more.
-        found = e if isinstance(e, KafkaException) else e.__cause__
-        if not isinstance(found, KafkaException):
-            raise
-        if found.args[0].code() in _PRODUCER_ENDED:
+    except SystemError as e:
+        # A producer's fatal error while it calls back: the client trips over its own exception.
+        raise TakenOver from e
+    except KafkaException as e:
+        if e.args[0].code() in _PRODUCER_ENDED:
             raise TakenOver from e
-        raise said(found.args[0], address, doing) from e
+        raise said(e.args[0], address, doing) from e

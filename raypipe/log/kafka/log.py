@@ -28,7 +28,7 @@ from raypipe.log.kafka.meta import Meta
 from raypipe.log.kafka.reader import Readers
 from raypipe.log.kafka.record import Ack, Head, State, pieces
 from raypipe.log.kafka.records import Records
-from raypipe.log.kafka.staging import staging
+from raypipe.log.kafka.staging import remove_leftovers, staging
 from raypipe.log.kafka.topics import open_topics
 from raypipe.log.kafka.writer import Writer, Written
 from raypipe.log.newcomers import NewIds, check_once
@@ -54,6 +54,7 @@ class KafkaLog:
         self._meta = Meta(self._readers)
         self._records = Records(self._readers, self._meta)
         self._index = Index(self._cache, self._records, timeout_ms=address.timeout_ms)
+        remove_leftovers(self._cache)
         self._writers: dict[int, Writer] = {}
         self._lock = threading.Lock()
         self._grown = threading.Condition()

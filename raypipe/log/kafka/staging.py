@@ -21,6 +21,8 @@ from raypipe.log.manifest import SealedFile, SealedRange
 from raypipe.log.port import OFFSET, Group, Offsets, Part
 from raypipe.log.sealing import Sealing
 
+_FOLDER = "sealing"
+
 _STEP = 20_000
 """Rows of a group, before it is cut to the size of a record."""
 
@@ -71,6 +73,13 @@ class _Stream:
             self._rest = next(self._batches, None)
 
 
+def remove_leftovers(directory: Path) -> None:
+    """Remove what a crash left of a seal in this folder, unless one is running."""
+    with _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB) as alone:
+        if alone:
+            shutil.rmtree(directory / _FOLDER, ignore_errors=True)
+
+
 @contextmanager
 def staging(
     directory: Path,
@@ -80,11 +89,9 @@ def staging(
     count: int,
 ) -> Iterator[Staged]:
     """Take the batches in; see EventLog.seal for what they must be. One at a time in a folder."""
-    folder = directory / "sealing"
-    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        shutil.rmtree(folder, ignore_errors=True)  # what a crash left
+    folder = directory / _FOLDER
+    with _locked(directory, fcntl.LOCK_EX):
+        shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(mode=0o700)
         try:
             sealing = Sealing(folder, partition, start, count)
@@ -93,5 +100,18 @@ def staging(
             yield Staged(folder, span)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _locked(directory: Path, how: int) -> Iterator[bool]:
+    """Hold the folder; False when another holds it and ``how`` doesn't wait."""
+    lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, how)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(lock)
