@@ -23,6 +23,7 @@ import pytest
 from raypipe.errors import Unavailable
 from raypipe.log.kafka.log import KafkaLog
 from raypipe.log.port import EventLog, Fenced
+from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import WorkerCore
 from tests.contract.kafka_server import MISSING, KafkaServer
 from tests.contract.log_kit import rows_in
@@ -33,7 +34,14 @@ from tests.recovery.test_log_recovery import (
     check_prefix,
     rows_of,
 )
-from tests.recovery.test_worker_recovery import Supervised, check_log, opening, run_all
+from tests.recovery.test_worker_recovery import (
+    Supervised,
+    check_log,
+    observe,
+    opening,
+    run_all,
+    snapshots,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,24 +261,24 @@ def test_death_of_a_worker_at_each_step_of_a_commit(url: str, tmp_path: Path, po
 
 
 def test_a_worker_goes_on_elsewhere_with_the_same_windows(url: str, tmp_path: Path) -> None:
-    old = WorkerCore(project, KafkaLog.open(url, tmp_path / "one"))
-    for i in range(60):
-        old.observe(opening(i), str(i).zfill(32).encode())
-        if i == 30:
-            old.save(tmp_path / "snapshot")
-    old.commit()
+    kept = snapshots(tmp_path / "snapshot")
+    old = WorkerCore(project, KafkaLog.open(url, tmp_path / "one"), snapshots=kept)
+    observe(old, range(30))
+    assert old.save() == 30
+    observe(old, range(30, 60))
     old.observe(opening(60), b"6" * 32)
     new = WorkerCore(project, KafkaLog.open(url, tmp_path / "two"))
     with pytest.raises(Fenced):
         old.commit()
-    whole = WorkerCore(project, log := KafkaLog.open(url, tmp_path / "three"))
-    assert log.committed("windows", 0) == (31, str(next((tmp_path / "snapshot").iterdir())))
+    log = KafkaLog.open(url, tmp_path / "three")
+    whole = WorkerCore(project, log)
+    assert log.committed("windows", 0) == (30, str(next((tmp_path / "snapshot").iterdir())))
     assert log.counts(0) == {"opening": 60}
-    direct = WorkerCore(project, KafkaLog.open(f"{url}2", tmp_path / "four"))
-    for i in range(60):
-        direct.observe(opening(i), str(i).zfill(32).encode())
+    direct = WorkerCore(project, SqliteLog(tmp_path / "direct"))
+    observe(direct, range(60))
+    expected = direct._state.windows.snapshot()
     for core in (new, whole):
-        for mine, theirs in zip(core._engine.snapshot(), direct._engine.snapshot(), strict=True):
-            assert mine.equals(theirs)
+        found = core._state.windows.snapshot()
+        assert all(a.equals(b) for a, b in zip(found, expected, strict=True))
     again, _ = whole.observe(opening(7), str(7).zfill(32).encode())
     assert again.offset == 7

@@ -15,7 +15,9 @@ from raypipe.log.port import LogUnwritable
 
 
 def test_a_url_names_brokers_topic_and_options() -> None:
-    address = KafkaAddress.parse("kafka://a.example:9092,b:9093/shop.log?partitions=4&replication=5")
+    address = KafkaAddress.parse(
+        "kafka://a.example:9092,b:9093/shop.log?partitions=4&replication=5"
+    )
     assert (address.brokers, address.topic) == ("a.example:9092,b:9093", "shop.log")
     assert address.meta_topic == "shop.log.meta"
     assert (address.partitions, address.replication, address.min_insync) == (4, 5, 4)
