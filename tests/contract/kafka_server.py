@@ -1,4 +1,4 @@
-"""A real Kafka for a test run: one broker process (KRaft) on free loopback ports."""
+"""A real Kafka for a test run: broker processes (KRaft) on free loopback ports."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from confluent_kafka import KafkaException
@@ -45,34 +46,52 @@ def free_ports(count: int) -> list[int]:
 
 
 class KafkaServer:
-    """One broker that is its own controller; ``options`` are lines of its configuration."""
+    """One broker that is a controller, too.
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    Args:
+        directory: for its data and its log.
+        node: its place in ``ports``, from 1.
+        ports: (broker, controller) of all brokers of the cluster; by default it is alone.
+    """
+
+    def __init__(
+        self, directory: Path, node: int = 1, ports: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        alone = not ports
+        if alone:
+            broker, controller = free_ports(2)
+            ports = [(broker, controller)]
+        copies = len(ports)
         self._directory = directory
         self._config = directory / "server.properties"
         self.data = directory / "data"
-        self.port, controller = free_ports(2)
+        self.port, controller = ports[node - 1]
+        voters = ",".join(f"{n}@127.0.0.1:{c}" for n, (_, c) in enumerate(ports, 1))
         lines = [
             "process.roles=broker,controller",
-            "node.id=1",
+            f"node.id={node}",
             f"listeners=PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
             "controller.listener.names=CONTROLLER",
-            f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}",
+            f"controller.quorum.bootstrap.servers=127.0.0.1:{controller}"
+            if alone
+            else f"controller.quorum.voters={voters}",
             f"log.dirs={self.data}",
             "auto.create.topics.enable=false",
-            "offsets.topic.replication.factor=1",
-            "transaction.state.log.replication.factor=1",
-            "transaction.state.log.min.isr=1",
+            f"offsets.topic.replication.factor={copies}",
+            f"transaction.state.log.replication.factor={copies}",
+            f"transaction.state.log.min.isr={max(1, copies - 1)}",
             "transaction.state.log.num.partitions=4",
             # A killed broker is let in again when its old session has ended.
             "broker.session.timeout.ms=2000",
             "broker.heartbeat.interval.ms=300",
-            *options,
         ]
         self._config.write_text("\n".join(lines) + "\n")
         tool = ["kafka.tools.StorageTool", "format", "-t", CLUSTER, "-c", str(self._config)]
-        subprocess.run([*JAVA, *tool, "--standalone"], check=True, capture_output=True)
-        self.start()
+        kind = ["--standalone"] if alone else []
+        subprocess.run([*JAVA, *tool, *kind], check=True, capture_output=True)
+        self.launch()
+        if alone:
+            self.wait()
 
     @property
     def brokers(self) -> str:
@@ -84,6 +103,12 @@ class KafkaServer:
         return f"kafka://{self.brokers}/{topic}?" + "&".join(f"{k}={v}" for k, v in given.items())
 
     def start(self) -> None:
+        """Start it again on its data."""
+        self.launch()
+        self.wait()
+
+    def launch(self) -> None:
+        """Start the process."""
         with (self._directory / "kafka.log").open("ab") as log:
             self.process = subprocess.Popen(
                 [*TIED, *JAVA, "kafka.Kafka", str(self._config)],
@@ -91,6 +116,9 @@ class KafkaServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
+
+    def wait(self) -> None:
+        """Wait until it answers."""
         deadline = time.monotonic() + 120
         while not self._answers():
             assert self.process.poll() is None, (self._directory / "kafka.log").read_text()[-4_000:]

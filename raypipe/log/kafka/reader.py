@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -16,6 +16,9 @@ from raypipe.log.kafka.errors import CLIENT_LOG, is_damage, said
 
 _FETCH_WAIT_MS = 10
 """How long a broker holds a fetch at the end; a consumer's next use waits for that, too."""
+
+_TRIES = 4
+"""Questions that fit into the time that brokers may take."""
 
 _FINAL = {
     KafkaError._AUTHENTICATION,
@@ -79,8 +82,7 @@ class Readers:
         while True:
             try:
                 answer = consumer.get_watermark_offsets(
-                    TopicPartition(topic, partition),
-                    timeout=max(0.05, deadline - time.monotonic()),
+                    TopicPartition(topic, partition), timeout=self.address.timeout / _TRIES
                 )
             except KafkaException as e:
                 error = e.args[0]
@@ -88,7 +90,13 @@ class Readers:
                 return answer[1]
             if error.code() in _FINAL or time.monotonic() > deadline:
                 raise said(error, self.address, "reading the end of")
-            time.sleep(0.02)
+            self._refresh(consumer, topic)
+
+    def _refresh(self, consumer: Consumer, topic: str) -> None:
+        """Ask who leads the topic now: the client goes on asking a leader that is gone."""
+        with suppress(KafkaException):
+            consumer.list_topics(topic, timeout=self.address.timeout / _TRIES)
+        time.sleep(0.02)
 
     def scan(
         self, topic: str, partition: int, start: int, *, transactions: bool
