@@ -24,6 +24,7 @@ from raypipe.log.kafka import index
 from raypipe.log.kafka import log as kafka_log
 from raypipe.log.kafka.log import KafkaLog
 from raypipe.log.kafka.record import pieces
+from raypipe.log.kafka.writer import Writer
 from raypipe.log.opening import open_log
 from raypipe.log.port import DuplicateId, Fenced, Unavailable
 from tests.contract.kafka_server import KafkaServer, free_ports
@@ -178,6 +179,27 @@ def test_writers_without_an_epoch_take_turns(opener: Opener) -> None:
     with pytest.raises(DuplicateId, match="offset 1"):
         logs[0].append(0, [sales("1-0")], producer="w0", seq=9)
     assert len(rows_in(logs[1])) == 8
+
+
+def test_what_is_written_just_before_a_writer_takes_over_counts(
+    opener: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = opener("one"), opener("two")
+    first.append(0, [sales("a")], producer="p", seq=0)
+    assert second.find(0, "sale", "t", "a") is not None
+    take = Writer._take
+
+    def late(writer: Writer, *, long: bool) -> None:
+        monkeypatch.undo()
+        first.append(0, [sales("b")], producer="p", seq=1)
+        take(writer, long=long)
+
+    monkeypatch.setattr(Writer, "_take", late)
+    with pytest.raises(DuplicateId):
+        second.append(0, [sales("b")], producer="q", seq=0)
+    second.begin_epoch(0)
+    assert second.append(0, [sales("c")], producer="q", seq=1)[0].tolist() == [2]
+    assert rows_in(opener("three")) == [row for i in "abc" for row in rows_of([sales(i)])]
 
 
 def test_colliding_hashes_never_confuse_two_rows(

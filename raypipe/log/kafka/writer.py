@@ -84,7 +84,6 @@ class Writer:
                     return
                 try:
                     if self._producer is None:
-                        # What the last holder wrote is seen only now: plan again.
                         self._take(long=long)
                         continue
                     self._commit(self._producer, planned, point)
@@ -123,6 +122,8 @@ class Writer:
         producer = Producer(config, logger=CLIENT_LOG)
         with translated(self._address, "taking a partition of"):
             producer.init_transactions(self._address.timeout)
+        # Up to here the last holder may have written.
+        self._index.follow(self._partition)
         self._producer, self._long = producer, long
 
     def _commit(self, producer: Producer, planned: Iterable[Written], point: str) -> None:
