@@ -63,7 +63,7 @@ def encode_group(group: Group, schemas: Sequence[int]) -> bytes:
         ascending = bool((np.diff(part.positions) > 0).all())
         if len(part.positions) != part.batch.num_rows or not ascending:
             raise UsageError(f"the positions of {part.kind!r} don't ascend, one for each row")
-        if len(seen) and not 0 <= part.positions[0] <= part.positions[-1] < len(seen):
+        if len(part.positions) and not 0 <= part.positions[0] <= part.positions[-1] < len(seen):
             raise UsageError(f"the positions of {part.kind!r} leave 0..{len(seen) - 1}")
         seen[part.positions] = True
     if not seen.all():

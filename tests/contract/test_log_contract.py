@@ -111,6 +111,8 @@ def test_a_group_keeps_the_order_over_its_kinds(log: EventLog) -> None:
 def test_a_group_of_one_kind_and_an_empty_one(log: EventLog) -> None:
     kind, batch = sales("a", "b")
     empty = Group.of(*refunds())
+    half = Group((*Group.of(kind, batch).parts, *empty.parts))
+    assert log.append(1, [half], producer="p", seq=0)[0].tolist() == [0, 1]
     given = log.append(0, [empty, Group.of(kind, batch)], producer="p", seq=0)
     assert [o.tolist() for o in given] == [[], [0, 1]]
     assert rows_in(log) == rows_of([(kind, batch)])
