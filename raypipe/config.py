@@ -253,6 +253,12 @@ class Settings(BaseSettings):
         description="ids of bulk events remembered at most, at 24 bytes each; under more load the "
         "memory is shorter than dedup_seconds",
     )
+    quarantine_limit_rows: int = Field(
+        1_000_000,
+        ge=0,
+        description="refused rows kept for each tenant; beyond it they are refused and counted, "
+        "and not kept",
+    )
     min_replicas: int = Field(1, ge=1, le=10_000, description="serving replicas at rest")
     max_replicas: int = Field(2, ge=1, le=10_000, description="serving replicas under load")
     target_ongoing_requests: float = Field(

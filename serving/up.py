@@ -136,7 +136,9 @@ class _Line:
         (home / STATE).write_text(json.dumps({"world": config, "replayed": 0}))
         with (
             self._progress.stage("load", unit="rows") as stage,
-            closing(Quarantine(home / QUARANTINE_FILE)) as quarantine,
+            closing(
+                Quarantine(home / QUARANTINE_FILE, limit_rows=self._settings.quarantine_limit_rows)
+            ) as quarantine,
         ):
             report = load(
                 log,

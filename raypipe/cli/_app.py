@@ -49,10 +49,10 @@ for _verb in (
     serve.serve,
     parity.parity,
     sql.sql,
-    quarantine.quarantine,
     doctor.doctor,
     init.init,
 ):
     app.command()(_verb)
 app.add_typer(patterns.app)
+app.add_typer(quarantine.app)
 app.add_typer(cluster.app)

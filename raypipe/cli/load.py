@@ -37,8 +37,8 @@ def load(
 ) -> int:
     """Load tables into the event log.
 
-    Rows that break the schema are refused and kept (`raypipe quarantine`). Loading the same tables
-    again changes nothing. Exits with 3 if rows were refused.
+    Rows that break the schema are refused and kept (`raypipe quarantine list`). Loading the same
+    tables again changes nothing. Exits with 3 if rows were refused.
     """
     settings = _options.settings(home, config, set_, tenant=tenant)
     report = run(settings, tables, map_, _options.progress(quiet))
@@ -60,7 +60,9 @@ def run(settings: Settings, tables: list[Path], mapping: Path, progress: Progres
     rules = read_mapping(mapping, project)
     with running.claim(settings.home, "load"), progress.stage("load", unit="rows") as stage:
         log = open_log(settings.log_url, settings.log_cache)
-        quarantine = Quarantine(settings.home / QUARANTINE_FILE)
+        quarantine = Quarantine(
+            settings.home / QUARANTINE_FILE, limit_rows=settings.quarantine_limit_rows
+        )
         try:
             report = load_tables(
                 log,

@@ -33,6 +33,9 @@ from raypipe.events.validate import as_json, row_dicts, validate
 from raypipe.log.port import EventLog
 from raypipe.project import Project
 
+SOURCE = "load"
+"""What the quarantine's sources of loads begin with."""
+
 Progress = Callable[[int, int], None]
 """Called after each chunk with the rows read and the rows refused so far."""
 
@@ -183,7 +186,7 @@ class _Run:
     def stage(self, work: _Work, load_id: str, now: int, progress: Progress | None) -> None:
         """Map and validate every chunk of every table."""
         for table, rules in work:
-            source = f"load {load_id[:12]} {table.name}"
+            source = f"{SOURCE} {load_id[:12]} {table.name}"
             self.quarantine.discard(source, tenant=self.tenant)
             columns = dict.fromkeys(name for rule in rules for name in rule.sources)
             for chunk in table.chunks(list(columns)):
@@ -231,5 +234,6 @@ class _Run:
 
     def _refuse(self, source: str, event: str, rows: list[tuple[str, list[str]]]) -> None:
         if rows:
-            self.rejected += self.quarantine.add(source, event, rows, tenant=self.tenant)
+            self.rejected += len(rows)
+            self.quarantine.add(source, event, rows, tenant=self.tenant)
             self.reasons.update(reason for _, reasons in rows for reason in reasons)

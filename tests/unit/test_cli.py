@@ -346,7 +346,7 @@ def test_a_simulated_world_can_be_loaded_and_the_log_reports_it(tmp_path: Path) 
     assert "load       started\n" in loaded.stderr
     again = json.loads(call("load", *files, "--map", mapping, "--json").stdout)
     assert (again["already_loaded"], again["end"]) == (True, report["end"])
-    assert call("quarantine").stdout == "Nothing of tenant default was refused.\n"
+    assert call("quarantine", "list").stdout == "Nothing of tenant default was refused.\n"
 
 
 def _two_payments(tmp_path: Path) -> None:
@@ -368,11 +368,11 @@ def test_refused_rows_make_a_load_partial_and_can_be_listed(tmp_path: Path) -> N
     assert loaded.exit_code == 3, loaded.stderr
     report = json.loads(loaded.stdout)
     assert (report["accepted"], report["rejected"]) == ({"transaction": 1}, 1)
-    listed = json.loads(call("quarantine", "--json").stdout)
+    listed = json.loads(call("quarantine", "list", "--json").stdout)
     assert sum(listed["counts"]["transaction"].values()) == 1
     assert "/amount" in listed["rows"][0]["reasons"][0]
-    assert "-5" in call("quarantine").stdout
-    assert "Nothing of tenant other" in call("quarantine", "--tenant", "other").stdout
+    assert "-5" in call("quarantine", "list").stdout
+    assert "Nothing of tenant other" in call("quarantine", "list", "--tenant", "other").stdout
 
 
 def test_nothing_is_loaded_into_a_home_that_another_process_owns(tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ class WorkerActor:
         compile_windows(project.views, project.decision)
         compile_patterns()
         log = open_log(settings.log_url, settings.log_cache)
-        quarantine = Quarantine(settings.home / QUARANTINE_FILE)
+        quarantine = Quarantine(
+            settings.home / QUARANTINE_FILE, limit_rows=settings.quarantine_limit_rows
+        )
         self._core = WorkerCore(
             project,
             log,

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from raypipe.aborts import reach
 from raypipe.errors import Conflict, UsageError
 from raypipe.events.quarantine import Quarantine, Refusal
 from raypipe.log.port import Appended, EventLog, Group, Part
@@ -58,7 +59,12 @@ class Intake:
         self._receipts = Receipts(log, partition)
         self._quarantine = quarantine
         self._refusals: list[Refusal] = []
-        self._counters = {"bulk_retries": 0.0, "duplicates": 0.0, "refused": 0.0}
+        self._counters = {
+            "bulk_retries": 0.0,
+            "duplicates": 0.0,
+            "refused": 0.0,
+            "refused_unkept": 0.0,
+        }
 
     def take(self, bulk: Bulk, offset: int) -> tuple[Receipt, Group]:
         """The answer to a request and its new rows, which take the offsets from ``offset`` on.
@@ -74,7 +80,9 @@ class Intake:
                 self._counters["bulk_retries"] += 1
                 return known, NO_ROWS
         group, duplicates = self._new_rows(bulk.group, bulk.received_at)
-        self._refusals += [Refusal(bulk.tenant, bulk.source, *row) for row in bulk.refused]
+        self._refusals += [
+            Refusal(bulk.tenant, bulk.source, *row, bulk.key or "") for row in bulk.refused
+        ]
         self._counters["duplicates"] += len(duplicates)
         self._counters["refused"] += len(bulk.refused)
         receipt = Receipt(
@@ -122,8 +130,10 @@ class Intake:
     def before_commit(self) -> list[Appended]:
         """Make the refused rows durable; returns what the commit must append."""
         if self._refusals and self._quarantine is not None:
-            self._quarantine.keep(self._refusals)
+            kept = self._quarantine.keep(self._refusals)
+            self._counters["refused_unkept"] += len(self._refusals) - kept
             self._refusals.clear()
+            reach("worker.quarantined")
         return [(RECEIPT, self._receipts.batch())] if self._receipts.waiting else []
 
     def after_commit(self) -> None:

@@ -1,0 +1,1 @@
+"""Where bulk events come from, as batches that can be sent twice."""
