@@ -331,8 +331,10 @@ class Quarantine:
         with self._lock:
             found = self._db.execute(_ROWS + rest, where.parameters() | bound).fetchall()
         return [
-            RefusedRow(*came, tuple(json.loads(reasons)), State(state), at, note)
-            for *came, reasons, state, at, note in found
+            RefusedRow(
+                number, at_ms, owner, source, kind, body, tuple(json.loads(why)), State(state), *end
+            )
+            for number, at_ms, owner, source, kind, body, why, state, *end in found
         ]
 
     def explain(self, reasons: Mapping[int, Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,14 +56,15 @@ class Sender:
         patience_s: float | None = PATIENCE_S,
         waiting: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        pause: Callable[[float], None] = time.sleep,
+        pause: Callable[[float], object] | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url
         self._patience_s = patience_s
         self._waiting = waiting
         self._clock = clock
-        self._pause = pause
+        self._halted = threading.Event()
+        self._pause = pause or self._halted.wait
         # trust_env=False: a proxy of the environment has no business between our own processes.
         self._http = httpx.Client(
             base_url=url,
@@ -125,6 +127,8 @@ class Sender:
                     raise _refusal(answer)
                 why, wait = f"answered {answer.status_code}", _retry_after(answer)
             wait = max(wait, pause_s * random.uniform(0.5, 1.0))  # noqa: S311 - spreads senders
+            if self._halted.is_set():
+                raise Unavailable(f"stopped while {self._url} took no events: {why}")
             if self._patience_s is not None and self._clock() - began + wait > self._patience_s:
                 raise Unavailable(
                     f"{self._url} took no events for {self._patience_s:g} s: {why}",
@@ -134,6 +138,10 @@ class Sender:
                 self._waiting(why)
             self._pause(wait)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def halt(self) -> None:
+        """Let every batch that waits fail; from any thread."""
+        self._halted.set()
 
     def close(self) -> None:
         """Close the connections."""

@@ -6,6 +6,7 @@ Its arguments are its home and the URL of its log.
 import sys
 from pathlib import Path
 
+from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
 from raypipe.log.opening import open_log
 from raypipe.runtime.worker.connection import UnixListener
 from raypipe.runtime.worker.core import WorkerCore
@@ -15,7 +16,11 @@ from tests.domains.greenhouse import project
 
 
 def main(home: Path, log_url: str) -> None:
-    core = WorkerCore(project, open_log(log_url, home / "log-index"))
+    core = WorkerCore(
+        project,
+        open_log(log_url, home / "log-index"),
+        quarantine=Quarantine(home / QUARANTINE_FILE),
+    )
     server = WorkerServer(core, KeyStore(home / STORE_FILE), [UnixListener(home / "worker.sock")])
     print("ready", flush=True)
     server.run()

@@ -1,0 +1,288 @@
+"""Worker and ingest server as processes that are killed and started again under clients that retry."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from raypipe.clock import SystemClock
+from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
+from raypipe.ingest.media import Media
+from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.sender import Sender
+from raypipe.runtime.worker.core import WorkerCore
+from raypipe.sources.batch import Batch, Taken
+from raypipe.tenancy.keys import STORE_FILE, KeyStore
+from tests.domains.greenhouse import project
+
+ROOT = Path(__file__).parents[2]
+ROWS = 40
+BAD = 2
+VALVES = 7
+SPANS = {"10m": (600, 10), "1h": (3_600, 60), "2d": (172_800, 3_600)}
+PATIENCE_S = 120.0
+
+
+class Processes:
+    """Both processes, each started again when it died."""
+
+    def __init__(self, home: Path, abort_at: str = "") -> None:
+        self.home = home
+        with closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        scripted = {"RAYPIPE_ABORT_AT": abort_at, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
+        self._what = {
+            "worker": (["tests.recovery.worker_process", str(home)], env | scripted),
+            "ingest": (["tests.recovery.ingest_process", str(home), str(self.port)], env),
+        }
+        self.starts: Counter[str] = Counter()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._supervise, daemon=True)
+
+    def __enter__(self) -> Processes:
+        self.key = KeyStore(self.home / STORE_FILE).create("default", ["events:write"])
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        for name in self._what:
+            self.kill(name)
+
+    def _supervise(self) -> None:
+        while not self._ended.is_set():
+            with self._lock:
+                for name, (args, env) in self._what.items():
+                    process = self._running.get(name)
+                    if process is None or process.poll() is not None:
+                        self.starts[name] += 1
+                        self._running[name] = subprocess.Popen(
+                            [sys.executable, "-m", *args],
+                            env=env,
+                            cwd=ROOT,
+                            stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL,
+                        )
+            self._ended.wait(0.02)
+
+    def kill(self, name: str) -> None:
+        with self._lock:
+            process = self._running.get(name)
+            if process is not None and process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@dataclass
+class Told:
+    """What clients sent and were told."""
+
+    rows: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    bad: set[str] = field(default_factory=set)
+    answers: dict[str, Taken] = field(default_factory=dict)
+    batches: dict[str, Batch] = field(default_factory=dict)
+
+
+def batch_of(number: int, rng: random.Random, told: Told) -> Batch:
+    """Openings and floods of the last days, two rows that break a rule, one id twice."""
+    now = SystemClock().now_ms()
+    lines = []
+    for i in range(ROWS):
+        kind = "flood" if i % 8 == 3 else "opening"
+        row: dict[str, Any] = {
+            "event_id": f"{number}-{i}",
+            "event_time": now - int(rng.random() ** 4 * 200_000_000),
+            "valve": f"v-{rng.randrange(VALVES)}",
+        }
+        row |= {"opening_id": "o"} if kind == "flood" else {"litres": rng.randrange(1_000)}
+        told.rows[kind, row["event_id"]] = row
+        lines.append({"type": kind, **row})
+    for i in range(BAD):
+        bad = {"type": "opening", "event_id": f"{number}-bad-{i}", "event_time": now, "valve": "v"}
+        told.bad.add(bad["event_id"])
+        lines.insert(rng.randrange(len(lines)), bad | {"litres": -1})
+    lines.append(lines[-1])
+    body = b"\n".join(json.dumps(line).encode() for line in lines)
+    return Batch(f"request-{number}", body, Media.LINES, None, len(lines))
+
+
+class Client:
+    """Sends batches until each is answered: with its key, or without by event ids alone."""
+
+    def __init__(self, processes: Processes, *, keyed: bool) -> None:
+        self._url, self._key = processes.url, processes.key
+        self._keyed = keyed
+        self.sender = Sender(self._url, self._key, patience_s=PATIENCE_S)
+        self._http = httpx.Client(base_url=self._url, timeout=60, trust_env=False)
+
+    def send(self, batch: Batch) -> Taken | None:
+        if self._keyed:
+            return self.sender.send(batch)
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            try:
+                answer = self._http.post(
+                    "/v1/events",
+                    content=batch.body,
+                    headers={
+                        "Authorization": f"Bearer {self._key}",
+                        "Content-Type": batch.media.value,
+                    },
+                )
+            except httpx.TransportError:
+                time.sleep(0.05)
+                continue
+            if answer.status_code in (200, 207):
+                return None
+            assert answer.status_code == 503, answer.text
+            time.sleep(0.05)
+        raise AssertionError("never answered")
+
+
+def run(
+    processes: Processes, *, batches: int, keyed: bool, kills: int, seed: int, clients: int = 4
+) -> Told:
+    """Send batches from several clients, with random kills among them; returns what was told."""
+    told = Told()
+    rng = random.Random(seed)
+    todo = [(n, batch_of(n, rng, told)) for n in range(batches)][::-1]
+    when = sorted(rng.randrange(batches) for _ in range(kills))
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def kill_later(name: str, delay_s: float) -> None:
+        time.sleep(delay_s)
+        processes.kill(name)
+
+    def work() -> None:
+        client = Client(processes, keyed=keyed)
+        try:
+            while True:
+                with lock:
+                    if not todo or failures:
+                        return
+                    number, batch = todo.pop()
+                    doomed = [n for n in when if n == number]
+                    what = [rng.choice(("worker", "ingest")) for _ in doomed]
+                    waits = [rng.random() * 0.02 for _ in doomed]
+                killers = [
+                    threading.Thread(target=kill_later, args=pair)
+                    for pair in zip(what, waits, strict=True)
+                ]
+                for killer in killers:
+                    killer.start()
+                taken = client.send(batch)
+                for killer in killers:
+                    killer.join()
+                with lock:
+                    told.batches[batch.key] = batch
+                    if taken is not None:
+                        told.answers[batch.key] = taken
+        except BaseException as e:
+            failures.append(e)
+        finally:
+            client.sender.close()
+
+    threads = [threading.Thread(target=work) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+    return told
+
+
+def check_receipts(processes: Processes, told: Told) -> None:
+    """The same requests again get the same answers."""
+    with closing(Sender(processes.url, processes.key, patience_s=PATIENCE_S)) as sender:
+        for key, batch in told.batches.items():
+            assert sender.send(batch) == told.answers[key]
+
+
+def check(home: Path, told: Told, *, keyed: bool) -> None:
+    """What was acknowledged is in the log exactly once, as it was sent, and in the windows; what
+    was refused is in the quarantine."""
+    seen: dict[tuple[str, str], dict[str, Any]] = {}
+    with closed_log(home) as log:
+        for chunk in chunks(log):
+            for row in chunk.batch.to_pylist():
+                assert (chunk.kind, row["event_id"]) not in seen
+                seen[chunk.kind, row["event_id"]] = row
+        assert seen.keys() == told.rows.keys()
+        for key, sent in told.rows.items():
+            assert sent.items() <= seen[key].items()
+        core = WorkerCore(project, log)
+        now = SystemClock().now_ms()
+        for number in range(VALVES):
+            valve = f"v-{number}"
+            values = core.read("default", "valve", valve, now)
+            for name, wanted in oracle(told, valve, now).items():
+                assert values[name] == wanted, (valve, name)
+    for taken in told.answers.values():
+        assert (taken.accepted, len(taken.duplicates), len(taken.refused)) in (
+            (ROWS, 1, BAD),
+            (ROWS, 0, BAD + 1),
+        )
+    with closing(Quarantine(home / QUARANTINE_FILE)) as quarantine:
+        kept = Counter(json.loads(row.body)["event_id"] for row in quarantine.rows(10**9))
+    assert kept.keys() == told.bad
+    if keyed:
+        assert sum(kept.values()) == sum(len(taken.refused) for taken in told.answers.values())
+
+
+def oracle(told: Told, valve: str, now: int) -> dict[str, float]:
+    """Counts and sums by the definition of a window, from what the clients sent."""
+    values: dict[str, float] = {}
+    for span, (width, hop) in SPANS.items():
+        least = now // 1_000 // hop - width // hop
+        inside = {
+            key: row
+            for key, row in told.rows.items()
+            if row["valve"] == valve and row["event_time"] // 1_000 // hop > least
+        }
+        openings = [row["litres"] for (kind, _), row in inside.items() if kind == "opening"]
+        values[f"valve_count_{span}"] = len(openings)
+        values[f"valve_litres_sum_{span}"] = sum(openings)
+        values[f"floods_count_{span}"] = len(inside) - len(openings)
+    return values
+
+
+@contextmanager
+def closed_log(home: Path) -> Iterator[SqliteLog]:
+    with closing(SqliteLog(home / "log")) as log:
+        yield log
+
+
+def chunks(log: SqliteLog) -> Iterator[Any]:
+    kinds = {event.name for event in project.events}
+    offset = 0
+    while offset < log.end(0):
+        for chunk in log.read(0, offset, 10_000):
+            offset += len(chunk)
+            if chunk.kind in kinds:
+                yield chunk
