@@ -108,7 +108,10 @@ class _Line:
     def open(self, path: Path) -> EventFile:
         from raypipe.sources.files import EventFile
 
-        return EventFile(path, self._project, self._settings.currency, self._kind)
+        settings = self._settings
+        return EventFile(
+            path, self._project, settings.currency, self._kind, settings.ingest_body_bytes
+        )
 
     def send(self, file: EventFile) -> Fed:
         from raypipe.sources.feed import feed

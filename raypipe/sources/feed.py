@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
+from raypipe.aborts import reach
 from raypipe.sources.batch import Send, Taken
 from raypipe.sources.files import EventFile, FileBatch
 
@@ -65,6 +66,7 @@ def feed(
         for future in done:
             sent = running.pop(future)
             fed.count(sent, future.result())
+            reach("feed.taken")
             advance(sent.batch.rows)
 
     with ThreadPoolExecutor(in_flight, "feed") as pool:

@@ -77,10 +77,19 @@ class EventFile:
 
     Args:
         kind: the event type of all rows, None where each row names its own.
+        body_limit: bytes of the largest request that is taken; a small one makes other batches.
     """
 
-    def __init__(self, path: Path, project: Project, currency: str, kind: str | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        project: Project,
+        currency: str,
+        kind: str | None,
+        body_limit: int = 8 * BYTES,
+    ) -> None:
         self.path = path
+        self._bytes = min(BYTES, body_limit // 2)
         self._currency = currency
         self._kind = kind
         self._form, self._packing = form_of(path)
@@ -116,7 +125,8 @@ class EventFile:
     ) -> FileBatch:
         rows = places if isinstance(places, int) else len(places)
         kind = self._kind or ""
-        key = f"file-{_LAYOUT}-{self.sha256[:40]}-{kind[:40]}-{part}"
+        layout = f"{_LAYOUT}" if self._bytes == BYTES else f"{_LAYOUT}.{self._bytes}"
+        key = f"file-{layout}-{self.sha256[:40]}-{kind[:40]}-{part}"
         batch = Batch(key, body, media, self._kind, rows)
         return FileBatch(batch, first, None if isinstance(places, int) else tuple(places))
 
@@ -127,7 +137,7 @@ class EventFile:
         for line in self._lines():
             lines.append(line)
             size += len(line)
-            if len(lines) == ROWS or size >= BYTES:
+            if len(lines) == ROWS or size >= self._bytes:
                 yield self._batch(str(first), b"\n".join(lines), Media.LINES, first, len(lines))
                 first += len(lines)
                 size, lines = 0, []

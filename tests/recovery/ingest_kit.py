@@ -1,4 +1,4 @@
-"""Worker and ingest server as processes that are killed and started again under clients that retry."""
+"""Worker and ingest server as processes that are killed and come again, and clients that retry."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 
 from raypipe.clock import SystemClock
+from raypipe.errors import Unavailable
 from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
 from raypipe.ingest.media import Media
 from raypipe.log.sqlite import SqliteLog
@@ -91,6 +92,18 @@ class Processes:
             if process is not None and process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
+
+    def await_ready(self) -> None:
+        with closing(Sender(self.url, self.key)) as sender:
+            deadline = time.monotonic() + PATIENCE_S
+            while True:
+                try:
+                    sender.require()
+                except Unavailable:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.1)
+                else:
+                    return
 
     @property
     def url(self) -> str:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from raypipe.clock import SystemClock
 from tests.recovery import ingest_kit, soak
 
+pytestmark = pytest.mark.slow
+
 POINTS = [
-    "worker.quarantined:3",
-    "worker.before_commit:3",
-    "worker.after_commit:3",
-    "worker.after_reply:3",
-    "log.append.before_commit:4",
-    "log.append.after_commit:4",
+    ("worker.quarantined:3", True),
+    ("worker.before_commit:3", True),
+    ("worker.after_commit:3", True),
+    ("worker.after_commit:3", False),
+    ("worker.after_reply:3", True),
+    ("log.append.before_commit:4", True),
+    ("log.append.after_commit:4", True),
 ]
 
 
-@pytest.mark.parametrize("keyed", [True, False], ids=["keys", "event ids"])
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize(("point", "keyed"), POINTS)
 def test_death_at_each_step_of_a_bulk_commit(tmp_path: Path, point: str, keyed: bool) -> None:
     with ingest_kit.Processes(tmp_path, point) as processes:
         told = ingest_kit.run(processes, batches=12, keyed=keyed, kills=0, seed=1)
@@ -33,3 +40,60 @@ def test_a_short_soak(tmp_path: Path) -> None:
     done = soak.soak(tmp_path, kills=20, seed=11)
     assert done.kills >= 20
     assert done.rows > 2_000
+
+
+ROWS = 12_000
+
+
+def test_a_watched_folder_survives_death_at_each_step(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    with ingest_kit.Processes(home) as processes:
+        processes.await_ready()
+        for number, point in enumerate(["feed.taken:2", "watch.sent", "watch.explained"]):
+            folder = tmp_path / f"in-{number}"
+            folder.mkdir()
+            rows = [opening(f"{number}-{i}") for i in range(ROWS)]
+            rows[7]["litres"] = -1
+            (folder / "a.ndjson").write_text("\n".join(map(json.dumps, rows)))
+            assert watch(processes, folder, point).returncode == -9
+            assert [p.name for p in folder.iterdir() if p.is_file()] == ["a.ndjson"]
+            again = watch(processes, folder, "")
+            assert again.returncode == 3, again.stderr
+            said = json.loads(again.stdout)
+            assert (said["files"], said["accepted"], said["refused"]) == (1, ROWS - 1, 1)
+            assert sorted(p.name for p in (folder / "done").iterdir()) == [
+                "a.ndjson", "a.ndjson.reasons",
+            ]  # fmt: skip
+    with ingest_kit.closed_log(home) as log:
+        ids = [i for c in ingest_kit.chunks(log) for i in c.batch.column("event_id").to_pylist()]
+    wanted = {f"{n}-{i}" for n in range(3) for i in range(ROWS) if i != 7}
+    assert len(ids) == len(wanted)
+    assert set(ids) == wanted
+
+
+def opening(event_id: str) -> dict[str, object]:
+    now = SystemClock().now_ms()
+    return {"type": "opening", "event_id": event_id, "event_time": now, "valve": "v", "litres": 1}
+
+
+def watch(
+    processes: ingest_kit.Processes, folder: Path, abort_at: str
+) -> subprocess.CompletedProcess[str]:
+    """`raypipe ingest --watch` as a process, until the folder is empty."""
+    settings = ["project=tests.domains.greenhouse:project", f"ingest_port={processes.port}"]
+    return subprocess.run(
+        [sys.executable, "-m", "raypipe", "ingest", "--watch", folder, "--once", "--json"]
+        + [word for setting in settings for word in ("--set", setting)]
+        + ["--home", processes.home],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ingest_kit.ROOT),
+            "RAYPIPE_API_KEY": processes.key,
+            "RAYPIPE_ABORT_AT": abort_at,
+        },
+        cwd=ingest_kit.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
