@@ -20,84 +20,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raypipe.clock import Clock, SystemClock
+from raypipe.events import quarantine_sql as sql
 
 QUARANTINE_FILE = "quarantine.db"
 """In the home folder of the worker."""
 
 LIMIT_ROWS = 1_000_000
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS refused (
-    id INTEGER PRIMARY KEY,
-    at_ms INTEGER NOT NULL,
-    tenant TEXT NOT NULL,
-    source TEXT NOT NULL,
-    event_type TEXT NOT NULL,
-    body TEXT NOT NULL,
-    reasons TEXT NOT NULL
-) STRICT
-"""
-
-# Columns that files of the first version lack.
-_ADDED = {
-    "state": "TEXT NOT NULL DEFAULT 'open'",
-    "resolved_at": "INTEGER",
-    "note": "TEXT NOT NULL DEFAULT ''",
-    "request": "TEXT NOT NULL DEFAULT ''",
-    "batch": "TEXT NOT NULL DEFAULT ''",
-}
-
-_REST = """
-BEGIN IMMEDIATE;
-CREATE INDEX IF NOT EXISTS refused_by_tenant ON refused (tenant, source);
-CREATE INDEX IF NOT EXISTS refused_by_state ON refused (tenant, state);
-CREATE INDEX IF NOT EXISTS refused_by_request ON refused (tenant, request) WHERE request <> '';
-CREATE INDEX IF NOT EXISTS refused_by_batch ON refused (batch) WHERE batch <> '';
-CREATE TABLE IF NOT EXISTS sending (
-    key TEXT PRIMARY KEY, tenant TEXT NOT NULL, event_type TEXT NOT NULL, body BLOB NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS tally (
-    tenant TEXT PRIMARY KEY,
-    kept INTEGER NOT NULL,
-    unkept INTEGER NOT NULL DEFAULT 0,
-    forgotten INTEGER NOT NULL DEFAULT 0
-) STRICT;
-INSERT INTO tally (tenant, kept) SELECT tenant, count(*) FROM refused
-    WHERE NOT EXISTS (SELECT 1 FROM tally) GROUP BY tenant;
-CREATE TRIGGER IF NOT EXISTS refused_kept AFTER INSERT ON refused BEGIN
-    INSERT INTO tally (tenant, kept) VALUES (new.tenant, 1)
-        ON CONFLICT (tenant) DO UPDATE SET kept = kept + 1;
-END;
-CREATE TRIGGER IF NOT EXISTS refused_gone AFTER DELETE ON refused BEGIN
-    UPDATE tally SET kept = kept - 1 WHERE tenant = old.tenant;
-END;
-COMMIT;
-"""
-
-_WHERE = """
-(:tenant IS NULL OR tenant = :tenant)
-AND (:settled OR state = 'open')
-AND (:ids IS NULL OR id IN (SELECT value FROM json_each(:ids)))
-AND (:event_type IS NULL OR event_type = :event_type)
-AND (:source IS NULL OR substr(source, 1, length(:source)) = :source)
-AND (:reason IS NULL OR EXISTS (SELECT 1 FROM json_each(reasons) WHERE instr(value, :reason)))
-"""
-
-
-# No outside text is in these: values are bound.
-_COUNTS = f"""
-SELECT event_type, r.value, count(*) FROM refused, json_each(reasons) AS r
-WHERE refused.id IN (SELECT id FROM refused WHERE {_WHERE})
-GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2
-"""  # noqa: S608
-_ROWS = f"""
-SELECT id, at_ms, tenant, source, event_type, body, reasons, state, resolved_at, note
-FROM refused WHERE {_WHERE}
-"""  # noqa: S608
-_DROP = f"""
-UPDATE refused SET state = 'dropped', resolved_at = :now, note = :note
-WHERE {_WHERE} AND state = 'open' AND batch = ''
-"""  # noqa: S608
 
 
 class State(StrEnum):
@@ -200,12 +128,12 @@ class Quarantine:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         with self._writing():
-            self._db.execute(_SCHEMA)
+            self._db.execute(sql.SCHEMA)
             there = {row[1] for row in self._db.execute("PRAGMA table_info(refused)")}
-            for name, kind in _ADDED.items():
+            for name, kind in sql.ADDED.items():
                 if name not in there:
                     self._db.execute(f"ALTER TABLE refused ADD COLUMN {name} {kind}")
-        self._db.executescript(_REST)
+        self._db.executescript(sql.REST)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -240,8 +168,8 @@ class Quarantine:
         kept = 0
         with self._writing():
             self._db.executemany(
-                "DELETE FROM refused WHERE tenant = ? AND request = ? AND state = 'open'"
-                " AND batch = ''",
+                "DELETE FROM refused WHERE tenant = ? AND request = ? AND request <> ''"
+                " AND state = 'open' AND batch = ''",
                 {(r.tenant, r.request) for r in ordered if r.request},
             )
             for tenant, group in groupby(ordered, key=lambda r: r.tenant):
@@ -302,7 +230,7 @@ class Quarantine:
         """Rows by event type and reason, most frequent first. A row counts once per reason."""
         where = where or Selection(tenant)
         with self._lock:
-            found = self._db.execute(_COUNTS, where.parameters()).fetchall()
+            found = self._db.execute(sql.COUNTS, where.parameters()).fetchall()
         counts: dict[str, dict[str, int]] = {}
         for event_type, reason, rows in found:
             counts.setdefault(event_type, {})[reason] = rows
@@ -329,7 +257,7 @@ class Quarantine:
     ) -> list[RefusedRow]:
         bound = {"limit": limit, "after": after, "until": until}
         with self._lock:
-            found = self._db.execute(_ROWS + rest, where.parameters() | bound).fetchall()
+            found = self._db.execute(sql.ROWS + rest, where.parameters() | bound).fetchall()
         return [
             RefusedRow(
                 number, at_ms, owner, source, kind, body, tuple(json.loads(why)), State(state), *end
@@ -349,7 +277,7 @@ class Quarantine:
         """Give rows up; they stay, with the note. Rows that are being sent are left out."""
         with self._writing():
             return self._db.execute(
-                _DROP, where.parameters() | {"now": self._clock.now_ms(), "note": note}
+                sql.DROP, where.parameters() | {"now": self._clock.now_ms(), "note": note}
             ).rowcount
 
     def begin(self, sending: Sending, tenant: str) -> bool:
@@ -383,7 +311,9 @@ class Quarantine:
             return [Sending(key, kind, body, self._sent(key)) for key, kind, body in found]
 
     def _sent(self, key: str) -> tuple[int, ...]:
-        found = self._db.execute("SELECT id FROM refused WHERE batch = ? ORDER BY id", (key,))
+        found = self._db.execute(
+            "SELECT id FROM refused WHERE batch = ? AND batch <> '' ORDER BY id", (key,)
+        )
         return tuple(number for (number,) in found)
 
     def end(self, key: str, settled: Mapping[int, tuple[State, str]]) -> None:
@@ -395,7 +325,9 @@ class Quarantine:
                 " WHERE id = ? AND batch = ? AND state = 'open'",
                 [(state, now, note, number, key) for number, (state, note) in settled.items()],
             )
-            self._db.execute("UPDATE refused SET batch = '' WHERE batch = ?", (key,))
+            self._db.execute(
+                "UPDATE refused SET batch = '' WHERE batch = ? AND batch <> ''", (key,)
+            )
             self._db.execute("DELETE FROM sending WHERE key = ?", (key,))
 
     def __len__(self) -> int:
