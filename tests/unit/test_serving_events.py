@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from raypipe.errors import Conflict, Unavailable
+from raypipe.events.quarantine import Quarantine
 from tests.unit.ingest_kit import ARROW, DECLARED, LIMIT, LINES, Service, fault, lines, reading
 from tests.unit.serving_kit import NOW, body
 
@@ -214,3 +215,12 @@ def test_a_worker_that_is_away_is_503(service: Service) -> None:
     answer = service.post(lines(reading("a")))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert service.events.waiting_bytes == 0
+
+
+def test_a_full_quarantine_is_counted(service: Service, tmp_path: Path) -> None:
+    service.worker.quarantine = Quarantine(tmp_path / "small.db", limit_rows=1)
+    service.worker.start()
+    answer = service.post(lines(*(reading(f"r-{i}", cost="free") for i in range(3))))
+    assert answer.json()["refused"] == 3
+    stats = service.worker.core.stats()
+    assert (stats["refused"], stats["refused_unkept"]) == (3, 2)
