@@ -35,8 +35,11 @@ ROOT = Path(__file__).parents[2]
 ROWS = 40
 BAD = 2
 VALVES = 7
+SNAPSHOT_S = "0.3"
+"""Often enough that kills hit snapshots too."""
+
 SPANS = {"10m": (600, 10), "1h": (3_600, 60), "2d": (172_800, 3_600)}
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Processes:
@@ -50,7 +53,10 @@ class Processes:
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         scripted = {"RAYPIPE_ABORT_AT": abort_at, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
         self._what = {
-            "worker": (["tests.recovery.worker_process", str(home)], env | scripted),
+            "worker": (
+                ["tests.recovery.worker_process", str(home), f"sqlite:///{home}/log", SNAPSHOT_S],
+                env | scripted,
+            ),
             "ingest": (["tests.recovery.ingest_process", str(home), str(self.port)], env),
         }
         self.starts: Counter[str] = Counter()
@@ -77,13 +83,14 @@ class Processes:
                     process = self._running.get(name)
                     if process is None or process.poll() is not None:
                         self.starts[name] += 1
-                        self._running[name] = subprocess.Popen(
-                            [sys.executable, "-m", *args],
-                            env=env,
-                            cwd=ROOT,
-                            stdout=subprocess.DEVNULL,
-                            stderr=subprocess.DEVNULL,
-                        )
+                        with (self.home / f"{name}.err").open("ab") as errors:
+                            self._running[name] = subprocess.Popen(
+                                [sys.executable, "-m", *args],
+                                env=env,
+                                cwd=ROOT,
+                                stdout=subprocess.DEVNULL,
+                                stderr=errors,
+                            )
             self._ended.wait(0.02)
 
     def kill(self, name: str) -> None:
