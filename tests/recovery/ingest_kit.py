@@ -60,6 +60,7 @@ class Processes:
             "ingest": (["tests.recovery.ingest_process", str(home), str(self.port)], env),
         }
         self.starts: Counter[str] = Counter()
+        self.kills = 0
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -99,6 +100,7 @@ class Processes:
             if process is not None and process.poll() is None:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
+                self.kills += 1
 
     def await_ready(self) -> None:
         with closing(Sender(self.url, self.key)) as sender:

@@ -38,10 +38,10 @@ def soak(home: Path, *, kills: int, seed: int) -> Soaked:
             told = ingest_kit.run(
                 processes, batches=BATCHES, keyed=keyed, kills=KILLS, seed=seed + done.rounds
             )
+            done.kills += processes.kills
             if keyed:
                 ingest_kit.check_receipts(processes, told)
         ingest_kit.check(folder, told, keyed=keyed)
-        done.kills += KILLS
         done.rounds += 1
         done.rows += len(told.rows)
     return done
