@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raypipe.aborts import reach
 from raypipe.clock import Clock
 from raypipe.errors import Conflict, InputError, MalformedBody, UsageError
 from raypipe.events.body import parse_object
@@ -146,6 +147,7 @@ class Requeue:
         digest = hashlib.sha256(f"{kind} {ids} ".encode() + body).hexdigest()
         sending = Sending(f"quarantine-{ids[0]}-{digest[:40]}", kind, body, ids)
         if self._quarantine.begin(sending, self._tenant):
+            reach("requeue.begun")
             self._finish(sending)
 
     def _finish(self, sending: Sending) -> None:
@@ -168,6 +170,7 @@ class Requeue:
                 number: _settled(place, taken, sending.key)
                 for place, number in enumerate(sending.ids)
             }
+        reach("requeue.sent")
         self._quarantine.end(sending.key, settled)
         self.outcome.accepted += taken.accepted
         self.outcome.duplicates += len(taken.duplicates)

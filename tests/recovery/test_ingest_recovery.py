@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raypipe.clock import SystemClock
+from raypipe.ingest.media import Media
+from raypipe.runtime.sender import Sender
+from raypipe.sources.batch import Batch
 from tests.recovery import ingest_kit, soak
 
 pytestmark = pytest.mark.slow
@@ -72,7 +77,7 @@ def test_a_watched_folder_survives_death_at_each_step(tmp_path: Path) -> None:
     assert set(ids) == wanted
 
 
-def opening(event_id: str) -> dict[str, object]:
+def opening(event_id: str) -> dict[str, Any]:
     now = SystemClock().now_ms()
     return {"type": "opening", "event_id": event_id, "event_time": now, "valve": "v", "litres": 1}
 
@@ -81,11 +86,42 @@ def watch(
     processes: ingest_kit.Processes, folder: Path, abort_at: str
 ) -> subprocess.CompletedProcess[str]:
     """`raypipe ingest --watch` as a process, until the folder is empty."""
+    return raypipe(processes, abort_at, "ingest", "--watch", str(folder), "--once")
+
+
+def test_a_retry_of_the_quarantine_survives_death_at_each_step(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    wanted = set()
+    with ingest_kit.Processes(home) as processes:
+        processes.await_ready()
+        for number, point in enumerate(["requeue.begun", "requeue.sent"]):
+            rows = [opening(f"{number}-{i}") | {"litres": -1} for i in range(40)]
+            wanted |= {row["event_id"] for row in rows}
+            body = "\n".join(map(json.dumps, rows)).encode()
+            with closing(Sender(processes.url, processes.key)) as sender:
+                taken = sender.send(Batch(f"k-{number}", body, Media.LINES, None, 40))
+            assert len(taken.refused) == 40
+            retry = ("quarantine", "retry", "--all", "--replace", "litres=5")
+            assert raypipe(processes, point, *retry).returncode == -9
+            again = raypipe(processes, "", *retry)
+            assert again.returncode == 0, again.stderr
+            said = json.loads(again.stdout)
+            assert (said["accepted"], said["duplicates"], said["resumed"]) == (40, 0, 40)
+    with ingest_kit.closed_log(home) as log:
+        found = [row for c in ingest_kit.chunks(log) for row in c.batch.to_pylist()]
+    assert sorted(row["event_id"] for row in found) == sorted(wanted)
+    assert {row["litres"] for row in found} == {5}
+
+
+def raypipe(
+    processes: ingest_kit.Processes, abort_at: str, *words: str
+) -> subprocess.CompletedProcess[str]:
+    """The command line as a process."""
     settings = ["project=tests.domains.greenhouse:project", f"ingest_port={processes.port}"]
+    options = [word for setting in settings for word in ("--set", setting)]
     return subprocess.run(
-        [sys.executable, "-m", "raypipe", "ingest", "--watch", folder, "--once", "--json"]
-        + [word for setting in settings for word in ("--set", setting)]
-        + ["--home", processes.home],
+        [sys.executable, "-m", "raypipe", *words, *options, "--home", processes.home, "--json"],
         env={
             **os.environ,
             "PYTHONPATH": str(ingest_kit.ROOT),
