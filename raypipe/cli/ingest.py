@@ -37,8 +37,17 @@ def ingest(
         Path | None,
         typer.Option("--watch", metavar="FOLDER", help="Send what comes into this folder."),
     ] = None,
+    kafka: Annotated[
+        str | None,
+        typer.Option(
+            "--kafka", metavar="URL", help="Send the messages of kafka://HOST:PORT/TOPIC, as JSON."
+        ),
+    ] = None,
+    group: Annotated[
+        str, typer.Option("--group", metavar="NAME", help="With --kafka: the consumer group.")
+    ] = "raypipe",
     once: Annotated[
-        bool, typer.Option("--once", help="With --watch: end when the folder is empty.")
+        bool, typer.Option("--once", help="With --watch or --kafka: end when all was sent.")
     ] = False,
     in_flight: Annotated[
         int,
@@ -59,24 +68,28 @@ def ingest(
 
     Sending the same file again counts nothing twice, so one that was broken off is simply sent
     again. With --watch, files that come into a folder are sent and moved to its folder `done`, or
-    `failed`; files with refused rows get a file NAME.reasons. Exits with 3 if rows were refused or
-    files failed; the rows are in the quarantine.
+    `failed`; files with refused rows get a file NAME.reasons. With --kafka, the group's offsets are
+    committed after the messages are durable. Exits with 3 if rows were refused or files failed; the
+    rows are in the quarantine.
     """
-    if bool(files) == (watch is not None) or (once and watch is None):
-        raise UsageError("name either files or a folder", hint="raypipe ingest FILE, or --watch .")
+    if bool(files) + (watch is not None) + (kafka is not None) != 1 or (once and files):
+        raise UsageError(
+            "name files, a folder or a topic", hint="raypipe ingest FILE, or --watch ., or --kafka."
+        )
     settings = _options.settings(home, config, set_, tenant=tenant)
     progress = _options.progress(quiet)
     from raypipe.runtime.sender import Sender
 
     # A folder waits for as long as it takes; a person may want to know.
-    options = {} if watch is None else {"patience_s": None}
+    options = {} if files else {"patience_s": None}
     with closing(Sender.of(settings, **options)) as sender:
         line = _Line(settings, progress, sender, type_, in_flight)
-        if watch is None:
-            for path in files or []:
-                line.add(line.send(line.open(path)))
-        else:
+        for path in files or []:
+            line.add(line.send(line.open(path)))
+        if watch is not None:
             line.watch(watch, once=once)
+        if kafka is not None:
+            line.follow(kafka, group, once=once)
     _output.write(line.result(), as_json=json, text=line.summary())
     return PARTIAL if line.total.rejected or line.failed else 0
 
@@ -141,6 +154,23 @@ class _Line:
             if once:
                 raise
             self._progress.note(f"{folder.absolute()}: no longer watched")
+
+    def follow(self, url: str, group: str, *, once: bool) -> None:
+        from raypipe.log.kafka.address import KafkaAddress
+        from raypipe.sources.kafka import KafkaSource
+
+        with (
+            closing(KafkaSource(KafkaAddress.parse(url), group, self._kind)) as source,
+            self._progress.stage("ingest", unit="events") as stage,
+        ):
+            try:
+                for batch, taken in source.run(self._sender.send, once=once):
+                    self.total.count(taken)
+                    stage.advance(batch.rows)
+            except KeyboardInterrupt:
+                if once:
+                    raise
+            stage.say(_said(self.total))
 
     def _count(self, path: Path, became: Fed | RaypipeError | None) -> None:
         if isinstance(became, RaypipeError):

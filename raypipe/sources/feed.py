@@ -28,14 +28,14 @@ class Fed:
     reasons: Counter[str] = field(default_factory=Counter)
     refused: dict[int, tuple[str, ...]] = field(default_factory=dict)
 
-    def count(self, sent: FileBatch, taken: Taken) -> None:
-        """Add a batch."""
+    def count(self, taken: Taken, sent: FileBatch | None = None) -> None:
+        """Add a batch; that of a file also names its refused rows."""
         self.accepted += taken.accepted
         self.duplicates += len(taken.duplicates)
         self.rejected += len(taken.refused)
         for number, why in taken.refused.items():
             self.reasons.update(why)
-            if len(self.refused) < REASONS_KEPT:
+            if sent is not None and len(self.refused) < REASONS_KEPT:
                 self.refused[sent.row(number)] = why
 
     def add(self, other: Fed) -> None:
@@ -65,7 +65,7 @@ def feed(
     def collect(done: set[Future[Taken]]) -> None:
         for future in done:
             sent = running.pop(future)
-            fed.count(sent, future.result())
+            fed.count(future.result(), sent)
             reach("feed.taken")
             advance(sent.batch.rows)
 

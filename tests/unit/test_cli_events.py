@@ -39,6 +39,10 @@ class Live:
         while not self.server.started:
             time.sleep(0.01)
 
+    def close(self) -> None:
+        self.server.should_exit = True
+        self.thread.join()
+
     def call(self, *arguments: object) -> Result:
         common = {"ingest_port": self.port, "ingest_body_bytes": LIMIT, "project": DECLARED}
         words = [w for name, value in common.items() for w in ("--set", f"{name}={value}")]
@@ -60,8 +64,7 @@ def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     live = Live(tmp_path / "home")
     monkeypatch.setenv("RAYPIPE_API_KEY", live.service.key)
     yield live
-    live.server.should_exit = True
-    live.thread.join()
+    live.close()
 
 
 def test_refused_rows_are_shown_mended_and_dropped(live: Live) -> None:
