@@ -11,6 +11,7 @@ RaypipeError                  code, headline, HTTP status, exit code; detail and
 ├── Unauthenticated      401
 ├── Forbidden            403
 ├── NotFound             404
+│   └── Expired          410  (log.port) events that retention deleted
 ├── Conflict             409  the same id came with another body
 │   └── DuplicateId      409  (log.port) a logged row's id came again
 ├── Overloaded           429  more is in work than may be; send it again later

@@ -17,7 +17,7 @@ from raypipe.errors import IntegrityError, Unavailable
 from raypipe.log.files import sync_directory
 from raypipe.log.port import LogUnwritable
 
-FORMAT = 1
+FORMAT = 2
 """Version of the tables below, kept in the file's user_version."""
 
 PLACE_BITS = 44
@@ -57,6 +57,20 @@ create table sealed_ids(
   sha256 text not null, primary key(range, kind)) without rowid;
 """
 
+_UPKEEP_TABLES = """
+create table manifest(version integer not null);
+insert into manifest values(0);
+create table horizon(partition integer primary key, first integer not null);
+create table expired(
+  partition integer, kind text, rows integer not null,
+  primary key(partition, kind)) without rowid;
+create table forgotten(
+  partition integer, producer text, seq integer not null,
+  primary key(partition, producer)) without rowid;
+create table doomed(name text primary key, since integer not null) without rowid;
+"""
+"""What format 2 added."""
+
 
 class Damaged(IntegrityError):
     """SQLite finds its own file broken."""
@@ -69,9 +83,11 @@ class Layout:
     format: int
     tables: str
     durable: bool
+    added: tuple[str, ...] = ()
+    """What each format after the first added: a file of an earlier one gets it when it is opened."""
 
 
-LOG = Layout(FORMAT, _TABLES, durable=True)
+LOG = Layout(FORMAT, _TABLES, durable=True, added=(_UPKEEP_TABLES,))
 
 
 class Database:
@@ -96,12 +112,13 @@ class Database:
     def _create(self) -> None:
         with translated():
             found = self.connection.execute("pragma user_version").fetchone()[0]
-        if found == 0:
+        if found == 0 or 0 < self._layout.format - found <= len(self._layout.added):
             with self.write() as db:
-                if db.execute("pragma user_version").fetchone()[0] == 0:
-                    for statement in self._layout.tables.split(";"):
-                        db.execute(statement)
-                    db.execute(f"pragma user_version = {self._layout.format}")
+                found = db.execute("pragma user_version").fetchone()[0]
+                missing = (self._layout.tables, *self._layout.added)[found:]
+                for statement in "".join(missing).split(";"):
+                    db.execute(statement)
+                db.execute(f"pragma user_version = {self._layout.format}")
             sync_directory(self.path.parent)
         elif found != self._layout.format:
             raise IntegrityError(
@@ -129,21 +146,55 @@ class Database:
         Raises LogUnwritable when the medium refuses, Unavailable when another writer doesn't end.
         """
         db = self.connection
+        with self._turns(), translated():
+            db.execute("begin immediate")
+            try:
+                yield db
+                db.execute("commit")
+            except BaseException:
+                if db.in_transaction:
+                    db.execute("rollback")
+                raise
+
+    @contextmanager
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that sees one moment. Keep it short: it holds up checkpoints."""
+        db = self.connection
+        with translated():
+            db.execute("begin")
+            try:
+                yield db
+            finally:
+                db.execute("commit")
+
+    def shrink(self, pages: int) -> None:
+        """Give up to so many free pages back to the file system, after the next checkpoint.
+
+        Pages at the file's end that hold rows move to free places. Does nothing for a file that
+        was made by format 1, whose free pages are only used again.
+        """
+        with self._turns(), translated():
+            # execute() would stop after one page: the pragma has a row for each and no column.
+            self.connection.executescript(f"pragma incremental_vacuum({pages})")
+
+    @property
+    def pages(self) -> tuple[int, int, int]:
+        """Pages of the file, those of them that are free, and bytes of a page."""
+        with translated():
+            one = self.connection.execute
+            names = ("page_count", "freelist_count", "page_size")
+            total, free, size = (int(one(f"pragma {name}").fetchone()[0]) for name in names)
+        return total, free, size
+
+    @contextmanager
+    def _turns(self) -> Iterator[None]:
         deadline = time.monotonic() + self._timeout
         if not self._turn.acquire(timeout=self._timeout):
             raise self._busy()
         try:
             self._take_turn(deadline)
             try:
-                with translated():
-                    db.execute("begin immediate")
-                    try:
-                        yield db
-                        db.execute("commit")
-                    except BaseException:
-                        if db.in_transaction:
-                            db.execute("rollback")
-                        raise
+                yield
             finally:
                 fcntl.flock(self._turn_file, fcntl.LOCK_UN)
         finally:
@@ -163,7 +214,7 @@ class Database:
     def _busy(self) -> Unavailable:
         return Unavailable(
             f"another writer held {self.path} for more than {self._timeout:g} s",
-            hint="Retry; a log has one writing process.",
+            hint="Retry; a log has one process that appends.",
         )
 
     def close(self) -> None:
@@ -185,6 +236,10 @@ class _Session:
             path, timeout=timeout, isolation_level=None, check_same_thread=False
         )
         for pragma in (
+            # Of a new file alone, and before anything is written to it.
+            "auto_vacuum=incremental",
+            # Some systems' SQLite would write every byte of a freed row once more, as zeros.
+            "secure_delete=fast",
             "journal_mode=wal",
             f"synchronous={'full' if durable else 'normal'}",
             "wal_autocheckpoint=4000",

@@ -15,7 +15,7 @@ import pyarrow as pa
 from raypipe.errors import IntegrityError
 from raypipe.lake import Place
 from raypipe.log import files
-from raypipe.log.manifest import Ranges
+from raypipe.log.manifest import Ranges, SealedRange
 from raypipe.log.port import OFFSET, Chunk
 from raypipe.log.sealed import SealedReader
 
@@ -49,16 +49,20 @@ def export(
         if isinstance(piece, Place):
             found.append(piece)
             continue
-        low, high = piece
+        span, low, high = piece
         place = directory / f"{partition:05d}-{kind}-{low:012d}-{high:012d}.parquet"
-        if place.exists() or _write(place, kind, read(low, high - low)):
+        if sealed is None or span is None:
+            chunks = read(low, high - low)
+        else:
+            chunks = sealed.reader.read_kind(span, kind, low, high)
+        if place.exists() or _write(place, kind, chunks):
             found.append(place)
     return found
 
 
 def _pieces(
     sealed: Sealed | None, kind: str, start: int, end: int
-) -> Iterator[Place | tuple[int, int]]:
+) -> Iterator[Place | tuple[SealedRange | None, int, int]]:
     """Whole sealed files, and the spans of offsets between them, in order."""
     while start < end:
         span = sealed.ranges.at(start) if sealed else None
@@ -66,7 +70,7 @@ def _pieces(
             stop = min(end, (start // STEP + 1) * STEP)
             if sealed is not None:
                 stop = sealed.ranges.next_start(start, stop)
-            yield start, stop
+            yield None, start, stop
         else:
             stop = min(span.end, end)
             for file in span.files.get(kind, ()):
@@ -74,7 +78,7 @@ def _pieces(
                 if (low, high) == (file.min_offset, file.max_offset + 1):
                     yield Place.at(sealed.reader.path(file))
                 elif low < high:
-                    yield low, high
+                    yield span, low, high
         start = stop
 
 

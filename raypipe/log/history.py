@@ -6,7 +6,7 @@ import fcntl
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,6 +55,7 @@ class History:
             with translated():
                 known = self._db.connection.execute(
                     "select name from sealed_file union all select name from sealed_ids"
+                    " union all select name from doomed"
                 ).fetchall()
             names = {name for (name,) in known}
             for path in self.directory.iterdir():
@@ -80,12 +81,13 @@ class History:
                 "insert into sealed_ids values(?, ?, ?, ?, ?)",
                 (added, i.kind, i.name, i.rows, i.sha256),
             )
+        changed(db)
 
     def ranges(self, partition: int) -> Ranges:
         """The partition's ranges as of now, whoever sealed them."""
         with translated():
             db = self._db.connection
-            version = db.execute("select max(id) from sealed_range").fetchone()[0]
+            version = db.execute("select version from manifest").fetchone()[0]
             loaded = self._loaded
             if version != loaded[0]:
                 loaded = self._loaded = (version, _load(db))
@@ -95,11 +97,38 @@ class History:
         self, partition: int, kind: str, hashes: Hashes, keys: Keys
     ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         """(index into keys, offset, row) for sealed rows that bear one of these ids."""
-        for span in self.ranges(partition).all:
+        ranges = self.ranges(partition)
+        for span in ranges.all:
             for i, offset in self.reader.candidates(span, kind, hashes):
-                row = self.reader.row(span, kind, offset, keys[0][i], keys[1][i])
+                home = ranges.at(offset)
+                row = home and self.reader.row(home, kind, offset, keys[0][i], keys[1][i])
                 if row is not None:
                     yield i, offset, row
+
+    def doom(self, db: sqlite3.Connection, names: Iterable[str], now_ms: int) -> None:
+        """Have files removed when whoever may be reading them has finished, and not before."""
+        values = [(name, now_ms) for name in names]
+        db.executemany("insert or replace into doomed values(?, ?)", values)
+
+    def remove_doomed(self, before_ms: int) -> int:
+        """Remove the files that were doomed before then; returns their bytes."""
+        with translated():
+            query = "select name from doomed where since <= ?"
+            names = [n for (n,) in self._db.connection.execute(query, (before_ms,))]
+        freed = 0
+        for name in names:
+            path = self.directory / name
+            freed += path.stat().st_size if path.exists() else 0
+            path.unlink(missing_ok=True)
+        if names:
+            with self._db.write() as db:
+                db.executemany("delete from doomed where name = ?", [(n,) for n in names])
+        return freed
+
+
+def changed(db: sqlite3.Connection) -> None:
+    """Have every process load the manifest again."""
+    db.execute("update manifest set version = version + 1")
 
 
 def _load(db: sqlite3.Connection) -> dict[int, Ranges]:
@@ -113,5 +142,5 @@ def _load(db: sqlite3.Connection) -> dict[int, Ranges]:
     query = "select id, partition, start, end from sealed_range order by start"
     for id, partition, start, end in db.execute(query):
         by_kind = {kind: tuple(parts) for kind, parts in files[id].items()}
-        spans[partition].append(SealedRange(start, end, by_kind, dict(ids[id])))
+        spans[partition].append(SealedRange(start, end, by_kind, dict(ids[id]), id))
     return {partition: Ranges(found) for partition, found in spans.items()}

@@ -142,8 +142,7 @@ class Live:
         self, low: int, kind: str, hashes: Hashes, tenant: str, id: str
     ) -> tuple[int, pa.RecordBatch] | None:
         """The first row with that id as (offset, batch of one)."""
-        with translated():
-            db = self._db.connection
+        with self._db.read() as db:
             places = db.execute(
                 "select place from ids where hash = ? and place between ? and ? order by place",
                 (*signed(hashes), low, low + (1 << PLACE_BITS) - 1),
@@ -173,16 +172,32 @@ class Live:
 
         No transaction stays open between chunks, so a slow reader never holds up a checkpoint.
         """
+        for _, chunks in self.batches(low, offset, limit):
+            yield from chunks
+
+    def batches(self, low: int, offset: int, limit: int) -> Iterator[tuple[Stored, list[Chunk]]]:
+        """Stored batches and their rows, as ``read`` has them."""
         while limit > 0:
             page = self._page(low + offset, limit)
             for stored in page:
+                if stored[0] > low + offset:
+                    return  # rows before it were sealed since the page was measured
                 chunks = self._chunks(stored, low + offset, low + offset + limit)
-                yield from chunks
+                yield stored, chunks
                 came = sum(map(len, chunks))
                 offset += came
                 limit -= came
             if not page:
                 return
+
+    def first(self, low: int, offset: int) -> int | None:
+        """The offset of the first live row at or after this one."""
+        with translated():
+            row = self._db.connection.execute(
+                "select place from batch where place >= ? and place < ? order by place limit 1",
+                (low + offset, low + (1 << PLACE_BITS)),
+            ).fetchone()
+        return None if row is None else int(row[0]) - low
 
     def _page(self, place: int, limit: int) -> list[Stored]:
         """The stored batches from the one that holds ``place`` on, a bounded number of bytes."""
@@ -244,6 +259,11 @@ class Live:
                 raise IntegrityError(f"schema {id} of the log is missing")
             schema = self._schemas[id] = codec.decode_schema(*row)
         return schema
+
+
+def indexed(stored: Stored) -> bool:
+    """Whether the batch's rows are in the id index."""
+    return stored[2] != GROUP
 
 
 def _offset(place: int) -> int:

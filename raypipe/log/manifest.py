@@ -23,7 +23,11 @@ class SealedFile:
 
 @dataclass(frozen=True, slots=True)
 class SealedIds:
-    """One array, uint64 [2, rows]: id hashes ascending over the offsets that bear them."""
+    """One array, uint64 [2, rows]: id hashes ascending over the offsets that bear them.
+
+    It belongs to a range and may be that of ranges before it, too: small arrays are merged, so that
+    an id is looked for in few of them.
+    """
 
     kind: str
     name: str
@@ -39,6 +43,8 @@ class SealedRange:
     end: int
     files: Mapping[str, tuple[SealedFile, ...]]
     ids: Mapping[str, SealedIds]
+    id: int = 0
+    """Its number in the manifest, when it is there."""
 
 
 class Ranges:

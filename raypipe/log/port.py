@@ -3,6 +3,7 @@
 A log has partitions; a partition is one sequence of rows with offsets 0, 1, 2, ... shared by all
 kinds. A *kind* is an event type's name, ``decision`` or ``declaration``; each batch holds rows of
 one kind. Rows arrive live (``append``) or as history (``seal``); a reader sees one sequence.
+Retention may delete events from the front of it; offsets go on.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raypipe.errors import Conflict, IntegrityError, Unavailable, UsageError
+from raypipe.errors import Conflict, IntegrityError, NotFound, Unavailable, UsageError
 from raypipe.lake import Place
 
 Offsets = npt.NDArray[np.int64]
@@ -52,6 +53,14 @@ class DuplicateId(Conflict):
 
     code = "duplicate_id"
     headline = "Id already logged"
+
+
+class Expired(NotFound):
+    """The rows were there and retention deleted them."""
+
+    code = "expired"
+    headline = "No longer in the log"
+    status = 410
 
 
 class LogUnwritable(Unavailable):
@@ -131,7 +140,8 @@ class EventLog(Protocol):
 
         Offsets follow each other in the given order, inside a group in that of its positions. The
         same (producer, seq) again returns the same offsets and writes nothing; with batches of
-        other sizes it raises Conflict. Raises Fenced for an epoch that isn't the partition's,
+        other sizes, or long after, when the offsets are no longer remembered, it raises Conflict.
+        So a producer's seqs ascend. Raises Fenced for an epoch that isn't the partition's,
         DuplicateId, LogUnwritable, UsageError for a group whose positions have gaps.
         ``epoch=None`` is a writer outside of fencing.
         """
@@ -170,13 +180,22 @@ class EventLog(Protocol):
         over kinds merges them. All chunks of a call together cover its offsets without a gap, so
         the next call's offset is this one's plus the rows that came. With nothing there yet it
         waits up to ``wait_ms`` for an append, of any process. Raises IntegrityError that names the
-        offset when stored bytes are damaged or missing. A call may decode a whole row group of
+        offset when stored bytes are damaged or missing, Expired for an offset before the first one.
+        A call may decode a whole row group of
         history first, so read history in large steps.
         """
         ...
 
+    def first(self, partition: int, kind: str | None = None) -> int:
+        """The first offset that can be read; 0 until retention deletes some.
+
+        Of a kind: the offset from which on all of its rows are there. Records, which retention
+        keeps, are all there: ``find`` and ``export`` know them also before the first offset.
+        """
+        ...
+
     def end(self, partition: int) -> int:
-        """The next offset to be given: the number of rows."""
+        """The next offset to be given: the number of rows there ever were."""
         ...
 
     def find(
@@ -184,7 +203,7 @@ class EventLog(Protocol):
     ) -> tuple[int, pa.RecordBatch] | None:
         """The offset and the row (a batch of one) of that id, live or sealed; the first wins.
 
-        Rows that were appended in a Group are not found while they are live.
+        Rows that were appended in a Group are not found, live or sealed.
         """
         ...
 
@@ -213,7 +232,8 @@ class EventLog(Protocol):
         Files and the rows inside follow offset order. Sealed files that lie inside the range are
         returned where they are; the rest is written to ``directory``, under names that depend on
         what they hold alone, and is not written again by a later export. Schemas that grew are
-        unified inside a file (missing columns null), not over files.
+        unified inside a file (missing columns null), not over files. Raises Expired when some of
+        the kind's rows in the range were deleted.
         """
         ...
 
@@ -222,7 +242,7 @@ class EventLog(Protocol):
         ...
 
     def counts(self, partition: int) -> dict[str, int]:
-        """Rows by kind."""
+        """The rows that are there, by kind."""
         ...
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raypipe.errors import IntegrityError
+from raypipe.log import mixing
 from raypipe.log.files import check_file, damaged
 from raypipe.log.identity import Hashes, id_column
 from raypipe.log.manifest import SealedFile, SealedRange
@@ -41,8 +42,7 @@ class SealedReader:
 
         Holds one decoded row group a kind.
         """
-        streams = [_Stream(self, files, offset) for files in span.files.values()]
-        streams = [s for s in streams if s.head < span.end]
+        streams = [s for s in self.streams(span, offset).values() if s.head < span.end]
         while limit > 0 and offset < span.end:
             stream = min(streams, key=lambda s: s.head, default=None)
             if stream is None or stream.head != offset:
@@ -56,8 +56,19 @@ class SealedReader:
             limit -= len(chunk)
             streams = [s for s in streams if s.head < span.end]
 
+    def streams(self, span: SealedRange, offset: int) -> dict[str, Stream]:
+        """The range's rows from ``offset`` on, by kind."""
+        return {kind: Stream(self, files, offset) for kind, files in span.files.items()}
+
+    def read_kind(self, span: SealedRange, kind: str, start: int, end: int) -> Iterator[Chunk]:
+        """Rows of one kind with offsets in [start, end)."""
+        stream = Stream(self, span.files.get(kind, ()), start)
+        while stream.head < end:
+            yield stream.take(end, end - start)
+
     def candidates(self, span: SealedRange, kind: str, hashes: Hashes) -> list[tuple[int, int]]:
-        """(index into hashes, offset) of the rows in the range whose id may be the one hashed."""
+        """(index into hashes, offset) of the rows whose id may be the one hashed, as the range's
+        array has them: it may be that of ranges before it, too."""
         if kind not in span.ids:
             return []
         known, offsets = self._load_ids(span, kind)
@@ -71,17 +82,23 @@ class SealedReader:
     def row(
         self, span: SealedRange, kind: str, offset: int, tenant: str, id: str
     ) -> pa.RecordBatch | None:
-        """The row at this offset as a batch of one, if it bears that id; decodes its row group."""
-        file = next(f for f in span.files[kind] if f.max_offset >= offset)
+        """The row at this offset as a batch of one, if it bears that id; decodes its row group.
+
+        None for a row that retention took.
+        """
+        file = next((f for f in span.files.get(kind, ()) if f.max_offset >= offset), None)
+        if file is None:
+            return None
         with _reading(self._directory / file.name, offset) as parquet:
             group = _group_of(parquet, offset)
             found = parquet.read_row_group(group, columns=[OFFSET, "tenant", id_column(kind)])
             at = int(found.column(0).to_numpy().searchsorted(offset))
             if (found.column(1)[at].as_py(), found.column(2)[at].as_py()) != (tenant, id):
                 return None
-            row = parquet.read_row_group(group).slice(at, 1).remove_column(0)
-        batch: pa.RecordBatch = row.combine_chunks().to_batches()[0]
-        return batch
+            table = parquet.read_row_group(group).slice(at, 1).remove_column(0)
+            schemas = mixing.schemas_in(parquet.metadata.metadata)
+        row: pa.RecordBatch = table.combine_chunks().to_batches()[0]
+        return row if schemas is None else mixing.restored(row, schemas)
 
     def _load_ids(self, span: SealedRange, kind: str) -> npt.NDArray[np.uint64]:
         ids = span.ids[kind]
@@ -94,7 +111,7 @@ class SealedReader:
             return self._ids[ids.name]
 
 
-class _Stream:
+class Stream:
     """One kind's rows of a range, from an offset on."""
 
     def __init__(self, reader: SealedReader, files: tuple[SealedFile, ...], offset: int) -> None:
@@ -109,10 +126,16 @@ class _Stream:
         return int(self._offsets[self._at]) if self._at < len(self._offsets) else 2**63 - 1
 
     def take(self, bound: int, limit: int) -> Chunk:
-        """The rows before offset ``bound`` of the row group at hand, at most ``limit``."""
+        """The rows before offset ``bound`` of the row group at hand, at most ``limit``: of one
+        schema, as they were written."""
         start = self._at
         stop = min(int(np.searchsorted(self._offsets, bound)), start + limit)
-        chunk = Chunk(self._kind, self._offsets[start:stop], self._batch.slice(start, stop - start))
+        if self._schemas is not None:
+            stop = min(stop, int(self._runs[np.searchsorted(self._runs, start, "right")]))
+        batch = self._batch.slice(start, stop - start)
+        if self._schemas is not None:
+            batch = mixing.restored(batch, self._schemas)
+        chunk = Chunk(self._kind, self._offsets[start:stop], batch)
         self._at = stop
         if stop == len(self._offsets):
             self._next_group(0)
@@ -121,8 +144,10 @@ class _Stream:
     def _next_group(self, offset: int) -> None:
         self._at = 0
         self._offsets = np.empty(0, dtype=np.int64)
-        for kind, table in self._groups:
-            self._kind = kind
+        for kind, table, schemas in self._groups:
+            self._kind, self._schemas = kind, schemas
+            if schemas is not None:
+                self._runs = mixing.runs(table)
             self._offsets = table.column(0).to_numpy()
             self._batch = table.remove_column(0).combine_chunks().to_batches()[0]
             self._at = int(np.searchsorted(self._offsets, offset))
@@ -131,13 +156,14 @@ class _Stream:
 
 def _groups(
     reader: SealedReader, files: tuple[SealedFile, ...], offset: int
-) -> Iterator[tuple[str, pa.Table]]:
+) -> Iterator[tuple[str, pa.Table, list[pa.Schema] | None]]:
     for file in files:
         if file.max_offset < offset:
             continue
         with _reading(reader.path(file), file.min_offset) as parquet:
+            schemas = mixing.schemas_in(parquet.metadata.metadata)
             for group in range(_group_of(parquet, offset), parquet.num_row_groups):
-                yield file.kind, parquet.read_row_group(group)
+                yield file.kind, parquet.read_row_group(group), schemas
 
 
 def _group_of(parquet: pq.ParquetFile, offset: int) -> int:

@@ -25,7 +25,7 @@ from raypipe.log.export import Sealed, export
 from raypipe.log.history import History
 from raypipe.log.identity import hash_keys
 from raypipe.log.live import Live, LiveBatch
-from raypipe.log.port import Appended, Chunk, Group, Offsets, check_kind
+from raypipe.log.port import Appended, Chunk, Expired, Group, Offsets, check_kind
 from raypipe.log.sealing import Sealing
 
 BUSY_TIMEOUT_MS = 10_000
@@ -174,6 +174,7 @@ class SqliteLog:
         low = _low(partition)
         if offset < 0:
             raise UsageError(f"there is no offset {offset}; the first one is 0")
+        self._check_kept(partition, offset)
         deadline = time.monotonic() + wait_ms / 1_000
         left = max_events
         while left > 0:
@@ -188,12 +189,29 @@ class SqliteLog:
             else:
                 chunks = self._live.read(low, offset, left)
             before = offset
-            for chunk in chunks:
-                yield chunk
-                offset += len(chunk)
-                left -= len(chunk)
-            if offset == before:
+            try:
+                for chunk in chunks:
+                    yield chunk
+                    offset += len(chunk)
+                    left -= len(chunk)
+            except IntegrityError:
+                self._check_kept(partition, offset)
+                raise
+            # What was live a moment ago may be sealed now.
+            if offset == before and self._history.ranges(partition).at(offset) is span:
+                self._check_kept(partition, offset)
                 raise IntegrityError(f"offset {offset} of partition {partition} is missing")
+
+    def _check_kept(self, partition: int, offset: int) -> None:
+        """Raise Expired for an offset that retention deleted."""
+        first = self.first(partition)
+        if offset < first:
+            raise Expired(
+                f"offset {offset} of partition {partition}: events before offset {first} were "
+                "deleted",
+                hint=f"Begin at offset {first}. The setting log_retention_days says how long "
+                "events are kept.",
+            )
 
     def _wait(self, partition: int, offset: int, deadline: float) -> bool:
         """Wait until the partition reaches beyond ``offset``; False at the deadline."""
@@ -208,6 +226,14 @@ class SqliteLog:
     def _wake(self) -> None:
         with self._grown:
             self._grown.notify_all()
+
+    def first(self, partition: int, kind: str | None = None) -> int:
+        """See EventLog.first."""
+        with translated():
+            db = self._db.connection
+            if kind is not None and not books.lost_rows(db, partition, kind):
+                return 0
+            return books.first_offset(db, partition)
 
     def end(self, partition: int) -> int:
         """See EventLog.end."""
@@ -272,6 +298,8 @@ class SqliteLog:
     ) -> list[Place]:
         """See EventLog.export."""
         check_kind(kind)
+        if start < min(end, self.first(partition, kind)):
+            self._check_kept(partition, start)
         return export(
             lambda offset, rows: self.read(partition, offset, rows),
             (partition, kind),
@@ -288,10 +316,7 @@ class SqliteLog:
     def counts(self, partition: int) -> dict[str, int]:
         """See EventLog.counts."""
         with translated():
-            rows = self._db.connection.execute(
-                "select kind, rows from kind where partition = ? order by kind", (partition,)
-            )
-            return dict(rows.fetchall())
+            return books.counts(self._db.connection, partition)
 
     def close(self) -> None:
         """See EventLog.close."""

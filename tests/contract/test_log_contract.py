@@ -24,7 +24,7 @@ from raypipe.errors import (
     UsageError,
 )
 from raypipe.lake import Place
-from raypipe.log import export, files, identity, live, sealing, sqlite
+from raypipe.log import export, files, identity, live, sqlite, writing
 from raypipe.log.port import DECISION, DuplicateId, EventLog, Fenced, Group, Part
 from raypipe.log.sqlite import SqliteLog
 from tests.contract.kafka_server import KafkaServer
@@ -744,7 +744,7 @@ def test_a_url_names_the_directory(tmp_path: Path) -> None:
 def test_colliding_hashes_never_confuse_two_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (live, sealing, sqlite, identity):
+    for module in (live, writing, sqlite, identity):
         monkeypatch.setattr(
             module, "hash_keys", lambda kind, keys: np.full(len(keys[0]), 2**63 + 5, dtype="<u8")
         )
@@ -768,7 +768,7 @@ def test_sealed_files_are_cut_and_described_as_declared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(files, "GROUP_ROWS", 4)
-    monkeypatch.setattr(sealing, "_FILE_GROUPS", 3)
+    monkeypatch.setattr(writing, "_FILE_GROUPS", 3)
     log = SqliteLog(tmp_path)
     ids = [f"i{n}" for n in range(30)]
     kind, batch = sales(*ids)

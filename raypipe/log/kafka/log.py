@@ -216,6 +216,10 @@ class KafkaLog:
         with self._grown:
             self._grown.notify_all()
 
+    def first(self, partition: int, kind: str | None = None) -> int:
+        """See EventLog.first: a topic of ours keeps every row."""
+        return 0
+
     def end(self, partition: int) -> int:
         """See EventLog.end."""
         return self._tail(partition).end
