@@ -178,6 +178,20 @@ class Settings(BaseSettings):
             "allowed": "`sqlite:///FOLDER`, `kafka://HOST:PORT,.../TOPIC?replication=3`",
         },
     )
+    log_compact_minutes: float = Field(
+        10,
+        ge=0,
+        le=10_080,
+        description="how often a worker has old rows of the embedded log moved into Parquet, and "
+        "events deleted that are too old; 0: never",
+    )
+    log_retention_days: int | None = Field(
+        None,
+        ge=1,
+        le=36_500,
+        description="days after which events leave the log; at least the project's longest window; "
+        "decisions and other records stay; unset: events stay too",
+    )
     lake_url: Annotated[str, AfterValidator(_lake_url)] = Field(
         default_factory=lambda data: str(data["home"]),
         description="where what all nodes read and write lies: exported events, features, sweeps, "

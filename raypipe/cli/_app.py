@@ -12,6 +12,7 @@ from raypipe.cli import (
     ingest,
     init,
     load,
+    log,
     parity,
     patterns,
     plan,
@@ -58,3 +59,4 @@ for _verb in (
 app.add_typer(patterns.app)
 app.add_typer(quarantine.app)
 app.add_typer(cluster.app)
+app.add_typer(log.app)

@@ -127,13 +127,6 @@ def acknowledged(
         (partition, producer, seq),
     ).fetchone()
     if row is None:
-        last = _forgotten(db, partition, producer)
-        if last is not None and seq <= last:
-            raise Conflict(
-                f"producer {producer!r} wrote seq {seq} long ago; the offsets up to its seq {last} "
-                "are no longer remembered",
-                hint="Nothing was written again. What is new takes a seq above that.",
-            )
         return None
     if json.loads(row[1]) != sizes or row[2] != sealed:
         raise Conflict(
@@ -173,7 +166,13 @@ def forget(db: sqlite3.Connection, partition: int, appends: Iterable[tuple[str, 
         )
 
 
-def _forgotten(db: sqlite3.Connection, partition: int, producer: str) -> int | None:
+def check_remembered(db: sqlite3.Connection, partition: int, producer: str, seq: int) -> None:
+    """Raise Conflict for a seq that came so long ago that its offsets were dropped."""
     query = "select seq from forgotten where partition = ? and producer = ?"
     row = db.execute(query, (partition, producer)).fetchone()
-    return int(row[0]) if row else None
+    if row is not None and seq <= row[0]:
+        raise Conflict(
+            f"producer {producer!r} wrote seq {seq} long ago; the offsets up to its seq {row[0]} "
+            "are no longer remembered",
+            hint="Nothing was written again. What is new takes a seq above that.",
+        )

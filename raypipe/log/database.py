@@ -20,6 +20,9 @@ from raypipe.log.port import LogUnwritable
 FORMAT = 2
 """Version of the tables below, kept in the file's user_version."""
 
+_SHRINK_PAGES = 512
+"""Pages that are given back while others wait."""
+
 PLACE_BITS = 44
 """A place is partition << PLACE_BITS | offset: one integer key keeps a commit to few pages."""
 
@@ -84,7 +87,7 @@ class Layout:
     tables: str
     durable: bool
     added: tuple[str, ...] = ()
-    """What each format after the first added: a file of an earlier one gets it when it is opened."""
+    """What each later format added: a file of an earlier one gets it when it is opened."""
 
 
 LOG = Layout(FORMAT, _TABLES, durable=True, added=(_UPKEEP_TABLES,))
@@ -167,15 +170,25 @@ class Database:
             finally:
                 db.execute("commit")
 
-    def shrink(self, pages: int) -> None:
-        """Give up to so many free pages back to the file system, after the next checkpoint.
+    def shrink(self, keep_bytes: int, seconds: float) -> int:
+        """Give free pages back to the file system, but for so many bytes; returns the bytes.
 
-        Pages at the file's end that hold rows move to free places. Does nothing for a file that
-        was made by format 1, whose free pages are only used again.
+        Pages at the file's end that hold rows move to free places, some at a time. Stops after
+        ``seconds``. Does nothing to a file that format 1 made: its free pages are only used again.
         """
-        with self._turns(), translated():
-            # execute() would stop after one page: the pragma has a row for each and no column.
-            self.connection.executescript(f"pragma incremental_vacuum({pages})")
+        deadline = time.monotonic() + seconds
+        freed, (_, free, size) = 0, self.pages
+        while free * size > keep_bytes and time.monotonic() < deadline:
+            step = min(_SHRINK_PAGES, free - keep_bytes // size)
+            with self._turns(), translated():
+                # execute() would stop after one page: the pragma has a row for each, no column.
+                self.connection.executescript(f"pragma incremental_vacuum({step})")
+            _, left, _ = self.pages
+            if left >= free:
+                break
+            freed += (free - left) * size
+            free = left
+        return freed
 
     @property
     def pages(self) -> tuple[int, int, int]:

@@ -105,6 +105,11 @@ class History:
                 if row is not None:
                     yield i, offset, row
 
+    def size(self, names: Iterable[str]) -> int:
+        """Bytes of those of these files that are there."""
+        paths = [self.directory / name for name in names]
+        return sum(p.stat().st_size for p in paths if p.exists())
+
     def doom(self, db: sqlite3.Connection, names: Iterable[str], now_ms: int) -> None:
         """Have files removed when whoever may be reading them has finished, and not before."""
         values = [(name, now_ms) for name in names]
@@ -115,11 +120,9 @@ class History:
         with translated():
             query = "select name from doomed where since <= ?"
             names = [n for (n,) in self._db.connection.execute(query, (before_ms,))]
-        freed = 0
+        freed = self.size(names)
         for name in names:
-            path = self.directory / name
-            freed += path.stat().st_size if path.exists() else 0
-            path.unlink(missing_ok=True)
+            (self.directory / name).unlink(missing_ok=True)
         if names:
             with self._db.write() as db:
                 db.executemany("delete from doomed where name = ?", [(n,) for n in names])

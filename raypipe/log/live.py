@@ -138,6 +138,24 @@ class Live:
             if self.row(db, live.kind, place, *live.key(row)) is not None:
                 raise live.duplicate(row, f"at offset {place - low}")
 
+    def index_entries(self, stored: Stored) -> list[tuple[int, int]]:
+        """The id index's (hash, place) of a stored batch, in the index's order."""
+        if not indexed(stored):
+            return []
+        hashes = hash_keys(stored[2], keys(stored[2], self._decode(stored)))
+        return sorted(zip(signed(hashes), range(stored[0], stored[0] + stored[1]), strict=True))
+
+    def delete(
+        self, db: sqlite3.Connection, stored: Stored, entries: Sequence[tuple[int, int]]
+    ) -> tuple[str, int]:
+        """Delete a batch and its index entries inside the caller's transaction; its append's
+        (producer, seq)."""
+        db.executemany("delete from ids where hash = ? and place = ?", entries)
+        row = db.execute(
+            "delete from batch where place = ? returning producer, seq", (stored[0],)
+        ).fetchall()[0]
+        return str(row[0]), int(row[1])
+
     def find(
         self, low: int, kind: str, hashes: Hashes, tenant: str, id: str
     ) -> tuple[int, pa.RecordBatch] | None:

@@ -46,6 +46,12 @@ class SealedRange:
     id: int = 0
     """Its number in the manifest, when it is there."""
 
+    @property
+    def names(self) -> list[str]:
+        """Its files, arrays of ids among them."""
+        files = [f.name for of in self.files.values() for f in of]
+        return [*files, *(i.name for i in self.ids.values())]
+
 
 class Ranges:
     """A partition's sealed ranges in offset order."""

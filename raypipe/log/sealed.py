@@ -25,16 +25,16 @@ class SealedReader:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._checked: set[str] = set()
+        self._checked: set[tuple[str, str]] = set()
         self._ids: dict[str, npt.NDArray[np.uint64]] = {}
         self._loading = threading.Lock()
 
     def path(self, file: SealedFile) -> Path:
         """Where a file lies, checked."""
         path = self._directory / file.name
-        if file.name not in self._checked:
+        if (file.name, file.sha256) not in self._checked:
             check_file(path, file.sha256, file.min_offset)
-            self._checked.add(file.name)
+            self._checked.add((file.name, file.sha256))
         return path
 
     def read(self, span: SealedRange, offset: int, limit: int) -> Iterator[Chunk]:
@@ -71,7 +71,7 @@ class SealedReader:
         array has them: it may be that of ranges before it, too."""
         if kind not in span.ids:
             return []
-        known, offsets = self._load_ids(span, kind)
+        known, offsets = self.ids(span, kind)
         first = known.searchsorted(hashes)
         found = []
         for i in (known[np.minimum(first, len(known) - 1)] == hashes).nonzero()[0].tolist():
@@ -100,7 +100,8 @@ class SealedReader:
         row: pa.RecordBatch = table.combine_chunks().to_batches()[0]
         return row if schemas is None else mixing.restored(row, schemas)
 
-    def _load_ids(self, span: SealedRange, kind: str) -> npt.NDArray[np.uint64]:
+    def ids(self, span: SealedRange, kind: str) -> npt.NDArray[np.uint64]:
+        """The array [2, rows] of a range that has one, checked."""
         ids = span.ids[kind]
         with self._loading:
             if ids.name not in self._ids:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ from raypipe.aborts import reach
 from raypipe.errors import ConfigError, IntegrityError, Unavailable, UsageError
 from raypipe.lake import Place
 from raypipe.log import books
+from raypipe.log.compaction import RANGE_ROWS, Compacted, Compaction
 from raypipe.log.database import PLACE_BITS, Database, translated
 from raypipe.log.export import Sealed, export
 from raypipe.log.history import History
 from raypipe.log.identity import hash_keys
 from raypipe.log.live import Live, LiveBatch
+from raypipe.log.merging import merge
 from raypipe.log.port import Appended, Chunk, Expired, Group, Offsets, check_kind
+from raypipe.log.retention import GRACE_MS, Retained, retain
 from raypipe.log.sealing import Sealing
+from raypipe.log.usage import Usage, usage
 
 BUSY_TIMEOUT_MS = 10_000
 """How long a write waits for another writer."""
@@ -89,6 +93,7 @@ class SqliteLog:
         with self._db.write() as db:
             base = books.acknowledged(db, partition, producer, seq, sizes, sealed=False)
             if base is None:
+                books.check_remembered(db, partition, producer, seq)
                 books.check_epoch(db, partition, epoch)
                 self._check_new(db, partition, [r for r in rows if isinstance(r, LiveBatch)])
                 base = end = books.next_offset(db, partition)
@@ -308,6 +313,74 @@ class SqliteLog:
             min(end, self.end(partition)),
             sealed=Sealed(self._history.reader, self._history.ranges(partition)),
         )
+
+    def compact(
+        self,
+        partition: int,
+        until: int,
+        *,
+        least_rows: int = 1,
+        range_rows: int = RANGE_ROWS,
+    ) -> Compacted:
+        """Turn live rows before offset ``until`` into sealed ranges; readers see no difference.
+
+        Beside any writer, in any process. Raises IntegrityError, and leaves the rows live, when
+        they don't come out of Parquet as they went in.
+        """
+        _low(partition)
+        until = min(until, self.end(partition))
+        run = Compaction(self._db, self._live, self._history, partition)
+        return run.run(until, least_rows, range_rows)
+
+    def retain(
+        self, partition: int, kinds: Collection[str], before_ms: int, now_ms: int
+    ) -> Retained:
+        """Delete events, rows of these kinds, in front: whole sealed ranges in which nothing
+        happened at or after ``before_ms``, up to what every consumer has used.
+
+        A log that no one has used yet keeps all.
+        """
+        _low(partition)
+        row = self._one("select min(offset) from consumer where partition = ?", (partition,))
+        needed = row[0] or 0
+        return retain(self._db, self._history, partition, kinds, before_ms, needed, now_ms)
+
+    def merge_ids(self, partition: int, now_ms: int) -> int:
+        """Merge arrays of sealed ids, so that ``find`` stays fast; returns the number of merges."""
+        return merge(self._db, self._history, partition, now_ms)
+
+    def remove_doomed(self, now_ms: int) -> int:
+        """Remove files that were deleted or merged an hour before ``now_ms``; returns bytes."""
+        with self._history.sealing():
+            return self._history.remove_doomed(now_ms - GRACE_MS)
+
+    def shrink(self, keep_bytes: int, seconds: float) -> int:
+        """Give free pages of the database back but for so many bytes; returns the bytes.
+
+        It stops after ``seconds``; others write in between. The file system has them after the
+        next checkpoint. A database of an earlier version keeps its size and uses pages again.
+        """
+        return self._db.shrink(keep_bytes, seconds)
+
+    def live_start(self, partition: int) -> int:
+        """The offset of the first live row; the end when all rows are sealed."""
+        first = self._live.first(_low(partition), 0)
+        return self.end(partition) if first is None else first
+
+    def partitions(self) -> list[int]:
+        """Those that ever had a row."""
+        with translated():
+            rows = self._db.connection.execute("select distinct partition from kind order by 1")
+            return [p for (p,) in rows]
+
+    def file_bytes(self) -> dict[str, int]:
+        """Bytes of the database file, and those of them that are free."""
+        total, free, size = self._db.pages
+        return {"file_bytes": total * size, "free_bytes": free * size}
+
+    def usage(self, partition: int) -> Usage:
+        """What the partition takes, live and sealed."""
+        return usage(self._db, self._history, partition)
 
     def kinds(self, partition: int) -> list[str]:
         """See EventLog.kinds."""
