@@ -133,15 +133,10 @@ def _run(settings: Settings, rules: Policy, *, as_json: bool, shrink: bool = Fal
 
 
 def _policy(settings: Settings) -> Policy:
-    from raypipe.log.upkeep import policy
     from raypipe.project import load_project
+    from raypipe.runtime.upkeep import rules_of
 
-    project = load_project(settings.project)
-    return policy(
-        [e.name for e in project.events],
-        max(v.horizon for v in project.views) * 1_000,
-        retention_days=settings.log_retention_days,
-    )
+    return rules_of(settings, load_project(settings.project))
 
 
 @contextmanager

@@ -51,6 +51,7 @@ class WorkerActor:
         from raypipe.patterns.engine import compile_patterns
         from raypipe.patterns.files import pattern_files, runnable
         from raypipe.project import load_project
+        from raypipe.runtime import upkeep
         from raypipe.runtime.worker.connection import Listener, TlsListener, UnixListener
         from raypipe.runtime.worker.core import WorkerCore
         from raypipe.runtime.worker.intake import Dedup
@@ -88,6 +89,7 @@ class WorkerActor:
             at = self._address
             listeners.append(TlsListener(at.host, at.port, settings.tls_dir))
         self._server = WorkerServer(self._core, KeyStore(settings.home / STORE_FILE), listeners)
+        self._upkeep = upkeep.start(settings, project, partition)
         self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
         self._thread.start()
 
@@ -109,6 +111,8 @@ class WorkerActor:
 
     def stop(self) -> int:
         """Finish, write a snapshot, return its offset."""
+        if self._upkeep is not None:
+            self._upkeep.stop()
         self._server.stop()
         self._thread.join()
         return self._core.save()

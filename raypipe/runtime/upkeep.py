@@ -1,0 +1,139 @@
+"""Upkeep of a worker's log, in a process of its own beside it.
+
+A thread of the worker starts the process and starts it again if it dies; the process ends by itself
+when its standard input does, so it outlives no worker, however that one ends. It yields to the
+worker a little, not fully: while it has the log's write lock the worker waits for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from raypipe.clock import SystemClock
+from raypipe.errors import RaypipeError
+from raypipe.log.sqlite import SqliteLog
+from raypipe.log.upkeep import Policy, policy, upkeep
+from raypipe.project import Project
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+
+NICE = 5
+"""A third of the CPU share of the worker where both want the same core."""
+
+RESTART_S = 60.0
+
+_log = logging.getLogger("raypipe.upkeep")
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What the process is told on its standard input."""
+
+    log_url: str
+    partition: int
+    every_s: float
+    rules: Policy
+
+
+class Upkeep:
+    """The process, watched until ``stop``."""
+
+    def __init__(self, order: Order, *, restart_s: float = RESTART_S) -> None:
+        self._order = order
+        self._restart_s = restart_s
+        self._stopping = threading.Event()
+        self._starting = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._watch, name="upkeep", daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        while (process := self._start()) is not None:
+            status = process.wait()
+            if self._stopping.is_set():
+                return
+            _log.warning("upkeep of the log ended with %d, again in %g s", status, self._restart_s)
+            if self._stopping.wait(self._restart_s):
+                return
+
+    def _start(self) -> subprocess.Popen[bytes] | None:
+        with self._starting:
+            if self._stopping.is_set():
+                return None
+            # The same code as here: Ray may have put folders on the path.
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+            process = subprocess.Popen(
+                [sys.executable, "-m", "raypipe.runtime.upkeep"],
+                stdin=subprocess.PIPE,
+                env=environment,
+            )
+            self._process = process
+        assert process.stdin is not None  # noqa: S101 - for the type checker
+        try:
+            process.stdin.write(msgspec.json.encode(self._order) + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            _log.warning("upkeep of the log ended before it began")
+        return process
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process, for tests."""
+        return None if self._process is None else self._process.pid
+
+    def stop(self) -> None:
+        """End the process; what it was at is finished by the next one."""
+        self._stopping.set()
+        with self._starting:
+            if self._process is not None:
+                self._process.kill()
+        self._thread.join()
+
+
+def start(settings: Settings, project: Project, partition: int) -> Upkeep | None:
+    """Begin upkeep as the settings say; None if they say never.
+
+    Raises ConfigError for a retention that is shorter than the project's longest window.
+    """
+    rules = rules_of(settings, project)
+    if not settings.log_compact_minutes:
+        return None
+    every_s = settings.log_compact_minutes * 60
+    return Upkeep(Order(settings.log_url, partition, every_s, rules))
+
+
+def rules_of(settings: Settings, project: Project) -> Policy:
+    """What stays live, and how long events are kept, for a project's log."""
+    return policy(
+        [e.name for e in project.events],
+        max(v.horizon for v in project.views) * 1_000,
+        retention_days=settings.log_retention_days,
+    )
+
+
+def main() -> None:
+    """Do a round every ``every_s`` until standard input ends."""
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    os.nice(NICE)
+    order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
+    log = SqliteLog.open(order.log_url)
+    while not select.select([sys.stdin], [], [], order.every_s)[0]:
+        try:
+            done = upkeep(log, order.partition, order.rules, SystemClock())
+        except RaypipeError as e:
+            _log.warning("the next round tries again: %s", e)
+            continue
+        if done.compacted_rows or done.expired:
+            _log.info("partition %d: %s", order.partition, done)
+
+
+if __name__ == "__main__":
+    main()
