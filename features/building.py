@@ -28,7 +28,7 @@ from features.builds import (
     Segment,
     index_place,
 )
-from features.intake import PARTITION, take_in
+from features.intake import PARTITION, forget, take_in
 from features.steps import Plan, Step, Wish, make
 from features.store.names import AT_EVENT, DEFINITION_CHARACTERS, STATE
 from raypipe.aborts import reach
@@ -249,8 +249,10 @@ def snapshot_folder(made: Build) -> Place:
     return made.place / SNAPSHOT
 
 
-def prune(made: Build, plan: Plan) -> None:
-    """Remove what neither this build nor the one before it names, and states of long ago."""
+def prune(project: Project, log: EventLog, made: Build, plan: Plan) -> None:
+    """Remove what neither this build nor the one before it names, states of long ago, and events
+    that the log no longer has."""
+    forget(project, log, made.lake, (i for of in made.manifest.events.values() for i in of))
     manifests = [m for m in (made.manifest, plan.before) if m is not None]
     base = made.place
     base.parent.prune({m.build for m in manifests})

@@ -6,6 +6,7 @@ that UTC day, and an event that bears an earlier arrival behind it belongs to it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -21,17 +22,23 @@ from raypipe.project import Project
 
 PARTITION = 0
 
+_EXPORTED = re.compile(
+    r"\d{5}-(?:(?P<start>\d{12})-(?P<kind>\w+)-\d{4}|(?P<of>\w+)-(?P<low>\d{12})-\d{12})\.parquet"
+)
+"""Names of a copied sealed file, and of a file with a log's live rows."""
+
 Inputs = dict[str, list[Input]]
 """Files by event type, in log order."""
 
 
 @dataclass(frozen=True)
 class History:
-    """All events of a log up to ``end``."""
+    """All events of a log from ``start`` to ``end``; events before it were deleted."""
 
     inputs: Inputs
     days: list[Day]
     end: int
+    start: int = 0
 
     def rows(self, kind: str) -> int:
         """Events of one type."""
@@ -58,18 +65,20 @@ def take_in(
     Args:
         known: of the same log, or None.
     """
-    exported = lake / "export" / log.id
-    if known and not _all_there(known, lake, exported):
-        known = None
-    start = known.end_offset if known else 0
+    exported = exports(lake, log)
+    first = log.first(PARTITION)
+    held = {k: [i for i in v if i.end > first] for k, v in known.events.items()} if known else {}
+    if known and not _all_there(held, lake, exported):
+        known, held = None, {}
+    start = max(known.end_offset, first) if known else first
     declared = [e.name for e in project.events]
-    inputs = {k: list(v) for k, v in known.events.items() if k in declared} if known else {}
+    inputs = {k: list(v) for k, v in held.items() if k in declared}
     days = list(known.days) if known else []
     present = set(log.kinds(PARTITION))
     first_offsets: dict[int, int] = {}
     for kind in declared:
         # A type that was declared after its events came has all of them still to bring.
-        since = start if kind in inputs else 0
+        since = start if kind in inputs else first
         if kind not in present or since >= end:
             continue
         found = inputs.setdefault(kind, [])
@@ -81,7 +90,24 @@ def take_in(
                 for number, offset in _arrivals(place, start, end):
                     first_offsets[number] = min(offset, first_offsets.get(number, offset))
     days = _extend(days, first_offsets, start, end)
-    return History(inputs, days, end)
+    return History(inputs, days, end, first)
+
+
+def exports(lake: Place, log: EventLog) -> Place:
+    """The folder of a log's rows in the lake."""
+    return lake / "export" / log.id
+
+
+def forget(project: Project, log: EventLog, lake: Place, named: Iterable[Input]) -> None:
+    """Remove exported events that the log no longer has, but for the files that are named."""
+    first = log.first(PARTITION)
+    kept = {(lake / i.path).name for i in named}
+    for name in exports(lake, log).names() if first else ():
+        found = _EXPORTED.match(name)
+        kind = (found["kind"] or found["of"]) if found else None
+        old = found is not None and int(found["start"] or found["low"]) < first
+        if old and name not in kept and kind in {e.name for e in project.events}:
+            (exports(lake, log) / name).remove()
 
 
 def slices(days: Sequence[Day], start: int, end: int, least: int, most: int) -> list[Slice]:
@@ -116,9 +142,9 @@ def slices(days: Sequence[Day], start: int, end: int, least: int, most: int) -> 
     return [*out, *([begun] if begun else [])]
 
 
-def _all_there(known: Manifest, lake: Place, exported: Place) -> bool:
+def _all_there(held: Inputs, lake: Place, exported: Place) -> bool:
     names = exported.sizes()
-    files = [lake / i.path for found in known.events.values() for i in found]
+    files = [lake / i.path for found in held.values() for i in found]
     return all(f.below(exported) in names or f.exists() for f in files)
 
 

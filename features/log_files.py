@@ -77,9 +77,10 @@ class LogFiles:
         import pyarrow.dataset as ds
 
         if kind not in self._found:
-            whole = self.end // STEP * STEP
+            first = self._log.first(PARTITION, kind)
+            whole = max(first, self.end // STEP * STEP)
             files = [
-                *self._log.export(PARTITION, kind, self._kept, 0, whole),
+                *self._log.export(PARTITION, kind, self._kept, first, whole),
                 *self._log.export(PARTITION, kind, self._scratch, whole, self.end),
             ]
             schema = LOG_SCHEMA if kind == LOG_KIND else self._project.event(kind).arrow_schema

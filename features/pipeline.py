@@ -108,7 +108,7 @@ def compute(
     reach("features.after_manifest")
     end = done.manifest.end_offset
     log.commit(GROUP, PARTITION, end, str(building.snapshot_folder(done)))
-    building.prune(done, plan)
+    building.prune(project, log, done, plan)
     return done
 
 

@@ -28,6 +28,7 @@ from features.store.names import AT_EVENT, STATE, definition_folder
 from raypipe.errors import IntegrityError, NotFound
 from raypipe.events.schema import canonical_json
 from raypipe.lake import Place
+from raypipe.log.port import Expired
 from raypipe.project import Project
 from raypipe.windows.spec import WindowView
 
@@ -45,13 +46,15 @@ NEW_EVENTS, ASKED, DAMAGED = "new events", "asked for", "missing or changed file
 class Done:
     """What is there of one view, as its indexes say."""
 
+    start: int
+    """Where the view begins: with the log, or where the log began when it was declared."""
     indexes: tuple[Index, ...] = ()
-    """Segments in log order, from offset 0 on, without gaps."""
+    """Segments in log order, from there on, without gaps."""
 
     @property
     def end(self) -> int:
         """The first offset that isn't done."""
-        return self.indexes[-1].end if self.indexes else 0
+        return self.indexes[-1].end if self.indexes else self.start
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class Step:
     entity: str
     views: tuple[str, ...]
     source: int
-    """Offset of the states that it begins with; 0 is nothing."""
+    """Offset of the states that it begins with; where the view begins they are empty."""
     start: int
     end: int
     """Of the segment."""
@@ -145,10 +148,11 @@ def make(
     Raises:
         NotFound: there is no such day or key range.
         IntegrityError: there are features of events that the log doesn't have.
+        Expired: what is to be computed needs events that were deleted.
     """
     base = folder(lake, base_name(log, project.decision, partitions))
     known = manifest if manifest and manifest.build == base.name else None
-    found = {v.name: _Found.of(base, v, verify) for v in project.views}
+    found = {v.name: _Found.of(base, v, history.start, verify) for v in project.views}
     furthest = max(f.done.end for f in found.values())
     if furthest > history.end:
         raise IntegrityError(
@@ -166,6 +170,7 @@ def make(
             *_passes(entity, [found[v.name] for v in views], history, partitions, manifest, known),
         ]
         for step in mine:
+            _check_source(step, history)
             for name in step.views:
                 if step.why not in reasons[name]:
                     reasons[name].append(step.why)
@@ -195,8 +200,8 @@ class _Found:
     orphans: tuple[Place, ...]
 
     @classmethod
-    def of(cls, base: Place, view: WindowView, verify: bool) -> _Found:
-        done, orphans = _chain(base, view)
+    def of(cls, base: Place, view: WindowView, first: int, verify: bool) -> _Found:
+        done, orphans = _chain(base, view, first)
         folders = [f"{kind}/{definition_folder(view)}" for kind in (AT_EVENT, STATE, SNAPSHOT)]
         sizes = {f"{f}/{n}": s for f in folders for n, s in (base / f).sizes().items()}
         named = {f.path: f for i in done.indexes for f in (*i.files, *i.states)}
@@ -215,19 +220,23 @@ class _Found:
         return all(s.path in self.whole for s in index.states if wanted is None or s.part in wanted)
 
 
-def _chain(base: Place, view: WindowView) -> tuple[Done, list[Place]]:
-    """Indexes that follow each other from offset 0, and files that lead nowhere."""
+def _chain(base: Place, view: WindowView, first: int) -> tuple[Done, list[Place]]:
+    """Indexes that follow each other and leave out no event that is there, and files that lead
+    nowhere."""
     place = base / INDEX / definition_folder(view)
     chain: list[Index] = []
     astray = []
     for name in place.names():
         index = _index(place / name)
-        end = chain[-1].end if chain else 0
-        if index is None or name != index_name(end, index.end):
+        if index is None:
             astray.append(place / name)
-        else:
+            continue
+        start = chain[-1].end if chain else min(index.start, first)
+        if name == index_name(start, index.end):
             chain.append(index)
-    return Done(tuple(chain)), astray
+        else:
+            astray.append(place / name)
+    return Done(chain[0].start if chain else first, tuple(chain)), astray
 
 
 def _index(place: Place) -> Index | None:
@@ -275,7 +284,18 @@ def _mends(
 def _source(view: _Found, start: int, parts: tuple[int, ...] | None) -> int:
     """The newest offset up to ``start`` of which all states are there."""
     ends = [i.end for i in view.done.indexes if i.end <= start and view.state_at(i, parts)]
-    return max(ends, default=0)
+    return max(ends, default=view.done.start)
+
+
+def _check_source(step: Step, history: History) -> None:
+    """Raise Expired for a step over events that were deleted."""
+    if step.source < history.start:
+        raise Expired(
+            f"{', '.join(step.views)}: {step.why} from offset {step.source} on, and events before "
+            f"offset {history.start} were deleted",
+            hint="Restore what is missing from a backup, or remove the folder features/ of the "
+            "lake: then all views begin with the log.",
+        )
 
 
 def _passes(

@@ -175,6 +175,7 @@ class Compaction:
                 with self._held() as db:
                     work = self._delete(db, work)
                     reach("log.compact.sweeping")
+                reach("log.compact.swept")
 
     def _delete(
         self, db: sqlite3.Connection, work: list[tuple[Stored, list[tuple[int, int]]]]

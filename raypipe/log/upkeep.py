@@ -6,6 +6,7 @@ nothing that the next one doesn't finish.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -123,24 +124,25 @@ def upkeep(log: SqliteLog, partition: int, rules: Policy, clock: Clock) -> Repor
 
 def until(log: SqliteLog, partition: int, rules: Policy, now_ms: int) -> int:
     """The offset before which rows are old enough to be sealed."""
-    low, high = log.live_start(partition), log.end(partition) - rules.keep_rows
+    low, end = log.live_start(partition), log.end(partition)
+    high = end - rules.keep_rows
     if rules.keep_ms <= 0:
         return max(low, high)
     while low < high:
         middle = (low + high) // 2
-        if _arrived(log, partition, middle, high) <= now_ms - rules.keep_ms:
+        if _arrived(log, partition, middle, end) <= now_ms - rules.keep_ms:
             low = middle + 1
         else:
             high = middle
     return low
 
 
-def _arrived(log: EventLog, partition: int, offset: int, end: int) -> int:
-    """When the first row from this offset on that tells it was logged; 0 if none does."""
+def _arrived(log: EventLog, partition: int, offset: int, end: int) -> float:
+    """When the first row from this offset on that tells it was logged; never, if none does."""
     while offset < end:
         for chunk in log.read(partition, offset, min(1_000, end - offset)):
             for name in _ARRIVED:
                 if name in chunk.batch.schema.names:
-                    return int(chunk.batch.column(name)[0].as_py())
+                    return float(chunk.batch.column(name)[0].as_py())
             offset += len(chunk)
-    return 0
+    return math.inf
