@@ -91,6 +91,7 @@ class History:
             loaded = self._loaded
             if version != loaded[0]:
                 loaded = self._loaded = (version, _load(db))
+                self.reader.keep(span for found in loaded[1].values() for span in found.all)
         return loaded[1].get(partition, _NONE)
 
     def search(

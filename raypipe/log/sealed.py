@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -78,6 +78,12 @@ class SealedReader:
             last = known.searchsorted(hashes[i], "right")
             found += [(i, offset) for offset in offsets[first[i] : last].tolist()]
         return found
+
+    def keep(self, ranges: Iterable[SealedRange]) -> None:
+        """Let go of arrays that these ranges don't have: a deleted file takes room while mapped."""
+        names = {ids.name for span in ranges for ids in span.ids.values()}
+        with self._loading:
+            self._ids = {name: array for name, array in self._ids.items() if name in names}
 
     def row(
         self, span: SealedRange, kind: str, offset: int, tenant: str, id: str

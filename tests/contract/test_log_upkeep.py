@@ -329,6 +329,9 @@ def test_merged_arrays_find_what_single_ones_found(
     check(log, model)
     assert len(list((log.directory / "sealed").glob("*-ids.npy"))) > log.usage(0).id_arrays
     log.remove_doomed(NOW + GRACE_MS)
+    maps = Path("/proc/self/maps").read_text()
+    assert "-ids.npy" in maps
+    assert "-ids.npy (deleted)" not in maps
     assert len(list((log.directory / "sealed").glob("*-ids.npy"))) == log.usage(0).id_arrays
     again = SqliteLog(log.directory)
     check(again, model)
