@@ -3,7 +3,8 @@
 The peer does what a script of one's own would: DELETE FROM both tables in one transaction, without
 writing the rows anywhere. Its time is a floor for freeing the space, and all of it holds the lock.
 Rows per second of the compaction include writing Parquet, making it durable, and comparing it with
-the live rows. Appends beside it come from another process, open loop.
+the live rows. Appends beside it, open loop, come from this process, and the compaction runs as a
+worker's does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,11 +25,14 @@ from benchmarks.harness import Result, alternate, check, summarise
 
 if TYPE_CHECKING:
     from raypipe.log.port import Appended
-    from raypipe.log.sqlite import SqliteLog
 
 SUITE = "upkeep"
 BATCH = 1_000
 """Payments of one append, in bulk; one in fifty has a chargeback that came alone, with its id."""
+
+
+LEAST_S = 5.0
+"""How long appends are timed at least."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,22 +179,25 @@ def _beside(
     shutil.copytree(made, directory)
     log = SqliteLog(directory)
     end = log.end(0)
+    # Numbers that the log doesn't have yet: its ids stay new.
+    prepared = list(_appends(10**6, 50 * 20))
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    stop = context.Event()
-    # Numbers that the log doesn't have yet: its ids stay new.
-    writer = context.Process(target=_write, args=(directory, rate, 10**6, stop, theirs))
-    writer.start()
+    process = context.Process(target=_compact, args=(directory, end if compacting else 0, theirs))
+    process.start()
     ours.recv()
-    hold = speed = 0.0
-    started = time.perf_counter()
-    if compacting:
-        done = log.compact(0, end)
-        hold, speed = done.longest_hold_ms, done.rows / (time.perf_counter() - started)
-    time.sleep(max(0.0, 5.0 - (time.perf_counter() - started)))
-    stop.set()
-    waits: list[float] = ours.recv()
-    writer.join()
+    waits: list[float] = []
+    ours.send("go")
+    began = time.perf_counter()
+    for number, batches in enumerate(prepared):
+        due = began + number * BATCH / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        if due - began > LEAST_S and ours.poll():
+            break
+        log.append(0, batches, producer="beside", seq=number)
+        waits.append(time.perf_counter() - due)
+    hold, speed = ours.recv()
+    process.join()
     appended = len(waits) * (BATCH + BATCH // 50)
     check(log.end(0) == end + appended, "appended rows are missing")
     log.close()
@@ -198,20 +205,16 @@ def _beside(
     return waits, hold, speed
 
 
-def _write(directory: Path, rate: int, first: int, stop: object, pipe: object) -> None:
-    """Append at the rate until told to stop; an append's wait counts from when it was due."""
+def _compact(directory: Path, until: int, pipe: Any) -> None:
+    """As the process beside a worker does it."""
     from raypipe.log.sqlite import SqliteLog
+    from raypipe.runtime.upkeep import yield_to_worker
 
-    log: SqliteLog = SqliteLog(directory)
-    prepared = list(_appends(first, 50 * 20))
-    pipe.send("ready")  # type: ignore[attr-defined]
-    waits, began = [], time.perf_counter()
-    for number, batches in enumerate(prepared):
-        due = began + number * BATCH / rate
-        time.sleep(max(0.0, due - time.perf_counter()))
-        if stop.is_set():  # type: ignore[attr-defined]
-            break
-        log.append(0, batches, producer="beside", seq=number)
-        waits.append(time.perf_counter() - due)
+    yield_to_worker()
+    log = SqliteLog(directory)
+    pipe.send("ready")
+    pipe.recv()
+    began = time.perf_counter()
+    done = log.compact(0, until)
+    pipe.send((done.longest_hold_ms, done.rows / (time.perf_counter() - began)))
     log.close()
-    pipe.send(waits)  # type: ignore[attr-defined]

@@ -198,6 +198,7 @@ class _Part:
         table = pa.Table.from_batches(batches).add_column(0, _OFFSET_FIELD, pa.array(offsets))
         with files.writing(self._name):
             self._writer.write_table(table, row_group_size=len(table))
+            files.flush(self._path)
         self.groups += 1
         self._rows += len(table)
         self._last = int(offsets[-1])

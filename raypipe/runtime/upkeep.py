@@ -16,6 +16,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import msgspec
+import pyarrow as pa
 
 from raypipe.clock import SystemClock
 from raypipe.errors import RaypipeError
@@ -119,10 +120,16 @@ def rules_of(settings: Settings, project: Project) -> Policy:
     )
 
 
+def yield_to_worker() -> None:
+    """Leave this machine's cores to others: one thread, and a smaller share."""
+    os.nice(NICE)
+    pa.set_cpu_count(1)
+
+
 def main() -> None:
     """Do a round every ``every_s`` until standard input ends."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    os.nice(NICE)
+    yield_to_worker()
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
     log = SqliteLog.open(order.log_url)
     while not select.select([sys.stdin], [], [], order.every_s)[0]:
