@@ -189,8 +189,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=36_500,
-        description="days after which events leave the log; at least the project's longest window; "
-        "decisions and other records stay; unset: events stay too",
+        description="days after which events leave the embedded log; at least what the project's "
+        "longest window or table reaches back; decisions and other records stay; unset: all stay",
     )
     lake_url: Annotated[str, AfterValidator(_lake_url)] = Field(
         default_factory=lambda data: str(data["home"]),

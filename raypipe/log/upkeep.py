@@ -75,17 +75,17 @@ def policy(
 
     Args:
         events: its event types.
-        longest_span_ms: of its windows.
+        longest_span_ms: how far its windows and tables reach back.
 
     Raises:
         ConfigError: events would go before the windows are done with them.
     """
     if retention_days is not None and retention_days * DAY_MS < longest_span_ms:
         raise ConfigError(
-            f"log_retention_days is {retention_days}, the project's longest window spans "
+            f"log_retention_days is {retention_days}, the project's longest window or table spans "
             f"{longest_span_ms / DAY_MS:g} days",
-            hint="A window that is declared anew is computed from the log: keep events for at "
-            f"least {-(-longest_span_ms // DAY_MS)} days, or declare shorter spans.",
+            hint="What is declared anew is computed from the log: keep events for at least "
+            f"{-(-longest_span_ms // DAY_MS)} days, or declare shorter spans.",
         )
     default = Policy()
     return Policy(

@@ -19,7 +19,7 @@ import msgspec
 import pyarrow as pa
 
 from raypipe.clock import SystemClock
-from raypipe.errors import RaypipeError
+from raypipe.errors import ConfigError, RaypipeError
 from raypipe.log.sqlite import SqliteLog
 from raypipe.log.upkeep import Policy, policy, upkeep
 from raypipe.project import Project
@@ -100,10 +100,18 @@ class Upkeep:
 
 
 def start(settings: Settings, project: Project, partition: int) -> Upkeep | None:
-    """Begin upkeep as the settings say; None if they say never.
+    """Begin upkeep as the settings say; None if they say never, or for a log that isn't embedded.
 
-    Raises ConfigError for a retention that is shorter than the project's longest window.
+    Raises ConfigError for a retention that is shorter than what the project's windows need, or
+    that no one would carry out.
     """
+    if not settings.log_url.startswith("sqlite:"):
+        if settings.log_retention_days is not None:
+            raise ConfigError(
+                f"log_retention_days is {settings.log_retention_days}, and the log isn't embedded",
+                hint="A log on Kafka keeps its rows: leave the setting out.",
+            )
+        return None
     rules = rules_of(settings, project)
     if not settings.log_compact_minutes:
         return None
@@ -113,9 +121,10 @@ def start(settings: Settings, project: Project, partition: int) -> Upkeep | None
 
 def rules_of(settings: Settings, project: Project) -> Policy:
     """What stays live, and how long events are kept, for a project's log."""
+    needed = [v.horizon * 1_000 for v in project.views] + [t.keep_ms for t in project.tables]
     return policy(
         [e.name for e in project.events],
-        max(v.horizon for v in project.views) * 1_000,
+        max(needed, default=0),
         retention_days=settings.log_retention_days,
     )
 

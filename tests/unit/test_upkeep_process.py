@@ -114,6 +114,10 @@ def test_the_settings_say_whether_and_how_long(tmp_path: Path) -> None:
     assert upkeep.start(settings, project, 0) is None
     with pytest.raises(ConfigError, match=r"is 1, .* spans 2 days"):
         upkeep.start(Settings(home=tmp_path, log_retention_days=1), project, 0)
+    kafka = {"home": tmp_path, "log_url": "kafka://broker:9092/topic"}
+    assert upkeep.start(Settings(**kafka), project, 0) is None
+    with pytest.raises(ConfigError, match="embedded"):
+        upkeep.start(Settings(**kafka, log_retention_days=2), project, 0)
     rules = upkeep.rules_of(Settings(home=tmp_path, log_retention_days=2), project)
     assert (rules.retention_ms, rules.events) == (2 * DAY_MS, ("flood", "opening"))
 
