@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from raypipe.clock import DAY_MS
 from raypipe.errors import Conflict, EventLost
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, decision_id, decode
@@ -365,6 +367,31 @@ def test_a_snapshot_that_cannot_be_written_is_given_up(
     monkeypatch.undo()
     observe(core, [10])
     assert core.save() == DECLARED + 11
+
+
+@pytest.mark.parametrize("spoilt", [0, 1, 2])
+def test_a_worker_starts_where_retention_left_the_log(tmp_path: Path, spoilt: int) -> None:
+    log = SqliteLog(tmp_path / "log")
+    core = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
+    for i in range(200):
+        aged = (5 if i < 100 else 0) * DAY_MS
+        row = opening(i)
+        row |= {name: row[name] - aged for name in ("event_time", "received_at")}
+        core.observe(row, str(i).zfill(32).encode())
+        core.commit()
+        if i in (50, 150):
+            core.save()
+    for snapshot in sorted((tmp_path / "snapshot").iterdir(), reverse=True)[:spoilt]:
+        damage(snapshot)
+    while log.compact(0, log.live_start(0) + 100, least_rows=1).ranges:
+        pass
+    log.retain(0, ("opening", "flood"), START - 3 * DAY_MS, START)
+    assert 50 < log.first(0) <= 150
+    later = WorkerCore(project, log, snapshots=snapshots(tmp_path / "snapshot"))
+    now = START + 200 * 7_000
+    for entity, key in (("valve", "v-1"), ("valve", "v-4"), ("gardener", "g-2")):
+        found, expected = (c.read("default", entity, key, now) for c in (later, core))
+        np.testing.assert_equal(found, expected)
 
 
 def test_ids_are_known_from_a_snapshot(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ class WorkerCore:
     def _fill_tables(self, end: int) -> None:
         """Count what tables lack that the snapshot was without: a batch left it, or they are
         declared anew."""
-        empty, offset = self._state.tables.empty, 0
+        empty, offset = self._state.tables.empty, self._log.first(self._partition)
         while empty and offset < end:
             chunks = list(self._log.read(self._partition, offset, min(REPLAY_ROWS, end - offset)))
             self._state.tables.apply(self._events_of(chunks), empty)
@@ -152,7 +152,8 @@ class WorkerCore:
 
     def _restored(self) -> tuple[WorkerState, int]:
         """The state of the newest snapshot that can be used, and its offset; at worst nothing and
-        0: the log has it all."""
+        the log's first: what retention deleted has left every window."""
+        first = self._log.first(self._partition)
         committed = self._log.committed(GROUP, self._partition)
         places = [] if committed is None else [Place.at(committed[1])]
         if committed is not None and self._snapshots is not None:
@@ -161,6 +162,10 @@ class WorkerCore:
             state = self._empty_state()
             try:
                 offset, tables = snapshot.load(place, self.project.definition_hash)
+                if offset < first:
+                    raise IntegrityError(
+                        f"snapshot {place.url} is of offset {offset}, the log begins at {first}"
+                    )
                 for table in tables:
                     state.restore(table)
             except (IntegrityError, Unavailable) as e:
@@ -169,7 +174,7 @@ class WorkerCore:
                 return state, offset
         if places:
             _log.warning("replaying the whole log")
-        return self._empty_state(), 0
+        return self._empty_state(), first
 
     def _empty_state(self) -> WorkerState:
         ids = KnownIds(self._log.id, self._dedup.ids, self._dedup.horizon_ms)
