@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,8 @@ def stop_worker() -> None:
     from raypipe.runtime.worker import actor
 
     with unhurried():
-        call("serving.ingest:stop")
+        if "serving.ingest" in sys.modules:
+            call("serving.ingest:stop")
         actor.stop()
 
 
