@@ -6,6 +6,7 @@ renamed; the adapter's manifest decides. What a crash leaves behind is no one's 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
@@ -64,7 +65,7 @@ class KindWriter:
         self._files = range_files
         self._kind = kind
         self._last = -1
-        self._pending: list[tuple[Offsets, pa.RecordBatch]] = []
+        self._pending: deque[tuple[Offsets, pa.RecordBatch]] = deque()
         self._pending_rows = 0
         self._open: _Part | None = None
         self._done: list[SealedFile] = []
@@ -104,9 +105,9 @@ class KindWriter:
     def _take(self, rows: int) -> list[tuple[Offsets, pa.RecordBatch]]:
         taken = []
         while rows and self._pending:
-            offsets, batch = self._pending.pop(0)
+            offsets, batch = self._pending.popleft()
             if batch.num_rows > rows:
-                self._pending.insert(0, (offsets[rows:], batch.slice(rows)))
+                self._pending.appendleft((offsets[rows:], batch.slice(rows)))
                 offsets, batch = offsets[:rows], batch.slice(0, rows)
             rows -= batch.num_rows
             self._pending_rows -= batch.num_rows
