@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.errors import ConfigError, IntegrityError, NotFound, RaypipeError, UsageError
-from raypipe.log import codec, identity, sealing
+from raypipe.log import codec, identity, writing
 from raypipe.log.kafka import index
 from raypipe.log.kafka import log as kafka_log
 from raypipe.log.kafka.log import KafkaLog
@@ -205,7 +205,7 @@ def test_what_is_written_just_before_a_writer_takes_over_counts(
 def test_colliding_hashes_never_confuse_two_rows(
     opener: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (index, kafka_log, sealing, identity):
+    for module in (index, kafka_log, writing, identity):
         monkeypatch.setattr(
             module, "hash_keys", lambda kind, keys: np.full(len(keys[0]), 2**63 + 5, dtype="<u8")
         )
