@@ -22,7 +22,7 @@ import pytest
 
 from raypipe.errors import Unavailable
 from raypipe.log.kafka.log import KafkaLog
-from raypipe.log.port import EventLog, Fenced
+from raypipe.log.port import DECLARATION, EventLog, Fenced
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import WorkerCore
 from tests.contract.kafka_server import MISSING, KafkaServer
@@ -35,6 +35,7 @@ from tests.recovery.test_log_recovery import (
     rows_of,
 )
 from tests.recovery.test_worker_recovery import (
+    DECLARED,
     Supervised,
     check_log,
     observe,
@@ -264,7 +265,7 @@ def test_a_worker_goes_on_elsewhere_with_the_same_windows(url: str, tmp_path: Pa
     kept = snapshots(tmp_path / "snapshot")
     old = WorkerCore(project, KafkaLog.open(url, tmp_path / "one"), snapshots=kept)
     observe(old, range(30))
-    assert old.save() == 30
+    assert old.save() == DECLARED + 30
     observe(old, range(30, 60))
     old.observe(opening(60), b"6" * 32)
     new = WorkerCore(project, KafkaLog.open(url, tmp_path / "two"))
@@ -272,8 +273,9 @@ def test_a_worker_goes_on_elsewhere_with_the_same_windows(url: str, tmp_path: Pa
         old.commit()
     log = KafkaLog.open(url, tmp_path / "three")
     whole = WorkerCore(project, log)
-    assert log.committed("windows", 0) == (30, str(next((tmp_path / "snapshot").iterdir())))
-    assert log.counts(0) == {"opening": 60}
+    (saved,) = (tmp_path / "snapshot").iterdir()
+    assert log.committed("windows", 0) == (DECLARED + 30, str(saved))
+    assert log.counts(0) == {"opening": 60, DECLARATION: DECLARED}
     direct = WorkerCore(project, SqliteLog(tmp_path / "direct"))
     observe(direct, range(60))
     expected = direct._state.windows.snapshot()
@@ -281,4 +283,4 @@ def test_a_worker_goes_on_elsewhere_with_the_same_windows(url: str, tmp_path: Pa
         found = core._state.windows.snapshot()
         assert all(a.equals(b) for a, b in zip(found, expected, strict=True))
     again, _ = whole.observe(opening(7), str(7).zfill(32).encode())
-    assert again.offset == 7
+    assert again.offset == DECLARED + 7
