@@ -94,5 +94,6 @@ def _require_port(settings: Settings, setting: str) -> None:
     if refusal:
         raise Unavailable(
             f"nothing can listen on {settings.http_host}:{port}: {refusal}",
-            hint=f"Stop what uses the port, or choose another with the setting {setting}.",
+            hint="Stop what uses the port, or choose another with "
+            + ("--port." if setting == "http_port" else f"--set {setting}=NUMBER."),
         )

@@ -196,7 +196,7 @@ def test_decisions_know_the_profiles_of_yesterday_and_a_key_is_told_of_with_its(
 
 def test_progress_is_a_line_a_stage_and_nothing_else(up: Up) -> None:
     stages = ["simulate", "load", "features", "profiles", "feast", "dataset", "sweep", "evaluate"]
-    stages += ["worker", "serve", "replay"]
+    stages += ["worker", "ingest", "serve", "replay"]
     assert [line.split()[0] for line in up.progress if line.endswith(" started\n")] == stages
     # On a machine that is busy with other things Ray warns of slow starts.
     own = [line for line in up.progress if "(raylet)" not in line]
@@ -315,8 +315,9 @@ def test_a_second_run_keeps_what_is_there(up: Up) -> None:
     summary = json.loads(out)
     assert summary["events"] == counts
     assert summary["serving"]["model"] == up.summary["serving"]["model"]
-    assert [x.split()[0] for x in err.splitlines() if x.endswith(" started")][:2] == [
+    assert [x.split()[0] for x in err.splitlines() if x.endswith(" started")][:3] == [
         "worker",
+        "ingest",
         "serve",
     ]
     assert err.count("kept") == 3
