@@ -156,13 +156,15 @@ def _joined(
     batches: list[pa.RecordBatch], event: EventType, wanted: Columns
 ) -> dict[str, pa.Array]:
     schema = batches[0].schema
-    if any(not b.schema.equals(schema) for b in batches):
+    # Rows that all lack a column are read whole: only whole ones can be aligned.
+    whole = wanted.keys() <= set(schema.names)
+    if not whole or any(not b.schema.equals(schema) for b in batches):
         found = [_columns(b, event, wanted) for b in batches]
         return {n: pa.concat_arrays([f[n] for f in found]) for n in wanted}
     # Single events come by the hundred: columns that nobody reads are not even looked at.
     places = [i for i in range(len(schema)) if schema.field(i).name in wanted]
-    whole = pa.Table.from_batches(batches).select(places).combine_chunks()
-    return _columns(whole.to_batches()[0], event, wanted)
+    joined = pa.Table.from_batches(batches).select(places).combine_chunks()
+    return _columns(joined.to_batches()[0], event, wanted)
 
 
 def _columns(batch: pa.RecordBatch, event: EventType, wanted: Columns) -> dict[str, pa.Array]:
