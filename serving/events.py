@@ -17,7 +17,7 @@ from raypipe.clock import Clock, SystemClock
 from raypipe.errors import Conflict, InputError, MalformedBody, Overloaded
 from raypipe.ingest.bulk import Bulk, BulkReader
 from raypipe.ingest.lines import TYPE
-from raypipe.ingest.media import media_of, unpacked
+from raypipe.ingest.media import Media, media_of, unpacked
 from raypipe.project import Project
 from raypipe.runtime.worker import intake, protocol
 from serving import schemas
@@ -90,10 +90,11 @@ class Events:
         idempotency key with another body, Unavailable when the worker doesn't answer.
         """
         key = _checked(idempotency_key(request))
+        media = media_of(request.headers.get("content-type", ""))
         with self._waiting() as wait:
             body = await read_body(request, self._body_limit, _HINT, wait)
             received_at = self._clock.now_ms()
-            bulk = await self._read(request, body, tenant, received_at)
+            bulk = await self._read(request, media, body, tenant, received_at)
             if not bulk.rows:
                 raise MalformedBody("the body has no events", hint="Send at least one row.")
             async with deadline(ANSWER_S):
@@ -111,17 +112,18 @@ class Events:
                 )
             if ingested.received_at != received_at:
                 # A retry: what was too far in the future then may be fine now.
-                bulk = await self._read(request, body, tenant, ingested.received_at)
+                bulk = await self._read(request, media, body, tenant, ingested.received_at)
         return Response(
             msgspec.json.encode(_taken(bulk, ingested)),
             207 if bulk.refused else 200,
             media_type="application/json",
         )
 
-    async def _read(self, request: Request, body: bytes, tenant: str, received_at: int) -> Bulk:
+    async def _read(
+        self, request: Request, media: Media, body: bytes, tenant: str, received_at: int
+    ) -> Bulk:
         """The rows of a body; in a thread if that takes long."""
         kind = request.query_params.get(TYPE)
-        media = media_of(request.headers.get("content-type", ""))
         encoding = request.headers.get("content-encoding", "")
 
         def read() -> Bulk:

@@ -23,6 +23,7 @@ from starlette.responses import Response
 from raypipe.errors import Unavailable
 from raypipe.runtime.worker.actor import NAMESPACE
 from raypipe.tenancy.keys import Scope as KeyScope
+from serving.decide import deadline
 from serving.face import Face
 
 if TYPE_CHECKING:
@@ -73,7 +74,12 @@ class IngestApp(Face):
     async def _metrics_text(self, request: Request) -> Response:
         from serving.metrics import CONTENT_TYPE
 
-        return Response(self._metrics.render(None), media_type=CONTENT_TYPE)
+        try:
+            async with deadline(READ_TIMEOUT_S):
+                figures = await self._worker.stats()
+        except Unavailable:
+            figures = None
+        return Response(self._metrics.render(figures), media_type=CONTENT_TYPE)
 
 
 class IngestActor:

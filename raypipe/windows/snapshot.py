@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
@@ -35,15 +35,6 @@ def seal(folder: Place, offset: int, definition_hash: str, files: Mapping[str, s
         "files": dict(sorted(files.items())),
     }
     (folder / MANIFEST).write(json.dumps(manifest, indent=1).encode())
-
-
-def save(folder: Place, tables: Iterable[pa.Table], offset: int, definition_hash: str) -> None:
-    """Write a whole snapshot into a folder that is new."""
-    files = {}
-    for table in tables:
-        name = f"{table.schema.metadata[b'view'].decode()}/part-0000.arrow"
-        files[name] = (folder / name).write(part_bytes(table))
-    seal(folder, offset, definition_hash, files)
 
 
 def load(folder: Place, definition_hash: str) -> tuple[int, Iterator[pa.Table]]:

@@ -18,7 +18,7 @@ from raypipe.runtime.worker.core import GROUP, WorkerCore
 from raypipe.runtime.worker.intake import Bulk
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.tables.spec import Table, count, distinct, total
-from raypipe.windows import snapshot
+from tests import snapshot_kit
 from tests.domains.greenhouse import project as greenhouse
 
 START = 1_790_000_000_000
@@ -149,7 +149,7 @@ def test_tables_that_a_snapshot_lacks_are_filled_from_the_log(
     state, end = first._state.windows.snapshot(), log.end(0)
     feed(first, 400, EVENTS)
     made = Place.at(tmp_path / "batch")
-    snapshot.save(made, state, end, project.definition_hash)
+    snapshot_kit.save(made, state, end, project.definition_hash)
     log.commit(GROUP, 0, end, str(made))
     core = WorkerCore(project, log, snapshots=snapshots(tmp_path))
     for name in ("water", "by_valve"):

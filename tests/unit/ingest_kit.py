@@ -57,6 +57,11 @@ class CoreWorker:
             1, receipt.received_at, receipt.first_offset, receipt.accepted, receipt.duplicates
         )
 
+    async def stats(self) -> dict[str, float]:
+        if self.failure is not None:
+            raise self.failure
+        return self.core.stats()
+
     async def verify(self, shown: Presented) -> Credential | None:
         return self.keys.verify(shown)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -224,3 +225,26 @@ def test_a_full_quarantine_is_counted(service: Service, tmp_path: Path) -> None:
     assert answer.json()["refused"] == 3
     stats = service.worker.core.stats()
     assert (stats["refused"], stats["refused_unkept"]) == (3, 2)
+
+
+def test_metrics_tell_the_workers_figures_and_whether_it_answers(service: Service) -> None:
+    async def metrics() -> str:
+        transport = httpx.ASGITransport(service.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return (await client.get("/metrics")).text
+
+    service.post(lines(reading("a")))
+    text = asyncio.run(metrics())
+    assert 'raypipe_worker_up{replica="ingest"} 1.0' in text
+    assert 'raypipe_worker_events{replica="ingest"} 1.0' in text
+    service.worker.failure = Unavailable("away")
+    assert 'raypipe_worker_up{replica="ingest"} 0.0' in asyncio.run(metrics())
+
+
+def test_an_unfit_media_type_is_refused_before_the_body_is_read(service: Service) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        raise AssertionError("read")
+        yield b""
+
+    answer = asyncio.run(service.call(body(), "text/csv"))
+    assert answer.status_code == 415

@@ -15,6 +15,7 @@ from raypipe.lake import Place
 from raypipe.windows import snapshot
 from raypipe.windows.engine import WindowEngine
 from raypipe.windows.spec import WindowView, count, distinct, since_last, std
+from tests import snapshot_kit
 
 VIEWS = (
     WindowView("card", "card", "pay", "card", (count(), std("amount"), since_last())),
@@ -42,7 +43,7 @@ def pay(i: int) -> dict[str, object]:
 
 
 def saved(tmp_path: Path, events: int = 40) -> Path:
-    snapshot.save(Place.at(tmp_path / "snap"), engine(events).snapshot(), events, DEFINITION)
+    snapshot_kit.save(Place.at(tmp_path / "snap"), engine(events).snapshot(), events, DEFINITION)
     return tmp_path / "snap"
 
 

@@ -18,6 +18,9 @@ CHANGES = b"changes"
 _TOGETHER = 64
 """Arrays of keys that are joined into one, so that a key waits once."""
 
+_ALONE = 4_096
+"""Keys of single events that are gathered into an array."""
+
 _EMPTY = pa.array([], pa.string())
 
 
@@ -28,12 +31,15 @@ class Changes:
         self.tenant = tenant
         self._views = {v.name: v for v in views}
         self._waiting: dict[str, list[pa.Array]] = {v.name: [] for v in views}
+        self._alone: dict[str, dict[str, None]] = {v.name: {} for v in views}
+        """Keys of single events: an array for each would cost more than counting it."""
         self._taken: tuple[str, pa.Array] | None = None
 
     def __len__(self) -> int:
         """How many wait; some may be counted more than once."""
         taken = 0 if self._taken is None else len(self._taken[1])
-        return taken + sum(len(a) for arrays in self._waiting.values() for a in arrays)
+        alone = sum(map(len, self._alone.values()))
+        return taken + alone + sum(len(a) for arrays in self._waiting.values() for a in arrays)
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Note the keys of events."""
@@ -56,7 +62,16 @@ class Changes:
             return
         for view in self._views.values():
             if kind in view.events and event[view.key] is not None:
-                self._append(view.name, pa.array([event[view.key]], pa.string()))
+                alone = self._alone[view.name]
+                alone[event[view.key]] = None
+                if len(alone) >= _ALONE:
+                    self._gather(view.name)
+
+    def _gather(self, view: str) -> None:
+        """Have keys of single events wait with the others."""
+        if self._alone[view]:
+            self._append(view, pa.array(list(self._alone[view]), pa.string()))
+            self._alone[view] = {}
 
     def _append(self, view: str, keys: pa.Array) -> None:
         arrays = self._waiting[view]
@@ -71,6 +86,8 @@ class Changes:
         nothing waits.
         """
         self._taken = None
+        for name in self._alone:
+            self._gather(name)
         view = max(self._waiting, key=lambda v: sum(map(len, self._waiting[v])), default="")
         if not view or not self._waiting[view]:
             return view, _EMPTY
@@ -89,6 +106,8 @@ class Changes:
 
     def snapshot(self) -> pa.Table:
         """All that waits, for ``restore``."""
+        for name in self._alone:
+            self._gather(name)
         taken = {} if self._taken is None else dict([self._taken])
         views = [
             (name, _joined([*([taken[name]] if name in taken else []), *arrays]))

@@ -198,7 +198,7 @@ class WorkerClient:
             finally:
                 self._waiting.pop(number, None)
             if isinstance(reply, protocol.Failed):
-                raise _FAILURES.get(reply.code, RaypipeError)(reply.detail)
+                raise _FAILURES.get(reply.code, RaypipeError)(reply.detail, hint=reply.hint)
             if not isinstance(reply, expected):
                 raise TypeError(f"asked for {expected.__name__}, got {type(reply).__name__}")
             return reply

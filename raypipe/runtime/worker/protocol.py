@@ -219,6 +219,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
     id: int
     code: str
     detail: str
+    hint: str = ""
 
 
 Reply = (

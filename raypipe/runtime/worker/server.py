@@ -53,6 +53,7 @@ class WorkerServer:
     def __init__(self, core: WorkerCore, keys: KeyStore, listeners: Sequence[Listener]) -> None:
         self._core = core
         self._project = core.project
+        self._event_schemas = [event.arrow_schema for event in core.project.events]
         self._keys = keys
         self._listeners = listeners
         self._strangers: dict[Connection, None] = {}
@@ -204,7 +205,7 @@ class WorkerServer:
                 case protocol.Stats(id=number):
                     return protocol.StatsReply(number, self._core.stats())
         except RaypipeError as e:
-            return protocol.Failed(request.id, e.code, e.detail)
+            return protocol.Failed(request.id, e.code, e.detail, e.hint)
         except msgspec.MsgspecError as e:
             return protocol.Failed(request.id, RaypipeError.code, f"unreadable record: {e}")
 
@@ -214,10 +215,9 @@ class WorkerServer:
                 "the worker runs with other declarations than the process that validated the rows",
                 hint="Start both again with the same version of the project.",
             )
-        schemas = [event.arrow_schema for event in self._project.events]
         return Bulk(
             request.tenant,
-            decode_group(request.group, schemas.__getitem__),
+            decode_group(request.group, self._event_schemas.__getitem__),
             request.received_at,
             request.source,
             request.body_hash,
