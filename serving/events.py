@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -133,7 +133,7 @@ class Events:
         return await asyncio.to_thread(read) if len(body) > _INLINE_BYTES or encoding else read()
 
     @contextmanager
-    def _waiting(self) -> Iterator[_Wait]:
+    def _waiting(self) -> Iterator[Callable[[int], None]]:
         """Counts the bytes of a request that is in work; raises Overloaded over the limit."""
         held = 0
 
@@ -151,10 +151,6 @@ class Events:
             yield wait
         finally:
             self.waiting_bytes -= held
-
-
-class _Wait(Protocol):
-    def __call__(self, size: int, /) -> None: ...
 
 
 def _checked(key: str | None) -> str | None:

@@ -52,6 +52,11 @@ class PatternEngine:
         return sum(r.state.keys for r in self._running)
 
     @property
+    def awaiting(self) -> bool:
+        """Whether something may be found by the passing of time alone."""
+        return any(r.pattern.awaits_absence and r.state.partials for r in self._running)
+
+    @property
     def nbytes(self) -> int:
         """Memory held by partial matches and the texts of their events."""
         return sum(r.state.nbytes + r.kept.nbytes for r in self._running)

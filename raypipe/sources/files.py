@@ -92,9 +92,9 @@ class EventFile:
         self._bytes = min(BYTES, body_limit // 2)
         self._currency = currency
         self._kind = kind
+        self._stat = _stat(path)
         self._form, self._packing = form_of(path)
         self._event = _declared(project, kind, path, self._form)
-        self._stat = _stat(path)
         with path.open("rb") as file:
             self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
 

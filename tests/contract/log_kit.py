@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from raypipe.log.kafka.log import KafkaLog
-from raypipe.log.port import DECISION, EventLog, Group, Part
+from raypipe.log.port import DECISION, DuplicateId, EventLog, Group, Part
 from tests.contract.kafka_server import KafkaServer
 
 Open = Callable[[Path], EventLog]
@@ -105,6 +106,22 @@ def rows_in(log: EventLog, offset: int = 0, limit: int = 10**9, partition: int =
         out |= zip(chunk.offsets.tolist(), rows, strict=True)
     assert sorted(out) == list(range(offset, offset + len(out)))
     return [out[at] for at in sorted(out)]
+
+
+def check_ids_are_compared(log: EventLog) -> None:
+    """Every row is found by its id and no id comes twice, whatever hashes say of them."""
+    ordered, count, rows = history("srrss", "h")
+    log.seal(0, ordered, count, producer="l", seq=0)
+    batches = [sales("a", "b"), refunds("a"), verdicts("a"), sales("c")]
+    log.append(0, batches, producer="p", seq=0)
+    for offset, (kind, row) in enumerate([*rows, *rows_of(batches)]):
+        found = log.find(0, kind, "t", row.get("event_id") or row["decision_id"])
+        assert found is not None
+        assert (found[0], found[1].to_pylist()) == (offset, [row])
+    assert log.find(0, "sale", "t", "nobody") is None
+    for taken in (sales("b"), sales("h0"), sales("n", "n")):
+        with pytest.raises(DuplicateId):
+            log.append(0, [taken], producer="p", seq=1)
 
 
 def grouped(layout: str, prefix: str) -> tuple[Group, list[Row]]:

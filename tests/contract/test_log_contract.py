@@ -34,6 +34,7 @@ from tests.contract.log_kit import (
     SALE,
     Open,
     Row,
+    check_ids_are_compared,
     grouped,
     history,
     on_kafka,
@@ -749,18 +750,7 @@ def test_colliding_hashes_never_confuse_two_rows(
             module, "hash_keys", lambda kind, keys: np.full(len(keys[0]), 2**63 + 5, dtype="<u8")
         )
     log = SqliteLog(tmp_path)
-    ordered, count, rows = history("srrss", "h")
-    log.seal(0, ordered, count, producer="l", seq=0)
-    batches = [sales("a", "b"), refunds("a"), verdicts("a"), sales("c")]
-    log.append(0, batches, producer="p", seq=0)
-    for offset, (kind, row) in enumerate([*rows, *rows_of(batches)]):
-        found = log.find(0, kind, "t", row.get("event_id") or row["decision_id"])
-        assert found is not None
-        assert (found[0], found[1].to_pylist()) == (offset, [row])
-    assert log.find(0, "sale", "t", "nobody") is None
-    for taken in (sales("b"), sales("h0"), sales("n", "n")):
-        with pytest.raises(DuplicateId):
-            log.append(0, [taken], producer="p", seq=1)
+    check_ids_are_compared(log)
     log.close()
 
 

@@ -107,13 +107,7 @@ class Watch:
         if self._waiting:
             many = sum(map(len, self._waiting)) >= ROWS
             return 0.0 if many else max(0.0, self._since + DELAY_S - now)
-        return max(0.0, self._ticked + CLOCK_S - now) if self._awaits else None
-
-    @property
-    def _awaits(self) -> bool:
-        """Whether something may be found by the passing of time alone."""
-        awaiting = [p.name for p in self.patterns if p.awaits_absence]
-        return bool(awaiting) and any(self._engine.stats[n]["partials"] for n in awaiting)
+        return max(0.0, self._ticked + CLOCK_S - now) if self._engine.awaiting else None
 
     def take(self, now_ms: int, *, all_: bool = False) -> list[Appended]:
         """Look at what has waited long enough; returns what the log must hold of what was found.
@@ -128,7 +122,7 @@ class Watch:
             waiting, self._waiting = self._waiting, []
             self._ticked = self._clock()
             return self._alerts(self._engine.apply(waiting))
-        if not self._awaits or self._clock() < self._ticked + CLOCK_S:
+        if not self._engine.awaiting or self._clock() < self._ticked + CLOCK_S:
             return []
         self._ticked = self._clock()
         found = self._engine.advance(now_ms)
