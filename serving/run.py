@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from raypipe.errors import Unavailable
+from raypipe.errors import NotFound, Unavailable
 from raypipe.runtime import running, session
 from raypipe.runtime.worker import actor
 from raypipe.tenancy.keys import LOCAL_KEY_FILE
@@ -33,7 +33,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     from training import registry
 
     project = load_project(settings.project)
-    _require_readable_log(settings, project)
+    require_readable_log(settings, project)
     model = project.models[0].name
     version = registry.locate(settings.lake / "models", model).name
     if settings.ray_address is None:
@@ -77,14 +77,16 @@ def stop(settings: Settings) -> int | None:
     return actor.stop()
 
 
-def _require_readable_log(settings: Settings, project: Project) -> None:
+def require_readable_log(settings: Settings, project: Project) -> None:
     """The worker would refuse a breaking declaration too, in the words of a dead actor."""
-    if not settings.log_directory.is_dir():
-        return  # a new log, or one of another node
     from raypipe.events.declarations import check_declarations
-    from raypipe.log.sqlite import SqliteLog
+    from raypipe.log.opening import open_log
 
-    with closing(SqliteLog.open(settings.log_url)) as log:
+    try:
+        log = open_log(settings.log_url, settings.log_cache, create=False)
+    except NotFound:
+        return  # a new log, or one of another node
+    with closing(log):
         check_declarations(log, project)
 
 

@@ -57,7 +57,8 @@ class Live:
     def __init__(self, database: Database) -> None:
         self._db = database
         self._schemas: dict[int, pa.Schema] = {}
-        self._schema_ids: dict[str, tuple[pa.Schema, int]] = {}
+        self._schema_ids: dict[str, list[tuple[pa.Schema, int]]] = {}
+        """By kind: its rows may come alone and in bulk, with other columns, in turns."""
 
     def prepare(self, kind: str, batch: pa.RecordBatch) -> LiveBatch:
         """Make a batch ready for insert(); raises UsageError for what can't be logged."""
@@ -78,15 +79,16 @@ class Live:
         return LiveGroup(codec.encode_group(group, schemas), rows)
 
     def _schema_id(self, kind: str, schema: pa.Schema) -> int:
-        known = self._schema_ids.get(kind)
-        if known and known[0].equals(schema, check_metadata=True):
-            return known[1]
+        known = self._schema_ids.setdefault(kind, [])
+        for other, number in known:
+            if other.equals(schema, check_metadata=True):
+                return number
         ipc, digest = codec.encode_schema(schema)
         # Its own transaction: an id remembered from one that is undone would name another schema.
         with self._db.write() as db:
             db.execute("insert or ignore into schema(digest, ipc) values(?, ?)", (digest, ipc))
             row = db.execute("select id from schema where digest = ?", (digest,)).fetchone()
-        self._schema_ids[kind] = (schema, row[0])
+        known.append((schema, int(row[0])))
         return int(row[0])
 
     def insert(

@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,17 @@ from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, C
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raypipe.errors import ConfigError, IntegrityError, NotFound, RaypipeError, UsageError
+from features.payments import CHARGEBACK, TRANSACTION, project
+from raypipe.config import Settings
+from raypipe.errors import (
+    ConfigError,
+    DeclarationError,
+    IntegrityError,
+    NotFound,
+    RaypipeError,
+    UsageError,
+)
+from raypipe.events.declarations import declare
 from raypipe.log import codec, identity, writing
 from raypipe.log.kafka import index
 from raypipe.log.kafka import log as kafka_log
@@ -27,6 +38,7 @@ from raypipe.log.kafka.record import pieces
 from raypipe.log.kafka.writer import Writer
 from raypipe.log.opening import open_log
 from raypipe.log.port import DuplicateId, Fenced, Unavailable
+from serving.run import require_readable_log
 from tests.contract.kafka_server import KafkaServer, free_ports
 from tests.contract.log_kit import (
     check_ids_are_compared,
@@ -400,3 +412,15 @@ def test_a_server_that_is_no_broker_is_reported_in_time(tmp_path: Path) -> None:
         with pytest.raises(Unavailable):
             open_log(f"kafka://127.0.0.1:{port}/t?replication=1&timeout_ms=1000", tmp_path)
         assert time.monotonic() - started < 5
+
+
+def test_serving_looks_at_the_declarations_of_a_log_on_kafka(
+    kafka: KafkaServer, topic: str, opener: Opener, tmp_path: Path
+) -> None:
+    settings = Settings(home=tmp_path, log_url=kafka.url(topic))
+    require_readable_log(settings, project)
+    declare(opener(), project, 0, None)
+    require_readable_log(settings, project)
+    narrower = replace(TRANSACTION, fields=TRANSACTION.fields[:-1])
+    with pytest.raises(DeclarationError, match="country"):
+        require_readable_log(settings, replace(project, events=(narrower, CHARGEBACK)))

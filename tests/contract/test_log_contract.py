@@ -24,7 +24,7 @@ from raypipe.errors import (
     UsageError,
 )
 from raypipe.lake import Place
-from raypipe.log import export, files, identity, live, sqlite, writing
+from raypipe.log import codec, export, files, identity, live, sqlite, writing
 from raypipe.log.port import DECISION, DuplicateId, EventLog, Fenced, Group, Part
 from raypipe.log.sqlite import SqliteLog
 from tests.contract.kafka_server import KafkaServer
@@ -751,6 +751,23 @@ def test_colliding_hashes_never_confuse_two_rows(
         )
     log = SqliteLog(tmp_path)
     check_ids_are_compared(log)
+    log.close()
+
+
+def test_a_kind_with_two_schemas_in_turns_writes_each_schema_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every append after one of the other form would wait for a commit more."""
+    log, written = SqliteLog(tmp_path), []
+    encode = codec.encode_schema
+    monkeypatch.setattr(codec, "encode_schema", lambda s: written.append(s) or encode(s))
+    kind, alone = sales("a")
+    bulk = alone.drop_columns([alone.schema.names[-1]])
+    for seq in range(6):
+        tenant = pa.array([f"t{seq}"])
+        row = (alone, bulk)[seq % 2].set_column(0, alone.schema.field(0), tenant)
+        log.append(0, [(kind, row)], producer="p", seq=seq)
+    assert len(written) == 2
     log.close()
 
 
