@@ -202,3 +202,13 @@ class StageError(RaypipeError):
 
     code = "stage_failed"
     headline = "Stage failed"
+
+
+def error_of(code: str) -> type[RaypipeError]:
+    """The kind of error that another process named by its code; RaypipeError for a strange one."""
+    kinds = [RaypipeError]
+    for kind in kinds:  # grows meanwhile, level by level
+        if kind.code == code:
+            return kind
+        kinds += kind.__subclasses__()
+    return RaypipeError

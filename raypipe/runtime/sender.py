@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from raypipe import errors
-from raypipe.errors import RaypipeError, Unauthenticated, Unavailable, Violation
+from raypipe.errors import RaypipeError, Unauthenticated, Unavailable, Violation, error_of
 from raypipe.sources.batch import Batch, Taken
 from raypipe.tenancy.keys import LOCAL_KEY_FILE, LOCAL_TENANT
 
@@ -32,12 +31,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
 PATIENCE_S = 300.0
 
 _AGAIN = {429, 502, 503, 504}
-
-_ERRORS: dict[str, type[RaypipeError]] = {
-    kind.code: kind
-    for kind in vars(errors).values()
-    if isinstance(kind, type) and issubclass(kind, RaypipeError)
-}
 
 
 class Sender:
@@ -180,7 +173,7 @@ def _refusal(answer: httpx.Response) -> RaypipeError:
     """The error that the problem document is of."""
     try:
         said = answer.json()
-        kind = _ERRORS.get(said["code"], RaypipeError)
+        kind = error_of(said["code"])
         found = tuple(Violation(e["pointer"], e["detail"]) for e in said.get("errors", ()))
         return kind(said["detail"], hint=said.get("hint", ""), violations=found)
     except (ValueError, KeyError, TypeError):

@@ -15,15 +15,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from raypipe.errors import (
-    Conflict,
-    DeclarationError,
-    EventLost,
-    NotFound,
-    RaypipeError,
-    Unavailable,
-    UsageError,
-)
+from raypipe.errors import error_of
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import encode_group
 from raypipe.patterns.spec import Pattern
@@ -37,14 +29,6 @@ _log = logging.getLogger("raypipe.client")
 
 RETRY_S = 0.1
 """Pause between attempts to reach a worker that is away."""
-
-_FAILURES: dict[str, type[RaypipeError]] = {
-    e.code: e
-    for e in (
-        *(Conflict, DeclarationError, EventLost, NotFound),
-        *(Unavailable, UsageError, RaypipeError),
-    )
-}
 
 _R = TypeVar("_R", bound=protocol.Reply)
 
@@ -198,7 +182,7 @@ class WorkerClient:
             finally:
                 self._waiting.pop(number, None)
             if isinstance(reply, protocol.Failed):
-                raise _FAILURES.get(reply.code, RaypipeError)(reply.detail, hint=reply.hint)
+                raise error_of(reply.code)(reply.detail, hint=reply.hint)
             if not isinstance(reply, expected):
                 raise TypeError(f"asked for {expected.__name__}, got {type(reply).__name__}")
             return reply
