@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -116,11 +117,15 @@ def worker_pid() -> int:
 
 
 def worker_epoch(served: Served) -> int:
-    """Which start of the worker this one is."""
+    """Which start of the worker this one is; asked again while none runs."""
+    deadline = time.monotonic() + 60
     with served.client() as client:
-        text = client.get("/metrics").text
-    [epoch] = re.findall(r"^raypipe_worker_epoch\S* (\S+)$", text, re.MULTILINE)
-    return int(float(epoch))
+        while time.monotonic() < deadline:
+            text = client.get("/metrics").text
+            for epoch in re.findall(r"^raypipe_worker_epoch\S* (\S+)$", text, re.MULTILINE):
+                return int(float(epoch))
+            time.sleep(0.1)
+    raise TimeoutError("no worker came back within 60 s")
 
 
 def replica_pids() -> list[int]:
