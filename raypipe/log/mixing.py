@@ -93,3 +93,16 @@ def restored(batch: pa.RecordBatch, schemas: Sequence[pa.Schema]) -> pa.RecordBa
     """A run of rows of one schema, as they were before they were mixed."""
     schema = schemas[batch.column(SCHEMA)[0].as_py()]
     return pa.RecordBatch.from_arrays([batch.column(n) for n in schema.names], schema=schema)
+
+
+def by_schema(
+    batch: pa.RecordBatch, schemas: Sequence[pa.Schema]
+) -> list[tuple[npt.NDArray[np.int64], pa.RecordBatch]]:
+    """The rows of each schema as they were before they were mixed, and their places."""
+    numbers = batch.column(SCHEMA).to_numpy()
+    found = []
+    for number in np.unique(numbers):
+        at = np.flatnonzero(numbers == number)
+        rows = batch if len(at) == len(numbers) else batch.take(pa.array(at))
+        found.append((at, restored(rows, schemas)))
+    return found

@@ -38,23 +38,21 @@ class SealedReader:
         return path
 
     def read(self, span: SealedRange, offset: int, limit: int) -> Iterator[Chunk]:
-        """Rows of the range from ``offset`` on, at most ``limit``: runs of one kind, in order.
+        """Rows of the range from ``offset`` on, at most ``limit``; kinds interleave.
 
-        Holds one decoded row group a kind.
+        Holds one decoded row group a kind; each step ends where the first of them does.
         """
-        streams = [s for s in self.streams(span, offset).values() if s.head < span.end]
-        while limit > 0 and offset < span.end:
-            stream = min(streams, key=lambda s: s.head, default=None)
-            if stream is None or stream.head != offset:
-                raise IntegrityError(f"offset {offset} is missing from its sealed range")
-            bound = min((s.head for s in streams if s is not stream), default=span.end)
-            chunk = stream.take(bound, limit)
-            if int(chunk.offsets[-1]) - offset != len(chunk) - 1:
-                raise IntegrityError(f"offsets after {offset} are missing from their sealed range")
-            yield chunk
-            offset += len(chunk)
-            limit -= len(chunk)
-            streams = [s for s in streams if s.head < span.end]
+        streams = list(self.streams(span, offset).values())
+        stop = min(span.end, offset + limit)
+        while offset < stop:
+            bound = min(stop, *(s.loaded for s in streams))
+            chunks = [chunk for s in streams for chunk in s.before(bound)]
+            if sum(map(len, chunks)) != bound - offset:
+                there = np.concatenate([np.empty(0, np.int64), *(c.offsets for c in chunks)])
+                (missing, *_) = np.setdiff1d(np.arange(offset, bound), there)
+                raise IntegrityError(f"offset {missing} is missing from its sealed range")
+            yield from sorted(chunks, key=lambda c: int(c.offsets[0]))
+            offset = bound
 
     def streams(self, span: SealedRange, offset: int) -> dict[str, Stream]:
         """The range's rows from ``offset`` on, by kind."""
@@ -132,6 +130,23 @@ class Stream:
         """The next offset; beyond every range when nothing is left."""
         return int(self._offsets[self._at]) if self._at < len(self._offsets) else 2**63 - 1
 
+    @property
+    def loaded(self) -> int:
+        """The offset after the row group at hand; beyond every range when nothing is left."""
+        return int(self._offsets[-1]) + 1 if len(self._offsets) else 2**63 - 1
+
+    def before(self, bound: int) -> list[Chunk]:
+        """The rows before offset ``bound`` of the row group at hand: a chunk a schema."""
+        start, stop = self._at, int(np.searchsorted(self._offsets, bound))
+        if start == stop:
+            return []
+        offsets, batch = self._offsets[start:stop], self._batch.slice(start, stop - start)
+        kind, schemas = self._kind, self._schemas
+        self._pass(stop)
+        if schemas is None:
+            return [Chunk(kind, offsets, batch)]
+        return [Chunk(kind, offsets[at], rows) for at, rows in mixing.by_schema(batch, schemas)]
+
     def take(self, bound: int, limit: int) -> Chunk:
         """The rows before offset ``bound`` of the row group at hand, at most ``limit``: of one
         schema, as they were written."""
@@ -143,10 +158,13 @@ class Stream:
         if self._schemas is not None:
             batch = mixing.restored(batch, self._schemas)
         chunk = Chunk(self._kind, self._offsets[start:stop], batch)
+        self._pass(stop)
+        return chunk
+
+    def _pass(self, stop: int) -> None:
         self._at = stop
         if stop == len(self._offsets):
             self._next_group(0)
-        return chunk
 
     def _next_group(self, offset: int) -> None:
         self._at = 0

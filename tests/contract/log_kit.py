@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from raypipe.log.kafka.log import KafkaLog
-from raypipe.log.port import DECISION, DuplicateId, EventLog, Group, Part
+from raypipe.log.port import DECISION, Chunk, DuplicateId, EventLog, Group, Part
 from tests.contract.kafka_server import KafkaServer
 
 Open = Callable[[Path], EventLog]
@@ -92,6 +92,19 @@ def history(layout: str, prefix: str, step: int = 3) -> tuple[dict[str, Any], in
 
 def rows_of(batches: Sequence[tuple[str, pa.RecordBatch]]) -> list[Row]:
     return [(kind, row) for kind, batch in batches for row in batch.to_pylist()]
+
+
+def runs(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+    """The same rows in offset order: runs of one kind."""
+    found = list(chunks)
+    owners = np.repeat(np.arange(len(found)), [len(c) for c in found])
+    places = np.concatenate([np.arange(len(c)) for c in found])
+    order = np.argsort(np.concatenate([c.offsets for c in found]))
+    owners, places = owners[order], places[order]
+    starts = np.flatnonzero(np.diff(owners, prepend=-1))
+    for start, stop in zip(starts, [*starts[1:], len(owners)], strict=True):
+        chunk, at = found[owners[start]], slice(places[start], places[stop - 1] + 1)
+        yield Chunk(chunk.kind, chunk.offsets[at], chunk.batch[at])
 
 
 def rows_in(log: EventLog, offset: int = 0, limit: int = 10**9, partition: int = 0) -> list[Row]:

@@ -27,6 +27,7 @@ from raypipe.runtime.worker.core import GROUP
 from raypipe.vector.assemble import Assembler
 from raypipe.windows import snapshot
 from raypipe.windows.engine import WindowEngine
+from tests.contract.log_kit import runs
 from tests.domains.greenhouse import project
 from tests.domains.greenhouse_line import Served
 
@@ -150,7 +151,7 @@ def check(served: Served, crowd: Crowd) -> None:
     assembler = Assembler(project, project.model("flooding"))
     events: dict[str, dict[str, Any]] = {}
     decisions: dict[str, DecisionRecord] = {}
-    for chunk in log.read(0, 0, 1_000_000):
+    for chunk in runs(log.read(0, 0, 1_000_000)):
         rows = chunk.batch
         if chunk.kind == "decision":
             for record in map(decode, rows.column("record").to_pylist()):

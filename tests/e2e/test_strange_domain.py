@@ -18,6 +18,7 @@ from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger.record import decode
 from raypipe.log.sqlite import SqliteLog
+from tests.contract.log_kit import runs
 from tests.domains import greenhouse as declared
 from tests.domains.greenhouse_line import DIRTY, OPENINGS, Line, Served
 from training import artefact, registry
@@ -108,7 +109,7 @@ def test_the_log_holds_what_the_tables_said(greenhouse_line: Line) -> None:
     log = SqliteLog.open(greenhouse_line.settings.log_url)
     by_id = {f"o-{o.number}": o for o in greenhouse_line.openings}
     arrived = []
-    for chunk in log.read(0, 0, OPENINGS + len(greenhouse_line.floods)):
+    for chunk in runs(log.read(0, 0, OPENINGS + len(greenhouse_line.floods))):
         for row in chunk.batch.to_pylist():
             arrived.append(row["received_at"])
             if chunk.kind == "opening":

@@ -31,6 +31,7 @@ from raypipe.project import Project
 from raypipe.runtime.progress import Quiet
 from raypipe.runtime.worker.core import GROUP, WorkerCore
 from raypipe.windows.spec import WindowView, count, total
+from tests.contract.log_kit import runs
 from tests.domains.greenhouse import SPANS, project
 
 ROOT = Path(__file__).parents[2]
@@ -166,7 +167,7 @@ def test_a_day_that_goes_on_is_extended(tmp_path: Path, whole: Build) -> None:
     home = tmp_path / "parts"
     log, every = SqliteLog(home / "log"), SqliteLog(tmp_path / "whole" / "log")
     for seq, (low, high) in enumerate([(0, 31), (31, 200), (200, 201), (201, whole_end())]):
-        for chunk in every.read(0, low, high - low):
+        for chunk in runs(every.read(0, low, high - low)):
             at = int(chunk.offsets[0])
             log.append(0, [(chunk.kind, chunk.batch)], producer="copy", seq=seq * 10_000 + at)
         made = compute(log, home)

@@ -16,6 +16,7 @@ from raypipe.errors import NotFound
 from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import GROUP, WorkerCore
+from tests.contract.log_kit import runs
 from tests.domains.greenhouse import project
 from training import artefact, registry
 from training.inputs import read_features
@@ -88,7 +89,7 @@ def check_whole(build: Build, events: int) -> None:
 def check_worker(log: SqliteLog, tmp_path: Path) -> None:
     """A worker that starts from the committed state is where one is that replayed everything."""
     replayed = SqliteLog(tmp_path / "replayed")
-    for chunk in log.read(0, 0, 10**6):
+    for chunk in runs(log.read(0, 0, 10**6)):
         replayed.append(0, [(chunk.kind, chunk.batch)], producer="copy", seq=int(chunk.offsets[0]))
     committed = log.committed(GROUP, 0)
     assert committed is not None

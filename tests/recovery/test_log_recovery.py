@@ -64,7 +64,12 @@ def history() -> dict[str, Iterator[pa.RecordBatch]]:
 
 
 def rows_in(log: SqliteLog) -> list[tuple[str, dict[str, Any]]]:
-    return [(c.kind, r) for c in log.read(0, 0, 10**9) for r in c.batch.to_pylist()]
+    found = {
+        offset: (chunk.kind, row)
+        for chunk in log.read(0, 0, 10**9)
+        for offset, row in zip(chunk.offsets.tolist(), chunk.batch.to_pylist(), strict=True)
+    }
+    return [found[offset] for offset in sorted(found)]
 
 
 def collect(chunks: Iterator[Chunk], into: list[Chunk]) -> None:

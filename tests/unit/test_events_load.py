@@ -50,11 +50,12 @@ class Home:
         )
 
     def events(self) -> list[tuple[int, str, dict[str, Any]]]:
-        return [
+        found = [
             (int(offset), chunk.kind, row)
             for chunk in self.log.read(0, 0, 1_000_000)
             for offset, row in zip(chunk.offsets, chunk.batch.to_pylist(), strict=True)
         ]
+        return sorted(found, key=lambda event: event[0])
 
     def ids(self) -> list[str]:
         return [row["event_id"] for _, _, row in self.events()]
