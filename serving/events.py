@@ -16,7 +16,7 @@ from starlette.responses import Response
 from raypipe.clock import Clock, SystemClock
 from raypipe.errors import Conflict, InputError, MalformedBody, Overloaded
 from raypipe.ingest.bulk import Bulk, BulkReader
-from raypipe.ingest.lines import TYPE
+from raypipe.ingest.lines import TYPE, compile_lines
 from raypipe.ingest.media import Media, media_of, unpacked
 from raypipe.project import Project
 from raypipe.runtime.worker import intake, protocol
@@ -73,7 +73,8 @@ class Events:
 
     @classmethod
     def of(cls, settings: Settings, project: Project, worker: BulkWorker) -> Events:
-        """As the settings say."""
+        """As the settings say; ready for its first request."""
+        compile_lines()
         return cls(
             project,
             worker,

@@ -18,7 +18,7 @@ from raypipe.events.row import RowValidator, pointer
 from raypipe.events.schema import EventType
 from raypipe.events.text import as_bytes, is_text, plain_text
 from raypipe.events.validate import as_json, row_dicts, validate
-from raypipe.ingest.lines import TYPE, LineReader, as_lines, by_type, rows_of
+from raypipe.ingest.lines import TYPE, LineReader, Lines, as_lines, lines_of
 from raypipe.ingest.media import Media
 from raypipe.log.port import Group, Part
 
@@ -78,8 +78,8 @@ class BulkReader:
         self._events = {e.name: e for e in events}
         self._currency = currency
         self._validators = {e.name: RowValidator(e, currency) for e in events}
-        self._typed = {e.name: LineReader(e, typed=True) for e in events}
-        self._single = {e.name: LineReader(e, typed=False) for e in events}
+        self._typed = LineReader(events, typed=True)
+        self._single = {e.name: LineReader([e], typed=False) for e in events}
 
     def read(
         self, body: bytes, media: Media, kind: str | None, tenant: str, received_at: int
@@ -107,18 +107,9 @@ class BulkReader:
             table = _arrow(body)
             taking.columns(table, np.arange(table.num_rows, dtype=np.int32), kind)
             return taking.bulk(table.num_rows)
-        lines = as_lines(body) if media is Media.ARRAY else rows_of(body)
+        lines = lines_of(b"\n".join(as_lines(body)) if media is Media.ARRAY else body)
         _check_rows(len(lines))
-        if kind is not None:
-            every = np.arange(len(lines), dtype=np.int32)
-            taking.lines(self._single[kind], lines, every, kind, typed=False)
-            return taking.bulk(len(lines))
-        for name, places in by_type(lines).items():
-            mine, rows = [lines[i] for i in places], np.array(places, np.int32)
-            if name in self._typed:
-                taking.lines(self._typed[name], mine, rows, name, typed=True)
-            else:
-                taking.untyped(mine, rows)
+        taking.lines(self._typed if kind is None else self._single[kind], lines, kind)
         return taking.bulk(len(lines))
 
 
@@ -223,30 +214,17 @@ class _Taking:
             found = validator.violations(came, self._received_at)
             self._refuse(int(rows[place]), event.name, as_json(came), _texts(found))
 
-    def lines(
-        self, reader: LineReader, lines: Sequence[bytes], rows: Rows, kind: str, *, typed: bool
-    ) -> None:
-        """Lines of one type, which with ``typed`` they name themselves."""
-        read, named = reader.read(lines), None if typed else kind
-        self._of_type(kind, read.table, rows[read.places])
-        for line in read.refused:
-            row = int(rows[line.place])
-            if line.reason:
-                text = line.text.decode("utf-8", "backslashreplace")
-                self._refuse(row, kind, text, [f"/: {line.reason}"])
-            else:
-                self._object(row, parse_object(line.text), named)
-        for place, found in read.loose.items():
-            self._object(int(rows[place]), found, named)
-
-    def untyped(self, lines: Sequence[bytes], rows: Rows) -> None:
-        """Lines that name no declared type, at least not in the usual way."""
-        for row, line in zip(rows.tolist(), lines, strict=True):
+    def lines(self, reader: LineReader, lines: Lines, kind: str | None) -> None:
+        """JSON lines of one type, or that name their own."""
+        found, rest = reader.read(lines)
+        for event, table, rows in found:
+            self._of_type(event.name, table, rows)
+        for row in rest:
             try:
-                self._object(row, parse_object(line), None)
+                self._object(row, parse_object(lines.line(row)), kind)
             except InputError as e:
-                text = line.decode("utf-8", "backslashreplace")
-                self._refuse(row, "", text, [f"/: {e.detail}"])
+                text = lines.line(row).decode("utf-8", "backslashreplace")
+                self._refuse(row, kind or "", text, [f"/: {e.detail}"])
 
     def _object(self, row: int, body: dict[str, Any], kind: str | None) -> None:
         """One row as an object, by the rules of single events; it names its type if ``kind`` is

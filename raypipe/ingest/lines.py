@@ -1,174 +1,172 @@
-"""JSON lines to columns: all at once, and line by line only where that fails.
+"""JSON lines to columns: a scanner takes the plain ones, the reader of single events the rest.
 
-Arrow's reader takes a million lines a second but gives up on the first bad one without its number.
-Then a typed decoder looks at each line, and columns are made of those that pass. What even then
-can't be read in columns (a key twice, say) is read one by one by the strict reader of single
-events, whose word is the last.
+The scanner knows names and types alone; what could be read differently (a key twice, a number
+beyond its type) it leaves to the strict reader, whose word is the last.
 """
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.json
 
-from raypipe.errors import InputError, MalformedBody
-from raypipe.events.body import parse_object
-from raypipe.events.schema import EventType
+from raypipe.errors import MalformedBody
+from raypipe.events.schema import EventType, Field, Kind
+from raypipe.ingest import kernel
 
 TYPE = "type"
 """Member of a row that names its event type, where the request doesn't."""
 
-# In JSON these bytes are a member's name and value: inside a string the quotes would be escaped.
-_NAMED = re.compile(rb'"type"[ \t\r]*:[ \t\r]*"([a-z0-9_]*)"')
-
-_PYTHON: dict[pa.DataType, type] = {
-    pa.string(): str,
-    pa.int64(): int,
-    pa.float64(): float,
-    pa.bool_(): bool,
+_CLASSES = {
+    pa.string(): kernel.TEXT,
+    pa.int64(): kernel.INTEGER,
+    pa.float64(): kernel.NUMBER,
+    pa.bool_(): kernel.BOOLEAN,
 }
 
 Rows = npt.NDArray[np.int32]
 
 
-class Line(NamedTuple):
-    """A line that is no row of its type: its place, its bytes, and why if it is no object."""
-
-    place: int
-    text: bytes
-    reason: str
-
-
 class Lines(NamedTuple):
-    """Every line is in one of these: a row of ``table`` for each of ``places``, refused, or loose.
+    """The lines of a body that are not blank: line i is ``text[starts[i]:ends[i]]``."""
 
-    ``loose`` are objects by place that may be good, but not in columns.
-    """
+    text: bytes
+    starts: kernel.Ints
+    ends: kernel.Ints
 
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def line(self, at: int) -> bytes:
+        """One of them."""
+        return self.text[self.starts[at] : self.ends[at]]
+
+
+class Columns(NamedTuple):
+    """Rows of one event type: its client fields as columns, and each row's line."""
+
+    event: EventType
     table: pa.Table
     places: Rows
-    refused: list[Line]
-    loose: dict[int, dict[str, Any]]
 
 
-def rows_of(text: bytes) -> list[bytes]:
-    """The lines that are not blank."""
-    return [line for line in text.split(b"\n") if line and not line.isspace()]
-
-
-def by_type(lines: Sequence[bytes]) -> dict[str, list[int]]:
-    """Places of the lines that name a type, by that name; ``LineReader`` checks it.
-
-    Lines that name none, or in an odd way, are under the empty name.
-    """
-    found = _NAMED.findall(b"\n".join(lines))
-    if len(found) != len(lines):
-        found = [names[0] if len(names := _NAMED.findall(line)) == 1 else b"" for line in lines]
-    places: dict[bytes, list[int]] = {}
-    for at, name in enumerate(found):
-        places.setdefault(name, []).append(at)
-    return {name.decode(): mine for name, mine in places.items()}
+def lines_of(text: bytes) -> Lines:
+    """The lines of a body."""
+    stops = np.append(np.flatnonzero(np.frombuffer(text, np.uint8) == ord("\n")), len(text))
+    starts = np.append(0, stops[:-1] + 1)
+    # Python's bytes have the word on what is blank; few lines begin with white space.
+    first = np.frombuffer(text + b"\n", np.uint8)[starts]
+    blank = starts == stops
+    for at in np.flatnonzero(~blank & (first <= ord(" "))).tolist():
+        blank[at] = text[starts[at] : stops[at]].isspace()
+    return Lines(text, starts[~blank], stops[~blank])
 
 
 class LineReader:
-    """Reads rows of one event type; with ``typed`` they must name it in the member ``type``."""
+    """Reads rows of some event types, which name their own in the member ``type``; or of one type,
+    whose rows don't. Safe for threads."""
 
-    def __init__(self, event: EventType, *, typed: bool) -> None:
-        fields = {f.name: f.arrow_type for f in event.client_fields}
-        self._event = event
-        self._typed = typed
-        self._schema = pa.schema(list(fields.items()))
-        self._parsed = pa.schema([(TYPE, pa.string()), *fields.items()]) if typed else self._schema
-
-    @cached_property
-    def _decoder(self) -> msgspec.json.Decoder[Any]:
-        # Python names of their own: a field's may be no identifier.
-        slots = {f"f{at}": f for at, f in enumerate(self._event.client_fields)}
-        return msgspec.json.Decoder(
-            msgspec.defstruct(
-                "Row",
-                [(slot, _PYTHON[f.arrow_type] | None, None) for slot, f in slots.items()],
-                rename={slot: f.name for slot, f in slots.items()},
-                forbid_unknown_fields=True,
-                tag_field=TYPE if self._typed else None,
-                tag=self._event.name if self._typed else None,
-            )
+    def __init__(self, events: Sequence[EventType], *, typed: bool) -> None:
+        self._events = list(events)
+        slots = [f for event in events for f in event.client_fields]
+        sizes = [len(event.client_fields) for event in events]
+        names, name_ends = _words([event.name for event in events])
+        keys, key_ends = _words([f.name for f in slots])
+        self._width = max(sizes)
+        self._plan = kernel.Plan(
+            np.frombuffer(TYPE.encode() if typed else b"", np.uint8),
+            names,
+            name_ends,
+            keys,
+            key_ends,
+            np.cumsum([0, *sizes]),
+            np.array([_CLASSES[f.arrow_type] for f in slots]),
         )
 
-    def read(self, lines: Sequence[bytes]) -> Lines:
-        """All lines, which are not blank."""
-        table = self._columns(lines)
-        if table is not None:
-            return Lines(table, np.arange(len(lines), dtype=np.int32), [], {})
-        good, refused = self._sifted(lines)
-        table = self._columns([lines[i] for i in good])
-        if table is None:
-            return self._one_by_one(lines)
-        return Lines(table, np.array(good, np.int32), refused, {})
-
-    def _columns(self, lines: Sequence[bytes]) -> pa.Table | None:
-        """A row for each line; None unless columns can hold them all."""
-        if not lines:
-            return self._schema.empty_table()
-        text = b"\n".join(lines)
-        try:
-            table = pa.json.read_json(
-                io.BytesIO(text),
-                pa.json.ReadOptions(use_threads=False, block_size=len(text) + 1),
-                pa.json.ParseOptions(
-                    explicit_schema=self._parsed, unexpected_field_behavior="error"
-                ),
-            )
-        except (pa.ArrowException, ValueError):
-            return None
-        # Two objects on one line would be two rows.
-        if table.num_rows != len(lines):
-            return None
-        if self._typed:
-            named = pc.equal(table.column(TYPE), self._event.name)
-            if named.null_count or not pc.all(named).as_py():
-                return None
-            table = table.drop_columns([TYPE])
-        return table
-
-    def _sifted(self, lines: Sequence[bytes]) -> tuple[list[int], list[Line]]:
-        """Places of lines that the declared types could hold, and the others."""
-        good, refused = [], []
-        for place, line in enumerate(lines):
-            try:
-                self._decoder.decode(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-                refused.append(_refused(place, line))
-            else:
-                good.append(place)
-        return good, refused
-
-    def _one_by_one(self, lines: Sequence[bytes]) -> Lines:
-        refused, loose = [], {}
-        for place, line in enumerate(lines):
-            try:
-                loose[place] = parse_object(line)
-            except InputError as e:
-                refused.append(Line(place, line, e.detail))
-        return Lines(self._schema.empty_table(), np.empty(0, np.int32), refused, loose)
+    def read(self, lines: Lines) -> tuple[list[Columns], list[int]]:
+        """The rows that fit, and the lines that must be looked at one by one."""
+        text = np.frombuffer(lines.text, np.uint8)
+        kinds = np.empty(len(lines), np.int64)
+        spans = np.zeros((len(lines), self._width, 2), np.int64)
+        ascii_only = not _is_utf8(lines.text)
+        kernel.scan(text, lines.starts, lines.ends, ascii_only, self._plan, kinds, spans)
+        rest = [np.flatnonzero(kinds == kernel.REST)]
+        found = []
+        for number, event in enumerate(self._events):
+            places = np.flatnonzero(kinds == number)
+            if not len(places):
+                continue
+            mine = spans if len(places) == len(lines) else spans[places]
+            table, odd = _columns(event, text, mine)
+            if odd.any():
+                rest.append(places[odd])
+                places, table = places[~odd], table.filter(pa.array(~odd))
+            found.append(Columns(event, table, places.astype(np.int32)))
+        return found, np.sort(np.concatenate(rest)).tolist()
 
 
-def _refused(place: int, line: bytes) -> Line:
+def compile_lines() -> None:
+    """Have the scanner ready before the first request: compiling it takes seconds, once an
+    installation."""
+    field = Field("f", Kind.NUMBER, required=False)
+    LineReader([EventType("e", (field,))], typed=True).read(lines_of(b'{"type":"e"}'))
+
+
+def _words(words: Sequence[str]) -> tuple[kernel.Bytes, kernel.Ints]:
+    encoded = [word.encode() for word in words]
+    return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([len(w) for w in encoded])
+
+
+def _is_utf8(text: bytes) -> bool:
+    if text.isascii():
+        return True
     try:
-        parse_object(line)
-    except InputError as e:
-        return Line(place, line, e.detail)
-    return Line(place, line, "")
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _columns(
+    event: EventType, text: kernel.Bytes, spans: kernel.Ints
+) -> tuple[pa.Table, npt.NDArray[np.bool_]]:
+    """The columns, and the rows with a number that no column can hold."""
+    rows = len(spans)
+    odd = np.zeros(rows, np.bool_)
+    columns: dict[str, pa.Array] = {}
+    for at, field in enumerate(event.client_fields):
+        mine, valid = np.ascontiguousarray(spans[:, at]), np.empty(rows, np.bool_)
+        kind = _CLASSES[field.arrow_type]
+        if kind in (kernel.TEXT, kernel.NUMBER):
+            column = _texts(text, mine, valid)
+            if kind == kernel.NUMBER:
+                column = pc.cast(column, pa.float64())
+                odd |= np.isinf(column.fill_null(0.0).to_numpy(zero_copy_only=False))
+        elif kind == kernel.INTEGER:
+            whole = np.empty(rows, np.int64)
+            kernel.integers(text, mine, whole, valid)
+            column = pa.array(whole, mask=None if valid.all() else ~valid)
+        else:
+            flags = np.empty(rows, np.bool_)
+            kernel.booleans(text, mine, flags, valid)
+            column = pa.array(flags, mask=None if valid.all() else ~valid)
+        columns[field.name] = column
+    return pa.table(columns), odd
+
+
+def _texts(text: kernel.Bytes, spans: kernel.Ints, valid: npt.NDArray[np.bool_]) -> pa.StringArray:
+    offsets = np.empty(len(spans) + 1, np.int32)
+    data = np.empty(int((spans[:, 1] - np.abs(spans[:, 0])).sum()), np.uint8)
+    kernel.texts(text, spans, offsets, data, valid)
+    known = None if valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+    return pa.StringArray.from_buffers(
+        len(spans), pa.py_buffer(offsets), pa.py_buffer(data[: offsets[-1]]), known
+    )
 
 
 def as_lines(array: bytes) -> list[bytes]:
