@@ -93,11 +93,16 @@ def unfit_text(text: pa.StringArray, max_length: int) -> Mask:
     if not plain:
         unfit |= flags(pc.match_substring_regex(text, _CONTROL))
         if too_long.any():
-            too_long = pc.utf8_length(text).fill_null(0).to_numpy() > max_length
+            too_long = filled(pc.utf8_length(text), 0).to_numpy() > max_length
     return unfit | too_long
 
 
 def flags(mask: pa.Array) -> Mask:
     """A boolean column as numpy; null counts as false."""
-    found: Mask = mask.fill_null(False).to_numpy(zero_copy_only=False)
+    found: Mask = filled(mask, False).to_numpy(zero_copy_only=False)
     return found
+
+
+def filled(column: pa.Array, value: bool | float) -> pa.Array:
+    """The column with ``value`` in place of null."""
+    return column.fill_null(value) if column.null_count else column

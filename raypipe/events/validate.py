@@ -27,7 +27,7 @@ from raypipe.events.row import (
     pointer,
 )
 from raypipe.events.schema import FUTURE_TOLERANCE_MS, EventType, Field, Kind
-from raypipe.events.text import Mask, as_bytes, flags, is_text, plain_text, unfit_text
+from raypipe.events.text import Mask, as_bytes, filled, flags, is_text, plain_text, unfit_text
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -148,20 +148,22 @@ def _check(field: Field, column: pa.Array, currency: str) -> tuple[pa.Array, Mas
         values, fit = _texts(field, column, currency)
     else:
         values, fit = pa.nulls(len(column), field.arrow_type), np.zeros(len(column), np.bool_)
+    if not column.null_count:
+        return values, fit
     missing = flags(column.is_null())
     return values, (fit & ~missing) | (missing & (not field.required))
 
 
 def _numbers(field: Field, column: pa.Array) -> tuple[pa.Array, Mask]:
     values = column.cast(pa.float64(), safe=False)
-    v = values.fill_null(0.0).to_numpy(zero_copy_only=False)
+    v = filled(values, 0.0).to_numpy(zero_copy_only=False)
     low = -math.inf if field.minimum is None else field.minimum
     high = math.inf if field.maximum is None else field.maximum
     return values, np.isfinite(v) & (v >= low) & (v <= high)
 
 
 def _integers(field: Field, column: pa.Array) -> tuple[pa.Array, Mask]:
-    v = column.fill_null(0).to_numpy(zero_copy_only=False)
+    v = filled(column, 0).to_numpy(zero_copy_only=False)
     low, high = integer_bounds(field)
     if column.type == pa.uint64():
         fits = v <= np.uint64(INT64_MAX)
@@ -183,8 +185,8 @@ def _texts(field: Field, column: pa.Array, currency: str) -> tuple[pa.Array, Mas
 
 def _arrived(columns: dict[str, pa.Array], now: int | None) -> Mask:
     """Rows that arrived after they happened, and not in the future. Null rows failed before."""
-    happened = columns["event_time"].fill_null(0).to_numpy(zero_copy_only=False)
-    received = columns["received_at"].fill_null(0).to_numpy(zero_copy_only=False)
+    happened = filled(columns["event_time"], 0).to_numpy(zero_copy_only=False)
+    received = filled(columns["received_at"], 0).to_numpy(zero_copy_only=False)
     # On this side the tolerance can only overflow for times that were refused as too early.
     in_time: Mask = happened - FUTURE_TOLERANCE_MS <= received
     return in_time if now is None else in_time & (received <= now)
