@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +59,10 @@ class Alert:
 
 def to_batch(alerts: Sequence[Alert]) -> pa.RecordBatch:
     """Alerts as rows of event type ALERT."""
-    return pa.RecordBatch.from_pylist([asdict(a) for a in alerts], ALERT.arrow_schema)
+    schema = ALERT.arrow_schema
+    columns = [[getattr(alert, f.name) for alert in alerts] for f in schema]
+    arrays = [pa.array(column, f.type) for column, f in zip(columns, schema, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
 def alert_of(

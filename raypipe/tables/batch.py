@@ -14,7 +14,7 @@ from raypipe.events.evolution import align
 from raypipe.events.schema import EventType
 from raypipe.log.port import Chunk
 from raypipe.windows.conditions import Condition
-from raypipe.windows.hashing import hash_column
+from raypipe.windows.hashing import hash_column, single_text
 from raypipe.windows.inputs import VALUE_SEED
 
 Ints = npt.NDArray[np.int64]
@@ -66,8 +66,9 @@ class Part:
         """A column of few values as places [n] in a list of them; null is a value."""
         if name not in self._coded:
             column = self._columns[name]
-            if _is_constant(column):
-                self._coded[name] = np.zeros(len(self), np.int64), [column[0].as_py()]
+            only = single_text(column) if column.type == pa.string() else None
+            if only is not None:
+                self._coded[name] = np.zeros(len(self), np.int64), [only]
             else:
                 coded = pc.dictionary_encode(column, null_encoding="encode")
                 codes = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
@@ -91,19 +92,6 @@ class Part:
             )
             self._held[condition.text] = condition.of_columns(rows)
         return self._held[condition.text]
-
-
-def _is_constant(column: pa.Array) -> bool:
-    """Whether a text column is one value throughout, as a tenant mostly is: seen on its bytes."""
-    if column.type != pa.string() or column.null_count:
-        return False
-    _, places, data = column.buffers()
-    edges = np.frombuffer(places, np.int32)[column.offset : column.offset + len(column) + 1]
-    size = int(edges[1] - edges[0])
-    if not size or not bool((np.diff(edges) == size).all()):
-        return False
-    text = np.frombuffer(data, np.uint8)[edges[0] : edges[-1]].reshape(-1, size)
-    return bool((text == text[0]).all())
 
 
 class Batch:

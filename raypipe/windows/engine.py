@@ -138,14 +138,15 @@ class WindowEngine:
 
     def apply(self, chunks: Sequence[Chunk]) -> None:
         """Take events in, in offset order over all chunks, without reading."""
+        events = [_Events(chunk) for chunk in _by_kind(chunks)]
         for name, state in self.states.items():
             found = [
-                _rows(state.view, inputs, chunk, self._since.get(name))
-                for chunk in chunks
-                if (inputs := self._inputs[name].get(chunk.kind)) is not None
+                _rows(state.view, inputs, some, self._since.get(name))
+                for some in events
+                if (inputs := self._inputs[name].get(some.chunk.kind)) is not None
             ]
             if found:
-                state.process(found[0] if len(found) == 1 else _merged(found))
+                state.process(_merged(found))
 
     def snapshot(self) -> list[pa.Table]:
         """The state of every view in canonical form."""
@@ -187,29 +188,66 @@ class WindowEngine:
         self._since.clear()
 
 
-def _rows(view: WindowView, inputs: Inputs, chunk: Chunk, since: Ints | None) -> Rows:
+class _Events:
+    """Events of one type; views of one entity share the hashes of their keys."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self.chunk = chunk
+        self._keys: dict[tuple[str, str], Ints] = {}
+
+    def keys(self, view: WindowView) -> Ints:
+        """Hash of each event's key [n]."""
+        if (view.key, view.entity) not in self._keys:
+            self._keys[view.key, view.entity] = key_hashes(view, self.chunk.batch)
+        return self._keys[view.key, view.entity]
+
+
+def _by_kind(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Chunks with the same columns as one: what is done for each costs more than its rows."""
+    alike: list[list[Chunk]] = []
+    for chunk in chunks:
+        for some in alike:
+            if some[0].kind == chunk.kind and some[0].batch.schema.equals(chunk.batch.schema):
+                some.append(chunk)
+                break
+        else:
+            alike.append([chunk])
+    return [
+        some[0]
+        if len(some) == 1
+        else Chunk(
+            some[0].kind,
+            np.concatenate([c.offsets for c in some]),
+            pa.concat_batches([c.batch for c in some]),
+        )
+        for some in alike
+    ]
+
+
+def _rows(view: WindowView, inputs: Inputs, events: _Events, since: Ints | None) -> Rows:
     """The kernel's rows; those before ``since`` [buckets] are counted already: they get no key."""
-    table = pa.Table.from_batches([chunk.batch])
-    keys = key_hashes(view, table)
+    chunk, keys = events.chunk, events.keys(view)
     if since is not None:
         keys = np.where(chunk.offsets < since[bucket_of(keys)], 0, keys)
     return Rows(
         keys,
-        table.column("event_time").to_numpy(),
+        chunk.batch.column("event_time").to_numpy(),
         np.ascontiguousarray(chunk.offsets),
         np.full(len(chunk), kernel.UPDATE, np.uint8),
-        *inputs.of_columns(table),
+        *inputs.of_columns(chunk.batch),
     )
 
 
 def _merged(found: Sequence[Rows]) -> Rows:
     """The rows of several event types in offset order."""
-    columns = [np.concatenate([getattr(rows, f.name) for rows in found]) for f in fields(Rows)]
-    whole = Rows(*columns)
+    whole = found[0]
+    if len(found) > 1:
+        columns = [np.concatenate([getattr(rows, f.name) for rows in found]) for f in fields(Rows)]
+        whole = Rows(*columns)
     if bool((np.diff(whole.offsets) > 0).all()):
         return whole
     order = np.argsort(whole.offsets)
-    return Rows(*(column[order] for column in columns))
+    return Rows(*(getattr(whole, f.name)[order] for f in fields(Rows)))
 
 
 def compile_windows(views: Sequence[WindowView], decision: str) -> None:

@@ -7,6 +7,8 @@ about n^2 / 2^65, which is 3e-6 for ten million keys (docs/adr/0007).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -79,13 +81,29 @@ def _xxh64(data, start, end, seed):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _hash_strings(offsets, data, valid, seed, out):  # type: ignore[no-untyped-def]
+def _hash_strings(offsets, data, valid, first, seed, out):  # type: ignore[no-untyped-def]
+    """``valid`` holds a bit a row from bit ``first`` on; empty: no row is null."""
     for i in range(out.shape[0]):
-        if valid[i]:
-            h = _xxh64(data, offsets[i], offsets[i + 1], seed)
-            out[i] = np.int64(h) if h != 0 else 1
-        else:
+        bit = first + i
+        if len(valid) and not (valid[bit >> 3] >> (bit & 7)) & 1:
             out[i] = 0
+            continue
+        h = _xxh64(data, offsets[i], offsets[i + 1], seed)
+        out[i] = np.int64(h) if h != 0 else 1
+
+
+@njit(cache=True)
+def _equal_strings(offsets, data):  # type: ignore[no-untyped-def]
+    first = offsets[0]
+    size = offsets[1] - first
+    for i in range(1, len(offsets) - 1):
+        start = offsets[i]
+        if offsets[i + 1] - start != size:
+            return False
+        for k in range(size):
+            if data[start + k] != data[first + k]:
+                return False
+    return True
 
 
 def xxh64(data: bytes, seed: int = 0) -> int:
@@ -116,21 +134,49 @@ def hash_column(column: pa.ChunkedArray | pa.Array, seed: int) -> Ints:
     out = np.empty(len(column), np.int64)
     at = 0
     for chunk in chunks:
-        text = chunk if pa.types.is_large_string(chunk.type) else chunk.cast(pa.large_string())
-        size = len(text)
-        if not size:
-            continue
-        buffers = text.buffers()
-        offsets = np.frombuffer(buffers[1], np.int64)[text.offset : text.offset + size + 1]
-        data = (
-            np.frombuffer(buffers[2], np.uint8)
-            if buffers[2] is not None and buffers[2].size
-            else np.zeros(1, np.uint8)
-        )
-        valid = text.is_valid().to_numpy(zero_copy_only=False)
-        _hash_strings(offsets, data, valid, np.uint64(seed & _M64), out[at : at + size])
+        size = len(chunk)
+        if size:
+            text, offsets, data = _buffers(chunk)
+            known = text.buffers()[0] if text.null_count else None
+            valid = np.frombuffer(known, np.uint8) if known is not None else _NOTHING
+            _hash_strings(
+                offsets, data, valid, text.offset, np.uint64(seed & _M64), out[at : at + size]
+            )
         at += size
     return out
+
+
+def single_text(column: pa.ChunkedArray | pa.Array) -> str | None:
+    """The text that all rows of a string column have, as a tenant's mostly is; None if they
+    differ, if one is null, or if there is none."""
+    if isinstance(column, pa.ChunkedArray):
+        if column.num_chunks != 1:
+            return None
+        column = column.chunk(0)
+    if not len(column) or column.null_count:
+        return None
+    text, offsets, data = _buffers(column)
+    found: str | None = text[0].as_py() if _equal_strings(offsets, data) else None
+    return found
+
+
+_NOTHING = np.empty(0, np.uint8)
+_NO_DATA = np.zeros(1, np.uint8)
+
+
+def _buffers(column: pa.Array) -> tuple[pa.Array, npt.NDArray[Any], npt.NDArray[np.uint8]]:
+    """A string column that has rows as such, where its texts lie [n + 1], and their bytes."""
+    large = pa.types.is_large_string(column.type)
+    if not large and not pa.types.is_string(column.type):
+        column, large = column.cast(pa.large_string()), True
+    _, places, data = column.buffers()
+    offsets = np.frombuffer(places, np.int64 if large else np.int32)
+    has_data = data is not None and data.size
+    return (
+        column,
+        offsets[column.offset : column.offset + len(column) + 1],
+        np.frombuffer(data, np.uint8) if has_data else _NO_DATA,
+    )
 
 
 def bucket_of(hashes: Ints) -> npt.NDArray[np.int32]:

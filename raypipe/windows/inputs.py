@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.windows.conditions import Condition
-from raypipe.windows.hashing import hash_column, hash_text, key_seed, xxh64
+from raypipe.windows.hashing import hash_column, hash_text, key_seed, single_text, xxh64
 from raypipe.windows.spec import Op, WindowView
 
 VALUE_SEED = xxh64(b"raypipe.value")
@@ -23,18 +23,18 @@ Ints = npt.NDArray[np.int64]
 _seed = lru_cache(maxsize=65_536)(key_seed)
 
 
-def key_hashes(view: WindowView, table: pa.Table) -> Ints:
+def key_hashes(view: WindowView, table: pa.Table | pa.RecordBatch) -> Ints:
     """Hash of each row's key under its tenant [n]; 0 where the key is null."""
     return hash_keys(table, view.key, view.entity)
 
 
-def hash_keys(table: pa.Table, key: str, entity: str) -> Ints:
+def hash_keys(table: pa.Table | pa.RecordBatch, key: str, entity: str) -> Ints:
     """Hash of each row's value in column ``key`` under its tenant and an entity [n]; 0 for null."""
-    tenants = pc.unique(table.column("tenant")).to_pylist()
-    if len(tenants) == 1:
-        return hash_column(table.column(key), _seed(tenants[0], entity))
+    tenant = single_text(table.column("tenant"))
+    if tenant is not None:
+        return hash_column(table.column(key), _seed(tenant, entity))
     out = np.zeros(table.num_rows, np.int64)
-    for tenant in tenants:
+    for tenant in pc.unique(table.column("tenant")).to_pylist():
         mask = pc.equal(table.column("tenant"), tenant)
         at = mask.to_numpy(zero_copy_only=False).nonzero()[0]
         out[at] = hash_column(table.column(key).filter(mask), _seed(tenant, entity))
@@ -82,7 +82,7 @@ class Inputs:
             names += condition.columns if condition else ()
         return tuple(dict.fromkeys(names))
 
-    def of_columns(self, table: pa.Table) -> Facts:
+    def of_columns(self, table: pa.Table | pa.RecordBatch) -> Facts:
         """Of validated events in columns."""
         n = table.num_rows
         amounts, hashes = (np.zeros((n, width), np.int64) for width in self._width)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from raypipe.log.port import Chunk
 from raypipe.runtime.worker.ids import PART
+from raypipe.windows.hashing import single_text
 from raypipe.windows.spec import WindowView
 
 CHANGES = b"changes"
@@ -47,8 +48,8 @@ class Changes:
             views = [v for v in self._views.values() if chunk.kind in v.events]
             if not views:
                 continue
-            batch, tenants = chunk.batch, pc.unique(chunk.batch.column("tenant"))
-            if tenants.to_pylist() != [self.tenant]:
+            batch = chunk.batch
+            if single_text(batch.column("tenant")) != self.tenant:
                 batch = batch.filter(pc.equal(batch.column("tenant"), self.tenant))
             for key in {v.key for v in views}:
                 keys = pc.unique(batch.column(key)).drop_null().cast(pa.string())

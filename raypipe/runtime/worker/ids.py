@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from numba import njit
 
 from raypipe.log.port import Chunk
-from raypipe.windows.hashing import hash_column, hash_text, key_seed
+from raypipe.windows.hashing import hash_column, hash_text, key_seed, single_text
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -82,11 +82,11 @@ class IdHasher:
     def batch(self, kind: str, batch: pa.RecordBatch) -> Ints:
         """The hashes of a batch's ids [n]; it has the columns tenant and event_id."""
         tenants, ids = batch.column("tenant"), batch.column("event_id")
-        names = pc.unique(tenants).to_pylist()
-        if len(names) == 1:
-            return hash_column(ids, self._seed(kind, names[0]))
+        only = single_text(tenants)
+        if only is not None:
+            return hash_column(ids, self._seed(kind, only))
         out = np.empty(batch.num_rows, np.int64)
-        for name in names:
+        for name in pc.unique(tenants).to_pylist():
             mask = pc.equal(tenants, name)
             out[mask.to_numpy(zero_copy_only=False)] = hash_column(
                 ids.filter(mask), self._seed(kind, name)
