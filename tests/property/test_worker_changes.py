@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raypipe.log.port import Chunk
-from raypipe.runtime.worker import changes as module
 from raypipe.runtime.worker.changes import Changes
 from tests.domains.greenhouse import project
 
@@ -80,9 +79,9 @@ def test_nothing_that_changed_is_forgotten(todo: list[tuple[str, Any]]) -> None:
     assert dirty <= left | taken
 
 
-def test_waiting_keys_are_held_once(monkeypatch: Any) -> None:
-    monkeypatch.setattr(module, "_TOGETHER", 4)
+def test_waiting_keys_are_held_once() -> None:
     changes = Changes(project.views, "default")
     for _ in range(100):
         changes.add([chunk([("default", "v1", "g1"), ("default", "v2", None)])])
-    assert len(changes) <= 8 * len(project.views)
+    keys = [(row["view"], row["key"]) for row in changes.snapshot().to_pylist()]
+    assert len(changes) == len(keys) == len(set(keys)) == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.log.port import Chunk
+from raypipe.runtime.worker.hash_queue import HashQueue
 from raypipe.runtime.worker.ids import PART
-from raypipe.windows.hashing import single_text
+from raypipe.windows.hashing import Ints, hash_column, key_seed, single_text
 from raypipe.windows.spec import WindowView
 
 CHANGES = b"changes"
-
-_TOGETHER = 64
-"""Arrays of keys that are joined into one, so that a key waits once."""
 
 _ALONE = 4_096
 """Keys of single events that are gathered into an array."""
@@ -25,60 +24,100 @@ _ALONE = 4_096
 _EMPTY = pa.array([], pa.string())
 
 
+class Waiting:
+    """Keys of one view, each once, in the order in which they changed. Not thread-safe."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._queue = HashQueue()
+        self._arrays: deque[pa.Array] = deque()
+        self._alone: dict[str, None] = {}
+        """Keys of single events: an array for each would cost more than counting it."""
+
+    def __len__(self) -> int:
+        return len(self._queue) + len(self._alone)
+
+    def add(self, keys: pa.Array, hashes: Ints) -> None:
+        """Have keys wait, which are not null; they may come more than once."""
+        new = self._queue.add(hashes)
+        if new.any():
+            # Always a copy: a column would keep its whole batch in memory.
+            self._arrays.append(keys.filter(pa.array(new)))
+
+    def add_keys(self, keys: pa.Array) -> None:
+        """The same by the keys alone."""
+        self.add(keys, hash_column(keys, self._seed))
+
+    def add_one(self, key: str) -> None:
+        """Have one key wait."""
+        self._alone[key] = None
+        if len(self._alone) >= _ALONE:
+            self._gather()
+
+    def _gather(self) -> None:
+        if self._alone:
+            keys = pa.array(list(self._alone), pa.string())
+            self._alone = {}
+            self.add_keys(keys)
+
+    def take(self, limit: int) -> pa.Array:
+        """Those that wait longest, at most ``limit``; they wait no more."""
+        self._gather()
+        found, left = [_EMPTY], limit
+        while left and self._arrays:
+            keys = self._arrays.popleft()
+            if len(keys) > left:
+                self._arrays.appendleft(keys.slice(left))
+                keys = keys.slice(0, left)
+            found.append(keys)
+            left -= len(keys)
+        self._queue.drop(limit - left)
+        return pa.concat_arrays(found)
+
+    def keys(self) -> pa.Array:
+        """All that wait."""
+        self._gather()
+        return pa.concat_arrays([_EMPTY, *self._arrays])
+
+
 class Changes:
     """Keys of one tenant that wait for the online store, by view. Not thread-safe."""
 
     def __init__(self, views: Sequence[WindowView], tenant: str) -> None:
         self.tenant = tenant
-        self._views = {v.name: v for v in views}
-        self._waiting: dict[str, list[pa.Array]] = {v.name: [] for v in views}
-        self._alone: dict[str, dict[str, None]] = {v.name: {} for v in views}
-        """Keys of single events: an array for each would cost more than counting it."""
+        self._views = list(views)
+        self._waiting = {v.name: Waiting(key_seed(tenant, v.entity)) for v in views}
         self._taken: tuple[str, pa.Array] | None = None
 
     def __len__(self) -> int:
-        """How many wait; some may be counted more than once."""
+        """How many wait; a single event's may be counted twice."""
         taken = 0 if self._taken is None else len(self._taken[1])
-        alone = sum(map(len, self._alone.values()))
-        return taken + alone + sum(len(a) for arrays in self._waiting.values() for a in arrays)
+        return taken + sum(map(len, self._waiting.values()))
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Note the keys of events."""
         for chunk in chunks:
-            views = [v for v in self._views.values() if chunk.kind in v.events]
+            views = [v for v in self._views if chunk.kind in v.events]
             if not views:
                 continue
             batch = chunk.batch
             if single_text(batch.column("tenant")) != self.tenant:
                 batch = batch.filter(pc.equal(batch.column("tenant"), self.tenant))
-            for key in {v.key for v in views}:
-                keys = pc.unique(batch.column(key)).drop_null().cast(pa.string())
-                for view in views:
-                    if view.key == key and len(keys):
-                        self._append(view.name, keys)
+            hashed: dict[tuple[str, str], tuple[pa.Array, Ints]] = {}
+            for view in views:
+                of = view.key, view.entity
+                if of not in hashed:
+                    keys = batch.column(view.key).drop_null()
+                    hashed[of] = keys, hash_column(keys, key_seed(self.tenant, view.entity))
+                self._waiting[view.name].add(*hashed[of])
 
     def add_one(self, kind: str, event: Mapping[str, Any]) -> None:
         """Note the keys of one event."""
         if event["tenant"] != self.tenant:
             return
-        for view in self._views.values():
+        for view in self._views:
             if kind in view.events and event[view.key] is not None:
-                alone = self._alone[view.name]
-                alone[event[view.key]] = None
-                if len(alone) >= _ALONE:
-                    self._gather(view.name)
-
-    def _gather(self, view: str) -> None:
-        """Have keys of single events wait with the others."""
-        if self._alone[view]:
-            self._append(view, pa.array(list(self._alone[view]), pa.string()))
-            self._alone[view] = {}
-
-    def _append(self, view: str, keys: pa.Array) -> None:
-        arrays = self._waiting[view]
-        arrays.append(keys)
-        if len(arrays) >= _TOGETHER:
-            arrays[:] = [_joined(arrays)]
+                self._waiting[view.name].add_one(event[view.key])
 
     def take(self, limit: int) -> tuple[str, pa.Array]:
         """A view and at most ``limit`` of its keys, those that wait longest first.
@@ -87,32 +126,25 @@ class Changes:
         nothing waits.
         """
         self._taken = None
-        for name in self._alone:
-            self._gather(name)
-        view = max(self._waiting, key=lambda v: sum(map(len, self._waiting[v])), default="")
+        view = max(self._waiting, key=lambda v: len(self._waiting[v]), default="")
         if not view or not self._waiting[view]:
             return view, _EMPTY
-        keys = _joined(self._waiting[view])
-        mine, rest = keys.slice(0, limit), keys.slice(limit)
-        self._waiting[view] = [rest] if len(rest) else []
-        self._taken = view, mine
+        self._taken = view, self._waiting[view].take(limit)
         return self._taken
 
     def undo(self) -> None:
         """The keys that were taken last wait again."""
         if self._taken is not None:
             view, keys = self._taken
-            self._waiting[view].insert(0, keys)
+            self._waiting[view].add_keys(keys)
             self._taken = None
 
     def snapshot(self) -> pa.Table:
         """All that waits, for ``restore``."""
-        for name in self._alone:
-            self._gather(name)
         taken = {} if self._taken is None else dict([self._taken])
         views = [
-            (name, _joined([*([taken[name]] if name in taken else []), *arrays]))
-            for name, arrays in self._waiting.items()
+            (name, pc.unique(pa.concat_arrays([taken.get(name, _EMPTY), waiting.keys()])))
+            for name, waiting in self._waiting.items()
         ]
         names = [name for name, _ in views]
         places = np.repeat(np.arange(len(views), dtype=np.int32), [len(keys) for _, keys in views])
@@ -126,14 +158,8 @@ class Changes:
         """Have these keys wait too; False if the table is something else."""
         if (table.schema.metadata or {}).get(PART) != CHANGES:
             return False
-        for name in self._waiting:
+        for name, waiting in self._waiting.items():
             keys = table.column("key").filter(pc.equal(table.column("view").cast("string"), name))
             if len(keys):
-                self._append(name, keys.combine_chunks().cast(pa.string()))
+                waiting.add_keys(keys.combine_chunks().cast(pa.string()))
         return True
-
-
-def _joined(arrays: Sequence[pa.Array]) -> pa.Array:
-    if not arrays:
-        return _EMPTY
-    return arrays[0] if len(arrays) == 1 else pc.unique(pa.concat_arrays(arrays))

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from numba import njit
 
 from raypipe.log.port import Chunk
+from raypipe.runtime.worker.hash_queue import HashQueue
 from raypipe.windows.hashing import hash_column, hash_text, key_seed, single_text
 
 Ints = npt.NDArray[np.int64]
@@ -26,8 +26,6 @@ Mask = npt.NDArray[np.bool_]
 PART = b"part"
 IDS = b"ids"
 """Metadata of a snapshot's table, and its value for this one."""
-
-_SMALLEST = 1 << 12
 
 
 class KnownIds:
@@ -111,20 +109,17 @@ class IdSet:
     def __init__(self, limit: int, horizon_ms: int) -> None:
         self._limit = limit
         self._horizon_ms = horizon_ms
-        self._table = np.zeros(2 * _SMALLEST, np.int64)
-        self._ring = np.zeros(_SMALLEST, np.int64)
-        self._first = 0
-        self._count = 0
+        self._queue = HashQueue()
         self._marks: deque[tuple[int, int]] = deque()
         """(received_at, ids) of what came together, oldest first."""
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._queue)
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self._table.nbytes + self._ring.nbytes
+        return self._queue.nbytes
 
     @property
     def span_ms(self) -> int:
@@ -132,15 +127,13 @@ class IdSet:
         return self._marks[-1][0] - self._marks[0][0] if self._marks else 0
 
     def __contains__(self, hash: int) -> bool:
-        return bool(_find(self._table, hash))
+        return hash in self._queue
 
     def add(self, hashes: Ints, received_at: int) -> Mask:
         """Remember ids that came at one time; which of them were new [n], in order."""
         self._forget(received_at)
-        self._make_room(len(hashes))
-        new = np.empty(len(hashes), np.bool_)
-        added = int(_add(self._table, hashes, self._ring, self._first + self._count, new))
-        self._count += added
+        new = self._queue.add(hashes)
+        added = int(np.count_nonzero(new))
         if added:
             if self._marks and self._marks[-1][0] >= received_at:
                 at, before = self._marks.pop()
@@ -152,10 +145,7 @@ class IdSet:
 
     def hashes(self) -> Ints:
         """All of it, oldest first [ids]."""
-        end = self._first + self._count
-        if end <= len(self._ring):
-            return self._ring[self._first : end].copy()
-        return np.concatenate([self._ring[self._first :], self._ring[: end - len(self._ring)]])
+        return self._queue.hashes()
 
     def snapshot(self) -> pa.Table:
         """All of it as a table, for ``restore``."""
@@ -167,14 +157,12 @@ class IdSet:
         meta = table.schema.metadata or {}
         if meta.get(PART) != IDS:
             return False
-        known = table.column("hash").to_numpy()
-        self._resize(max(_SMALLEST, 1 << (len(known) - 1).bit_length() if len(known) else 0), known)
-        self._count = len(known)
+        self._queue.add(table.column("hash").to_numpy())
         self._marks = deque((at, ids) for at, ids in json.loads(meta[b"marks"]))
         return True
 
     def _forget(self, now: int) -> None:
-        drop, over = 0, self._count - self._limit
+        drop, over = 0, len(self._queue) - self._limit
         while self._marks:
             at, ids = self._marks[0]
             if at < now - self._horizon_ms or drop + ids <= over:
@@ -185,86 +173,4 @@ class IdSet:
                 drop = over
             else:
                 break
-        if drop:
-            _remove(self._table, self._ring, self._first, drop)
-            self._first = (self._first + drop) & (len(self._ring) - 1)
-            self._count -= drop
-
-    def _make_room(self, more: int) -> None:
-        wanted = len(self._ring)
-        while self._count + more > wanted:
-            wanted *= 2
-        if wanted == len(self._ring):
-            return
-        self._resize(wanted, self.hashes())
-
-    def _resize(self, size: int, known: Ints) -> None:
-        self._table = np.zeros(2 * size, np.int64)
-        self._ring = np.zeros(size, np.int64)
-        self._first = 0
-        self._ring[: len(known)] = known
-        _fill(self._table, known)
-
-
-@njit(cache=True, inline="always")
-def _home(table, hash):  # type: ignore[no-untyped-def]
-    return hash & (len(table) - 1)
-
-
-@njit(cache=True)
-def _find(table, hash):  # type: ignore[no-untyped-def]
-    at = _home(table, hash)
-    while table[at] != 0:
-        if table[at] == hash:
-            return True
-        at = (at + 1) & (len(table) - 1)
-    return False
-
-
-@njit(cache=True)
-def _add(table, hashes, ring, end, new):  # type: ignore[no-untyped-def]
-    mask = len(table) - 1
-    added = 0
-    for i in range(len(hashes)):
-        hash = hashes[i]
-        at = _home(table, hash)
-        while table[at] != 0 and table[at] != hash:
-            at = (at + 1) & mask
-        new[i] = table[at] == 0
-        if new[i]:
-            table[at] = hash
-            ring[(end + added) & (len(ring) - 1)] = hash
-            added += 1
-    return added
-
-
-@njit(cache=True)
-def _fill(table, hashes):  # type: ignore[no-untyped-def]
-    mask = len(table) - 1
-    for i in range(len(hashes)):
-        at = _home(table, hashes[i])
-        while table[at] != 0:
-            at = (at + 1) & mask
-        table[at] = hashes[i]
-
-
-@njit(cache=True)
-def _remove(table, ring, first, count):  # type: ignore[no-untyped-def]
-    """Knuth's deletion for linear probing (TAOCP 6.4, algorithm R): no graves are left."""
-    mask = len(table) - 1
-    for i in range(count):
-        hash = ring[(first + i) & (len(ring) - 1)]
-        hole = _home(table, hash)
-        while table[hole] != hash:
-            hole = (hole + 1) & mask
-        at = hole
-        while True:
-            at = (at + 1) & mask
-            if table[at] == 0:
-                break
-            home = _home(table, table[at])
-            # It may move back unless its home lies after the hole, seen round the table.
-            if ((at - home) & mask) >= ((at - hole) & mask):
-                table[hole] = table[at]
-                hole = at
-        table[hole] = 0
+        self._queue.drop(drop)
