@@ -113,6 +113,6 @@ def _joined(pieces: list[_Piece]) -> _Piece:
     offsets = np.concatenate([p.offsets for p in pieces])
     rows = pa.concat_tables([p.rows for p in pieces])
     if (np.diff(offsets) < 0).any():
-        order = np.argsort(offsets)
+        order = np.argsort(offsets, kind="stable")
         offsets, rows = offsets[order], rows.take(pa.array(order))
     return _Piece(offsets, rows.combine_chunks())

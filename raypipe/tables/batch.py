@@ -107,7 +107,7 @@ class Batch:
         """For each part's rows the newest ``received_at`` of the batch up to them."""
         offsets = np.concatenate([p.offsets for p in self.parts])
         received = np.concatenate([p.numbers("received_at") for p in self.parts])
-        order = np.argsort(offsets)
+        order = np.argsort(offsets, kind="stable")
         running = np.empty_like(received)
         running[order] = np.maximum.accumulate(received[order])
         return np.split(running, np.cumsum([len(p) for p in self.parts])[:-1])
@@ -134,7 +134,7 @@ def _part(kind: str, chunks: list[Chunk], event: EventType, wanted: Columns) -> 
     offsets = np.concatenate([c.offsets for c in chunks])
     columns = _joined([c.batch for c in chunks], event, wanted)
     if not bool((np.diff(offsets) > 0).all()):
-        order = np.argsort(offsets)
+        order = np.argsort(offsets, kind="stable")
         offsets, places = offsets[order], pa.array(order)
         columns = {n: c.take(places) for n, c in columns.items()}
     return Part(kind, offsets, columns)

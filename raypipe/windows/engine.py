@@ -246,7 +246,7 @@ def _merged(found: Sequence[Rows]) -> Rows:
         whole = Rows(*columns)
     if bool((np.diff(whole.offsets) > 0).all()):
         return whole
-    order = np.argsort(whole.offsets)
+    order = np.argsort(whole.offsets, kind="stable")  # it merges what is in order already
     return Rows(*(getattr(whole, f.name)[order] for f in fields(Rows)))
 
 
