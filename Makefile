@@ -8,7 +8,7 @@ SUITE ?=
 EXPORT := $(BIN)/uv export --frozen --no-emit-project --all-groups --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check lock kafka peers bench clean
+.PHONY: help setup run test test-fast check lock kafka peers flink bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,8 @@ lock: $(READY) ## write the lock files again after a change of pyproject.toml
 	  --generate-hashes --no-header --quiet -o deploy/aws.lock -
 	echo 'pyspark>=4.0,<4.1' | $(BIN)/uv pip compile --universal --python-version 3.11 \
 	  --generate-hashes --no-header --quiet -o benchmarks/peers/peers.lock -
+	echo 'apache-flink>=2.3,<2.4' | $(BIN)/uv pip compile --universal --python-version 3.11 \
+	  --generate-hashes --no-header --quiet -o benchmarks/peers/flink.lock -
 
 kafka: ## a real Kafka broker's jars into .kafka, for the tests (needs Java and Maven)
 	@bash scripts/kafka/assemble
@@ -52,9 +54,14 @@ kafka: ## a real Kafka broker's jars into .kafka, for the tests (needs Java and 
 peers: $(READY) ## what only benchmarks compare with: PySpark (needs Java)
 	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r benchmarks/peers/peers.lock
 
+# In an environment of its own: its pins are older than ours.
+flink: $(READY) ## Flink into .flink, for the benchmark stream_peers (needs Java)
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python .flink
+	$(BIN)/uv pip install --python .flink/bin/python --require-hashes -r benchmarks/peers/flink.lock
+
 bench: $(READY) ## a benchmark: SUITE=windows ARGS=--quick (no SUITE lists them)
 	$(BIN)/python -m benchmarks $(SUITE) $(ARGS)
 
 clean: ## remove .venv and caches; data in .raypipe stays
-	rm -rf .venv .kafka .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
+	rm -rf .venv .kafka .flink .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 	find raypipe features training serving benchmarks tests -name __pycache__ -prune -exec rm -rf {} +

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one suite and print its result; stdout carries nothing else."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     known = harness.suites()
-    name = words[0] if words and not words[0].startswith("-") else ""
+    name = words[0].replace("-", "_") if words and not words[0].startswith("-") else ""
     if name not in known:
         _list(known, f"Unknown suite {name!r}." if name else "Which suite?")
         return 0 if words in (["-h"], ["--help"]) else 2

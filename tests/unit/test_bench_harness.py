@@ -116,6 +116,13 @@ def test_unknown_suite_is_a_usage_error_that_lists_the_known(
     assert all(name in shown for name in harness.suites())
 
 
+def test_dashes_in_a_suite_name_are_underscores(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        cli.main(["stream-peers", "--help"])
+    assert left.value.code == 0
+    assert "python -m benchmarks stream_peers" in capsys.readouterr().out
+
+
 NOISY = '''"""A suite that writes to stdout by all means."""
 import subprocess
 from benchmarks.harness import Result, check
