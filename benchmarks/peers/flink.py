@@ -35,7 +35,7 @@ def obstacle() -> str:
 def version() -> str:
     """Which one is installed."""
     found = PYTHON.parents[1].glob("lib/python*/site-packages/apache_flink-*.dist-info")
-    return next(found).name.split("-")[1]
+    return next(found).name.removesuffix(".dist-info").partition("-")[2]
 
 
 @dataclass(frozen=True)
