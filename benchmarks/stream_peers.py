@@ -13,8 +13,10 @@ the windows of the cards in it, as it does to the online store; a snapshot every
 Flink (PyPI's apache-flink, ``make flink``) runs SQL, all of it in Java: parallelism 1, object
 reuse, state on the heap, its faster backend, exactly-once checkpoints to disk every 10 s, and of
 each line it parses the four fields that it needs. Streaming SQL takes one frame a step, so three
-spans are three steps. It doesn't validate, know ids or keep the events: after a crash it reads its
-source again, which must still have them.
+spans are three steps. The JVM sizes its heap itself: 4 GB from the start changed nothing, G1 cost
+more. It doesn't validate, know ids or keep the events: after a crash it reads its source again,
+which must still have them. It writes the windows of each payment, ours those of a card's last in a
+body.
 """
 
 from __future__ import annotations
