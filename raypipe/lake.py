@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from raypipe.durable import make_directory, sync, sync_directory
 from raypipe.errors import ConfigError, Unavailable, UsageError
 
 if TYPE_CHECKING:
@@ -187,16 +188,16 @@ class Place:
                 stream.write(memory.getvalue())
                 stream.close()
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with pa.OSFile(os.fspath(temporary), "wb") as sink:
                 yield sink
-            _sync(temporary, os.O_RDONLY)
+            sync(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        sync_directory(path.parent)
 
     def write(self, data: bytes | pa.Buffer) -> str:
         """Make these bytes the file, as ``writing`` does; their sha256."""
@@ -320,11 +321,3 @@ def _local() -> FileSystem:
     from pyarrow.fs import LocalFileSystem
 
     return LocalFileSystem()
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from raypipe.clock import Clock, SystemClock
+from raypipe.durable import make_directory, rewrite
 from raypipe.events import quarantine_sql as sql
 
 QUARANTINE_FILE = "quarantine.db"
@@ -120,9 +121,10 @@ class Quarantine:
     def __init__(
         self, path: Path, clock: Clock | None = None, limit_rows: int = LIMIT_ROWS
     ) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         self._clock = clock or SystemClock()
         self._limit_rows = limit_rows
+        self._wal = path.with_name(path.name + "-wal")
         self._lock = threading.Lock()
         self._db = sqlite3.connect(path, timeout=30, check_same_thread=False, isolation_level=None)
         self._db.execute("PRAGMA journal_mode=WAL")
@@ -134,6 +136,11 @@ class Quarantine:
                 if name not in there:
                     self._db.execute(f"ALTER TABLE refused ADD COLUMN {name} {kind}")
         self._db.executescript(sql.REST)
+
+    def settle(self) -> None:
+        """Have all that was found here on the disk for sure; a worker that starts calls it."""
+        with self._writing():
+            rewrite(self._wal)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from raypipe.durable import rewrite, sync_directory
 from raypipe.errors import IntegrityError, Unavailable
-from raypipe.log.files import sync_directory
+from raypipe.log.files import writing
 from raypipe.log.port import LogUnwritable
 
 FORMAT = 2
@@ -110,6 +111,7 @@ class Database:
         self._turn = threading.Lock()
         self._turn_file = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o666)
         self._closed = False
+        self._settled = False
         self._create()
 
     def _create(self) -> None:
@@ -169,6 +171,21 @@ class Database:
                 yield db
             finally:
                 db.execute("commit")
+
+    def settle(self) -> None:
+        """Have all that was found here on the disk for sure, once: what a process that died left
+        may never have come there. Call it before anything is built upon what was found.
+
+        Raises what ``write`` does.
+        """
+        if self._settled:
+            return
+        with self.write(), writing(str(self.path)):
+            # Each commit in the -wal file counts on those before it.
+            rewrite(self.path.with_name(self.path.name + "-wal"))
+            sync_directory(self.path.parent)
+            sync_directory(self.path.parent.parent)
+        self._settled = True
 
     def shrink(self, keep_bytes: int, seconds: float) -> int:
         """Give free pages back to the file system, but for so many bytes; returns the bytes.

@@ -62,15 +62,6 @@ def flush(path: Path) -> None:
         os.close(fd)
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def check_file(path: Path, sha256: str, offset: int) -> None:
     """Raise IntegrityError that names the file's first offset, unless its bytes are as sealed."""
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from raypipe.durable import make_directory
 from raypipe.log.database import Database, translated
 from raypipe.log.files import TEMPORARY
 from raypipe.log.identity import Hashes, Keys
@@ -26,7 +27,7 @@ class History:
     """What is sealed, as the manifest says; a file that it doesn't name doesn't exist."""
 
     def __init__(self, directory: Path, database: Database) -> None:
-        directory.mkdir(exist_ok=True)
+        make_directory(directory)
         self.directory = directory
         self.reader = SealedReader(directory)
         self._db = database

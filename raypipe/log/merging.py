@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raypipe.aborts import reach
+from raypipe.durable import sync_directory
 from raypipe.log import files
 from raypipe.log.database import Database
 from raypipe.log.history import History, changed
@@ -71,7 +72,7 @@ def _merge(
         _write(files.temporary(path), arrays, rows)
         digest = files.sync(files.temporary(path))
         files.temporary(path).replace(path)
-        files.sync_directory(history.directory)
+        sync_directory(history.directory)
     reach("log.merge.published")
     with database.write() as db:
         for owner, ids in due:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.aborts import reach
+from raypipe.durable import make_directory
 from raypipe.errors import ConfigError, IntegrityError, Unavailable, UsageError
 from raypipe.lake import Place
 from raypipe.log import books
@@ -48,7 +49,7 @@ class SqliteLog:
     """
 
     def __init__(self, directory: Path, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self.directory = directory
         self._db = Database(directory / "log.db", timeout_ms=busy_timeout_ms)
         self._live = Live(self._db)
@@ -135,6 +136,7 @@ class SqliteLog:
     ) -> tuple[int, int]:
         """See EventLog.seal."""
         _low(partition)
+        self._db.settle()
         with self._history.sealing():
             with translated():
                 db = self._db.connection
@@ -285,6 +287,7 @@ class SqliteLog:
     def begin_epoch(self, partition: int) -> int:
         """See EventLog.begin_epoch."""
         _low(partition)
+        self._db.settle()
         with self._db.write() as db:
             db.execute(
                 "insert into epoch values(?, 1) on conflict do update set epoch = epoch + 1",

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raypipe.aborts import reach
+from raypipe.durable import sync_directory
 from raypipe.errors import IntegrityError
 from raypipe.log import files, mixing
 from raypipe.log.identity import Hashes, hash_keys, keys
@@ -47,7 +48,7 @@ class RangeFiles:
             for name in self._names:
                 path = self._directory / name
                 files.temporary(path).replace(path)
-            files.sync_directory(self._directory)
+            sync_directory(self._directory)
 
     def discard(self) -> None:
         """Remove what has no name yet. Named files stay: the manifest may know them already."""

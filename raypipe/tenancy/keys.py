@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from raypipe.clock import Clock, SystemClock
+from raypipe.durable import make_directory
 from raypipe.errors import NotFound, Unavailable, UsageError
 
 LOCAL_TENANT = "default"
@@ -81,7 +82,7 @@ class KeyStore:
         self._clock = clock or SystemClock()
         self._lock = threading.Lock()
         self._cache: dict[bytes, Credential] = {}
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_directory(path.parent, 0o700)
         # The file exists with its mode before SQLite writes a byte, whatever the umask is; its
         # journals take the same mode from it.
         descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -92,6 +93,9 @@ class KeyStore:
         self._db = sqlite3.connect(
             path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
         )
+        # A commit ends with the removal of a journal; were that undone by a power cut, so would be
+        # the commit: a key that was revoked would be good again.
+        self._db.execute("PRAGMA synchronous=EXTRA")
         self._db.execute(_SCHEMA)
         self._version = self._data_version()
 

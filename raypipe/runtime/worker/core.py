@@ -102,6 +102,8 @@ class WorkerCore:
         self._epoch = log.begin_epoch(partition)
         declare(log, project, partition, self._epoch)
         self._state, offset = self._restored()
+        if quarantine is not None:
+            quarantine.settle()
         self._intake = Intake(log, partition, quarantine, self._state.ids)
         self._snapshot_offset = offset
         self._fill_tables(offset)
