@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +26,7 @@ from raypipe.runtime.worker.core import WorkerCore
 from raypipe.sources.batch import Batch, Taken
 from raypipe.tenancy.keys import STORE_FILE, KeyStore
 from tests.domains.greenhouse import project
+from tests.recovery.nursery import Child, Nursery
 
 ROOT = Path(__file__).parents[2]
 ROWS = 40
@@ -40,28 +37,68 @@ SNAPSHOT_S = "0.3"
 
 SPANS = {"10m": (600, 10), "1h": (3_600, 60), "2d": (172_800, 3_600)}
 PATIENCE_S = 300.0
+VICTIMS = ("worker", "worker", "ingest", "ingest", "upkeep")
+
+
+class Nurseries:
+    """What all processes of a run are forked from.
+
+    Args:
+        env: more environment for worker and upkeep, such as a library that is loaded first.
+    """
+
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
+        modules = {"worker": env, "ingest": env, "upkeep": env}
+        self._nurseries = {
+            name: Nursery(f"tests.recovery.{name}_process", env) for name, env in modules.items()
+        }
+
+    def __getitem__(self, name: str) -> Nursery:
+        return self._nurseries[name]
+
+    def __enter__(self) -> Nurseries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for nursery in self._nurseries.values():
+            nursery.__exit__()
 
 
 class Processes:
-    """Both processes, each started again when it died."""
+    """Worker, upkeep beside it and ingest server, each started again when it died.
 
-    def __init__(self, home: Path, abort_at: str = "") -> None:
+    Args:
+        env: more environment of each of them, by name.
+        upkeep: whether there is any.
+    """
+
+    def __init__(
+        self,
+        nurseries: Nurseries,
+        home: Path,
+        abort_at: str = "",
+        *,
+        env: Mapping[str, Mapping[str, str]] | None = None,
+        upkeep: bool = True,
+    ) -> None:
         self.home = home
+        self._nurseries = nurseries
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        log_url = f"sqlite:///{home}/log"
         scripted = {"RAYPIPE_ABORT_AT": abort_at, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
-        self._what = {
-            "worker": (
-                ["tests.recovery.worker_process", str(home), f"sqlite:///{home}/log", SNAPSHOT_S],
-                env | scripted,
-            ),
-            "ingest": (["tests.recovery.ingest_process", str(home), str(self.port)], env),
+        self._words: dict[str, tuple[object, ...]] = {
+            "worker": (home, log_url, SNAPSHOT_S),
+            "ingest": (home, self.port),
         }
+        if upkeep:
+            self._words["upkeep"] = (log_url,)
+        self._env = {name: dict((env or {}).get(name, {})) for name in self._words}
+        self._env["worker"] |= scripted
         self.starts: Counter[str] = Counter()
-        self.kills = 0
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self.kills: Counter[str] = Counter()
+        self._running: dict[str, Child] = {}
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._supervise, daemon=True)
@@ -74,33 +111,25 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        for name in self._what:
+        for name in self._words:
             self.kill(name)
 
     def _supervise(self) -> None:
         while not self._ended.is_set():
             with self._lock:
-                for name, (args, env) in self._what.items():
-                    process = self._running.get(name)
-                    if process is None or process.poll() is not None:
+                for name, words in self._words.items():
+                    if name not in self._running or self._running[name].ended:
                         self.starts[name] += 1
-                        with (self.home / f"{name}.err").open("ab") as errors:
-                            self._running[name] = subprocess.Popen(
-                                [sys.executable, "-m", *args],
-                                env=env,
-                                cwd=ROOT,
-                                stdout=subprocess.DEVNULL,
-                                stderr=errors,
-                            )
+                        self._running[name] = self._nurseries[name].start(
+                            words, self._env[name], self.home / f"{name}.err"
+                        )
             self._ended.wait(0.02)
 
     def kill(self, name: str) -> None:
+        """Kill one of them, if it lives."""
         with self._lock:
-            process = self._running.get(name)
-            if process is not None and process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                process.wait()
-                self.kills += 1
+            if name in self._running and self._running[name].kill():
+                self.kills[name] += 1
 
     def await_ready(self) -> None:
         with closing(Sender(self.url, self.key)) as sender:
@@ -186,13 +215,26 @@ class Client:
 
 
 def run(
-    processes: Processes, *, batches: int, keyed: bool, kills: int, seed: int, clients: int = 4
+    processes: Processes,
+    *,
+    batches: int,
+    keyed: bool,
+    kills: int,
+    seed: int,
+    clients: int = 4,
+    acknowledged: Callable[[str], object] = str,
+    after: Told | None = None,
 ) -> Told:
-    """Send batches from several clients, with random kills among them; returns what was told."""
-    told = Told()
+    """Send batches from several clients, with random kills among them; returns what was told.
+
+    ``acknowledged`` hears the key of each batch when it was answered. What was sent ``after``
+    another run is added to what was told then.
+    """
+    told = after or Told()
+    first = len(told.batches)
     rng = random.Random(seed)
-    todo = [(n, batch_of(n, rng, told)) for n in range(batches)][::-1]
-    when = sorted(rng.randrange(batches) for _ in range(kills))
+    todo = [(n, batch_of(n, rng, told)) for n in range(first, first + batches)][::-1]
+    when = sorted(rng.randrange(first, first + batches) for _ in range(kills))
     lock = threading.Lock()
     failures: list[BaseException] = []
 
@@ -209,7 +251,7 @@ def run(
                         return
                     number, batch = todo.pop()
                     doomed = [n for n in when if n == number]
-                    what = [rng.choice(("worker", "ingest")) for _ in doomed]
+                    what = [rng.choice(VICTIMS) for _ in doomed]
                     waits = [rng.random() * 0.02 for _ in doomed]
                 killers = [
                     threading.Thread(target=kill_later, args=pair)
@@ -218,6 +260,7 @@ def run(
                 for killer in killers:
                     killer.start()
                 taken = client.send(batch)
+                acknowledged(batch.key)
                 for killer in killers:
                     killer.join()
                 with lock:
@@ -258,13 +301,7 @@ def check(home: Path, told: Told, *, keyed: bool) -> None:
         assert seen.keys() == told.rows.keys()
         for key, sent in told.rows.items():
             assert sent.items() <= seen[key].items()
-        core = WorkerCore(project, log)
-        now = SystemClock().now_ms()
-        for number in range(VALVES):
-            valve = f"v-{number}"
-            values = core.read("default", "valve", valve, now)
-            for name, wanted in oracle(told, valve, now).items():
-                assert values[name] == wanted, (valve, name)
+        check_windows(WorkerCore(project, log), told)
     for taken in told.answers.values():
         assert (taken.accepted, len(taken.duplicates), len(taken.refused)) in (
             (ROWS, 1, BAD),
@@ -275,6 +312,16 @@ def check(home: Path, told: Told, *, keyed: bool) -> None:
     assert kept.keys() == told.bad
     if keyed:
         assert sum(kept.values()) == sum(len(taken.refused) for taken in told.answers.values())
+
+
+def check_windows(core: WorkerCore, told: Told) -> None:
+    """The worker's windows are those of the rows that were sent."""
+    now = SystemClock().now_ms()
+    for number in range(VALVES):
+        valve = f"v-{number}"
+        values = core.read("default", "valve", valve, now)
+        for name, wanted in oracle(told, valve, now).items():
+            assert values[name] == wanted, (valve, name)
 
 
 def oracle(told: Told, valve: str, now: int) -> dict[str, float]:

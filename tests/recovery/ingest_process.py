@@ -27,5 +27,10 @@ def main(home: Path, port: int) -> None:
     uvicorn.run(app, host="127.0.0.1", port=port, lifespan="off", log_level="critical")
 
 
+def start(home: str, port: str) -> None:
+    """As the command line has it."""
+    main(Path(home), int(port))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    start(*sys.argv[1:])

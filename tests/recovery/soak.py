@@ -1,15 +1,18 @@
-"""Kills worker and ingest server at random, over and over: ``python -m tests.recovery.soak``.
+"""Kills worker, upkeep and ingest server, over and over: ``python -m tests.recovery.soak``.
 
-Rounds of ten kills, half of them with idempotency keys, half relying on event ids. After each round
+Rounds of ten kills at random moments, half of them with idempotency keys, half relying on event ids. After each round
 the log, the windows, the receipts and the quarantine are compared with what the clients were told.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
+import time
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.recovery import ingest_kit
@@ -22,19 +25,19 @@ BATCHES = 40
 class Soaked:
     """What a soak went through."""
 
-    kills: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     rows: int = 0
 
 
-def soak(home: Path, *, kills: int, seed: int) -> Soaked:
+def soak(nurseries: ingest_kit.Nurseries, home: Path, *, kills: int, seed: int) -> Soaked:
     """Rounds until so many kills; raises AssertionError for anything lost, doubled or different."""
     done = Soaked()
-    while done.kills < kills:
+    while done.kills.total() < kills:
         keyed = done.rounds % 2 == 0
         folder = home / f"round-{done.rounds}"
         folder.mkdir()
-        with ingest_kit.Processes(folder) as processes:
+        with ingest_kit.Processes(nurseries, folder) as processes:
             told = ingest_kit.run(
                 processes, batches=BATCHES, keyed=keyed, kills=KILLS, seed=seed + done.rounds
             )
@@ -42,6 +45,7 @@ def soak(home: Path, *, kills: int, seed: int) -> Soaked:
             if keyed:
                 ingest_kit.check_receipts(processes, told)
         ingest_kit.check(folder, told, keyed=keyed)
+        shutil.rmtree(folder)
         done.rounds += 1
         done.rows += len(told.rows)
     return done
@@ -53,11 +57,17 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="raypipe-soak-") as folder:
-        done = soak(Path(folder), kills=args.kills, seed=args.seed)
+    began = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="raypipe-soak-") as folder,
+        ingest_kit.Nurseries() as nurseries,
+    ):
+        done = soak(nurseries, Path(folder), kills=args.kills, seed=args.seed)
+    of = ", ".join(f"{count:,} of the {name}" for name, count in sorted(done.kills.items()))
     sys.stdout.write(
-        f"{done.kills:,} kills in {done.rounds:,} rounds: {done.rows:,} events acknowledged, "
-        "all recovered, none twice\n"
+        f"{done.kills.total():,} kills ({of}) in {done.rounds:,} rounds and "
+        f"{time.monotonic() - began:,.0f} s: {done.rows:,} events acknowledged, all recovered, "
+        "none twice\n"
     )
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -31,29 +32,40 @@ POINTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def nurseries() -> Iterator[ingest_kit.Nurseries]:
+    with ingest_kit.Nurseries() as found:
+        yield found
+
+
 @pytest.mark.parametrize(("point", "keyed"), POINTS)
-def test_death_at_each_step_of_a_bulk_commit(tmp_path: Path, point: str, keyed: bool) -> None:
-    with ingest_kit.Processes(tmp_path, point) as processes:
+def test_death_at_each_step_of_a_bulk_commit(
+    nurseries: ingest_kit.Nurseries, tmp_path: Path, point: str, keyed: bool
+) -> None:
+    with ingest_kit.Processes(nurseries, tmp_path, point) as processes:
         told = ingest_kit.run(processes, batches=12, keyed=keyed, kills=0, seed=1)
         if keyed:
             ingest_kit.check_receipts(processes, told)
-    assert processes.starts == {"worker": 2, "ingest": 1}
+    assert processes.starts == {"worker": 2, "ingest": 1, "upkeep": 1}
     ingest_kit.check(tmp_path, told, keyed=keyed)
 
 
-def test_a_short_soak(tmp_path: Path) -> None:
-    done = soak.soak(tmp_path, kills=20, seed=11)
-    assert done.kills >= 20
+def test_a_short_soak(nurseries: ingest_kit.Nurseries, tmp_path: Path) -> None:
+    done = soak.soak(nurseries, tmp_path, kills=20, seed=11)
+    assert done.kills.total() >= 20
+    assert {"worker", "ingest"} <= done.kills.keys()
     assert done.rows > 2_000
 
 
 ROWS = 12_000
 
 
-def test_a_watched_folder_survives_death_at_each_step(tmp_path: Path) -> None:
+def test_a_watched_folder_survives_death_at_each_step(
+    nurseries: ingest_kit.Nurseries, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with ingest_kit.Processes(home) as processes:
+    with ingest_kit.Processes(nurseries, home) as processes:
         processes.await_ready()
         for number, point in enumerate(["feed.taken:2", "watch.sent", "watch.explained"]):
             folder = tmp_path / f"in-{number}"
@@ -89,11 +101,13 @@ def watch(
     return raypipe(processes, abort_at, "ingest", "--watch", str(folder), "--once")
 
 
-def test_a_retry_of_the_quarantine_survives_death_at_each_step(tmp_path: Path) -> None:
+def test_a_retry_of_the_quarantine_survives_death_at_each_step(
+    nurseries: ingest_kit.Nurseries, tmp_path: Path
+) -> None:
     home = tmp_path / "home"
     home.mkdir()
     wanted = set()
-    with ingest_kit.Processes(home) as processes:
+    with ingest_kit.Processes(nurseries, home) as processes:
         processes.await_ready()
         for number, point in enumerate(["requeue.begun", "requeue.sent"]):
             rows = [opening(f"{number}-{i}") | {"litres": -1} for i in range(40)]

@@ -9,11 +9,13 @@ from pathlib import Path
 from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
 from raypipe.lake import Place
 from raypipe.log.opening import open_log
+from raypipe.patterns.engine import compile_patterns
 from raypipe.runtime.worker.connection import UnixListener
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.runtime.worker.server import WorkerServer
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.tenancy.keys import STORE_FILE, KeyStore
+from raypipe.windows.engine import compile_windows
 from tests.domains.greenhouse import project
 
 
@@ -32,5 +34,16 @@ def main(home: Path, log_url: str, snapshot_s: float | None = None) -> None:
     server.run()
 
 
+def prepare() -> None:
+    """What every start would do again: load the kernels."""
+    compile_windows(project.views, project.decision)
+    compile_patterns()
+
+
+def start(home: str, log_url: str, *snapshot_s: str) -> None:
+    """As the command line has it."""
+    main(Path(home), log_url, *map(float, snapshot_s))
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(float, sys.argv[3:]))
+    start(*sys.argv[1:])
