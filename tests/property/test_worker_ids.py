@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from raypipe.runtime.worker.ids import IdHasher, IdSet
 
-arrivals = st.lists(
-    st.tuples(st.integers(-5, 60), st.lists(st.integers(1, 40), max_size=12)), max_size=40
-)
+jumps = st.sampled_from([-90_000_000, -3_600_000, -60_001, 60_001, 3_600_000, 90_000_000])
+steps = st.one_of(*[st.integers(-5, 60)] * 4, jumps)
+arrivals = st.lists(st.tuples(steps, st.lists(st.integers(1, 40), max_size=12)), max_size=40)
 """Steps of the clock, and small numbers instead of hashes: they collide in every slot."""
 
 
@@ -19,17 +19,27 @@ class Naive:
     def __init__(self, limit: int, horizon: int) -> None:
         self.limit, self.horizon = limit, horizon
         self.held: list[tuple[int, int]] = []
+        self.seen: list[int] = []
 
-    def add(self, ids: list[int], now: int) -> list[bool]:
+    def add(self, ids: list[int], at: int) -> list[bool]:
+        self.seen.append(at)
+        now = self._now()
         self._drop(now)
         new = []
-        latest = max([t for t, _ in self.held], default=now)
         for i in ids:
             new.append(i not in [h for _, h in self.held])
             if new[-1]:
-                self.held.append((max(now, latest), i))
+                self.held.append((now, i))
         self._drop(now)
         return new
+
+    def _now(self) -> int:
+        """Steps ahead, a minute at most each; after a step far back they count from there."""
+        passed, top = 0, self.seen[0]
+        for at in self.seen:
+            passed += min(max(0, at - top), 60_000)
+            top = at if at < top - 60_000 else max(at, top)
+        return passed
 
     def _drop(self, now: int) -> None:
         while self.held and self.held[0][0] < now - self.horizon:
@@ -69,6 +79,24 @@ def test_a_restored_set_goes_on_alike(
         new = [s.add(np.array(batch, np.int64), now).tolist() for s in (ids, other)]
         assert new[0] == new[1]
         assert ids.hashes().tolist() == other.hashes().tolist()
+
+
+@given(st.lists(steps, max_size=8))
+def test_no_jump_of_the_clock_makes_it_forget_what_just_came(jumped: list[int]) -> None:
+    ids, now = IdSet(1_000, 600_000), 10**12
+    assert ids.add(np.array([7]), now).all()
+    for i, step in enumerate(jumped):
+        now += step
+        ids.add(np.array([100 + i]), now)
+    assert 7 in ids
+
+
+def test_it_forgets_by_time_after_a_clock_was_set_right() -> None:
+    ids, now = IdSet(1_000, 600_000), 10**12
+    ids.add(np.array([7]), now + 90_000_000)
+    for second in range(0, 700, 10):
+        ids.add(np.array([100 + second]), now + second * 1_000)
+    assert 7 not in ids
 
 
 def test_it_grows_and_forgets_by_number() -> None:

@@ -16,6 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raypipe.clock import MINUTE_MS
+from raypipe.errors import IntegrityError
 from raypipe.log.port import Chunk
 from raypipe.runtime.worker.hash_queue import HashQueue
 from raypipe.windows.hashing import hash_column, hash_text, key_seed, single_text
@@ -26,6 +28,10 @@ Mask = npt.NDArray[np.bool_]
 PART = b"part"
 IDS = b"ids"
 """Metadata of a snapshot's table, and its value for this one."""
+
+PAUSE_MS = MINUTE_MS
+"""The most that a time without events counts for: when the server's clock jumps ahead, as that of a
+machine that wakes, what came just before is no older for it."""
 
 
 class KnownIds:
@@ -103,15 +109,20 @@ class IdSet:
 
     Args:
         limit: ids to remember; each takes up to 24 bytes.
-        horizon_ms: by the server's clock as it stands in the log (``received_at``).
+        horizon_ms: by the server's clock as it stands in the log (``received_at``), in which a
+            pause is at most PAUSE_MS long and which stands still while it is set back.
     """
 
     def __init__(self, limit: int, horizon_ms: int) -> None:
         self._limit = limit
         self._horizon_ms = horizon_ms
         self._queue = HashQueue()
+        self._now = 0
+        """Milliseconds of that clock."""
+        self._latest: int | None = None
+        """The ``received_at`` that it goes on from."""
         self._marks: deque[tuple[int, int]] = deque()
-        """(received_at, ids) of what came together, oldest first."""
+        """(time of that clock, ids) of what came together, oldest first."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -131,17 +142,25 @@ class IdSet:
 
     def add(self, hashes: Ints, received_at: int) -> Mask:
         """Remember ids that came at one time; which of them were new [n], in order."""
-        self._forget(received_at)
+        now = self._pass(received_at)
+        self._forget(now)
         new = self._queue.add(hashes)
         added = int(np.count_nonzero(new))
         if added:
-            if self._marks and self._marks[-1][0] >= received_at:
-                at, before = self._marks.pop()
-                self._marks.append((at, before + added))
-            else:
-                self._marks.append((received_at, added))
-        self._forget(received_at)
+            if self._marks and self._marks[-1][0] == now:
+                added += self._marks.pop()[1]
+            self._marks.append((now, added))
+        self._forget(now)
         return new
+
+    def _pass(self, received_at: int) -> int:
+        """Have time pass until then; the time that it is."""
+        step = 0 if self._latest is None else received_at - self._latest
+        self._now += min(max(step, 0), PAUSE_MS)
+        # Servers differ by a little; a clock that was set back by more goes on from there.
+        if self._latest is None or step > 0 or step < -PAUSE_MS:
+            self._latest = received_at
+        return self._now
 
     def hashes(self) -> Ints:
         """All of it, oldest first [ids]."""
@@ -150,14 +169,22 @@ class IdSet:
     def snapshot(self) -> pa.Table:
         """All of it as a table, for ``restore``."""
         marks = json.dumps(list(self._marks)).encode()
-        return pa.table({"hash": self.hashes()}, metadata={PART: IDS, b"marks": marks})
+        clock = json.dumps([self._now, self._latest]).encode()
+        meta = {PART: IDS, b"marks": marks, b"clock": clock}
+        return pa.table({"hash": self.hashes()}, metadata=meta)
 
     def restore(self, table: pa.Table) -> bool:
-        """Take over a snapshot; False if the table is something else. This set must be empty."""
+        """Take over a snapshot; False if the table is something else. This set must be empty.
+
+        Raises IntegrityError for what an earlier version wrote.
+        """
         meta = table.schema.metadata or {}
         if meta.get(PART) != IDS:
             return False
+        if b"clock" not in meta:
+            raise IntegrityError("the known ids are of an earlier version")
         self._queue.add(table.column("hash").to_numpy())
+        self._now, self._latest = json.loads(meta[b"clock"])
         self._marks = deque((at, ids) for at, ids in json.loads(meta[b"marks"]))
         return True
 
