@@ -1,7 +1,8 @@
 """Kills worker, upkeep and ingest server, over and over: ``python -m tests.recovery.soak``.
 
-Rounds of ten kills at random moments, half of them with idempotency keys, half relying on event ids. After each round
-the log, the windows, the receipts and the quarantine are compared with what the clients were told.
+Rounds of ten kills at random moments, half of the rounds with idempotency keys, half relying on
+event ids. After each the log, the windows, the receipts and the quarantine are compared with what
+the clients were told.
 """
 
 from __future__ import annotations

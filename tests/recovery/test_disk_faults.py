@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -33,12 +32,6 @@ from tests.recovery.disk import Disk, Platter, needed, preloaded, records
 from tests.recovery.ingest_kit import ROOT, Nurseries, Processes, Told
 
 pytestmark = [pytest.mark.slow, needed]
-
-
-@pytest.fixture(scope="module")
-def nurseries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nurseries]:
-    with Nurseries(preloaded(tmp_path_factory.mktemp("disk"))) as found:
-        yield found
 
 
 def found_in(home: Path, told: Told) -> dict[tuple[str, str], dict[str, Any]]:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,6 @@ POINTS = [
     ("log.append.before_commit:4", True),
     ("log.append.after_commit:4", True),
 ]
-
-
-@pytest.fixture(scope="module")
-def nurseries() -> Iterator[ingest_kit.Nurseries]:
-    with ingest_kit.Nurseries() as found:
-        yield found
 
 
 @pytest.mark.parametrize(("point", "keyed"), POINTS)

@@ -101,11 +101,6 @@ class Worker:
         return [a.event_id for a in engine.apply(chunks)]
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch, "DELAY_S", 0.0)
-
-
 @pytest.mark.usefixtures("at_once")
 def test_alerts_are_log_records(tmp_path: Path) -> None:
     worker = Worker(tmp_path, BURST)
