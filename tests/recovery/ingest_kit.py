@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
@@ -38,6 +38,16 @@ SNAPSHOT_S = "0.3"
 SPANS = {"10m": (600, 10), "1h": (3_600, 60), "2d": (172_800, 3_600)}
 PATIENCE_S = 300.0
 VICTIMS = ("worker", "worker", "ingest", "ingest", "upkeep")
+
+
+class Served(Protocol):
+    """A system that takes bulk events."""
+
+    @property
+    def url(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
 
 
 class Nurseries:
@@ -184,7 +194,7 @@ def batch_of(number: int, rng: random.Random, told: Told) -> Batch:
 class Client:
     """Sends batches until each is answered: with its key, or without by event ids alone."""
 
-    def __init__(self, processes: Processes, *, keyed: bool) -> None:
+    def __init__(self, processes: Served, *, keyed: bool) -> None:
         self._url, self._key = processes.url, processes.key
         self._keyed = keyed
         self.sender = Sender(self._url, self._key, patience_s=PATIENCE_S)
@@ -215,7 +225,7 @@ class Client:
 
 
 def run(
-    processes: Processes,
+    processes: Served,
     *,
     batches: int,
     keyed: bool,
@@ -239,6 +249,7 @@ def run(
     failures: list[BaseException] = []
 
     def kill_later(name: str, delay_s: float) -> None:
+        assert isinstance(processes, Processes)
         time.sleep(delay_s)
         processes.kill(name)
 
@@ -282,7 +293,7 @@ def run(
     return told
 
 
-def check_receipts(processes: Processes, told: Told) -> None:
+def check_receipts(processes: Served, told: Told) -> None:
     """The same requests again get the same answers."""
     with closing(Sender(processes.url, processes.key, patience_s=PATIENCE_S)) as sender:
         for key, batch in told.batches.items():
