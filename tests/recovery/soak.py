@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +32,14 @@ class Soaked:
     rows: int = 0
 
 
-def soak(nurseries: ingest_kit.Nurseries, home: Path, *, kills: int, seed: int) -> Soaked:
+def soak(
+    nurseries: ingest_kit.Nurseries,
+    home: Path,
+    *,
+    kills: int,
+    seed: int,
+    after_round: Callable[[Soaked], object] = id,
+) -> Soaked:
     """Rounds until so many kills; raises AssertionError for anything lost, doubled or different."""
     done = Soaked()
     while done.kills.total() < kills:
@@ -49,6 +57,7 @@ def soak(nurseries: ingest_kit.Nurseries, home: Path, *, kills: int, seed: int) 
         shutil.rmtree(folder)
         done.rounds += 1
         done.rows += len(told.rows)
+        after_round(done)
     return done
 
 
@@ -59,11 +68,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     began = time.monotonic()
+
+    def say(done: Soaked) -> None:
+        if done.rounds % 10 == 0:
+            sys.stderr.write(f"{done.kills.total():,} kills in {time.monotonic() - began:,.0f} s\n")
+
     with (
         tempfile.TemporaryDirectory(prefix="raypipe-soak-") as folder,
         ingest_kit.Nurseries() as nurseries,
     ):
-        done = soak(nurseries, Path(folder), kills=args.kills, seed=args.seed)
+        done = soak(nurseries, Path(folder), kills=args.kills, seed=args.seed, after_round=say)
     of = ", ".join(f"{count:,} of the {name}" for name, count in sorted(done.kills.items()))
     sys.stdout.write(
         f"{done.kills.total():,} kills ({of}) in {done.rounds:,} rounds and "
