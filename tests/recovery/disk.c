@@ -21,6 +21,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -43,6 +44,18 @@ static struct {
   char operation[16], pattern[256];
   int nth, effect, stays, seen, firing;
 } rule = {.number = -1};
+
+/* A change and its record are one to others: to threads, to processes that share the journal, and to
+ * whoever locks the journal to kill one of them. */
+static void take_turn(void) {
+  pthread_mutex_lock(&turn);
+  if (journal >= 0) flock(journal, LOCK_EX);
+}
+
+static void end_turn(void) {
+  if (journal >= 0) flock(journal, LOCK_UN);
+  pthread_mutex_unlock(&turn);
+}
 
 static int sys_open(const char *path, int flags) {
   return (int)syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0600);
@@ -182,10 +195,10 @@ static ssize_t written(int fd, const struct iovec *parts, int count, off_t at) {
     return at < 0 ? syscall(SYS_writev, fd, parts, count)
                   : syscall(SYS_pwritev, fd, parts, count, at, 0L);
   for (int i = 0; i < count; i++) size += parts[i].iov_len;
-  pthread_mutex_lock(&turn);
+  take_turn();
   int effect = fault("write", path);
   if (effect == ENOSPACE || effect == EIO_) {
-    pthread_mutex_unlock(&turn);
+    end_turn();
     return refuse(effect);
   }
   memcpy(mine, parts, count * sizeof *parts);
@@ -209,7 +222,7 @@ static ssize_t written(int fd, const struct iovec *parts, int count, off_t at) {
     }
     errno = kept;
   }
-  pthread_mutex_unlock(&turn);
+  end_turn();
   return effect == TORN ? refuse(EIO_) : done;
 }
 
@@ -237,15 +250,15 @@ static int truncated(int fd, off_t size) {
   char full[PATH_MAX];
   const char *path = of_fd(fd, full);
   if (!path) return (int)syscall(SYS_ftruncate, fd, size);
-  pthread_mutex_lock(&turn);
+  take_turn();
   int effect = fault("truncate", path), done;
   if (effect) {
-    pthread_mutex_unlock(&turn);
+    end_turn();
     return (int)refuse(effect);
   }
   done = (int)syscall(SYS_ftruncate, fd, size);
   if (done == 0) note('T', 0, 0, inode_of(fd), size, 0, 0);
-  pthread_mutex_unlock(&turn);
+  end_turn();
   return done;
 }
 
@@ -271,7 +284,7 @@ static int synced(int fd, int number) {
   const char *path = of_fd(fd, full);
   struct stat st;
   if (!path || fstat(fd, &st)) return (int)syscall(number, fd);
-  pthread_mutex_lock(&turn);
+  take_turn();
   int effect = fault("fsync", path), done = 0;
   int directory = S_ISDIR(st.st_mode);
   if (effect == LIE) {
@@ -287,7 +300,7 @@ static int synced(int fd, int number) {
     if (!strstr(path, ".db")) note_whole(fd, &st);
     note('S', 0, 0, st.st_ino, 0, 0, 0);
   }
-  pthread_mutex_unlock(&turn);
+  end_turn();
   return done;
 }
 
@@ -301,17 +314,17 @@ static int opened(int dirfd, const char *given, int flags, mode_t mode) {
   const char *path = of_path(dirfd, given, full);
   struct stat st;
   if (!path) return (int)syscall(SYS_openat, dirfd, given, flags, mode);
-  pthread_mutex_lock(&turn);
+  take_turn();
   int effect = fault("open", path);
   if (effect) {
-    pthread_mutex_unlock(&turn);
+    end_turn();
     return (int)refuse(effect);
   }
   int there = fstatat(AT_FDCWD, full, &st, 0) == 0;
   int fd = (int)syscall(SYS_openat, dirfd, given, flags, mode);
   if (fd >= 0 && (flags & O_CREAT) && !there) note('C', path, 0, inode_of(fd), 0, 0, 0);
   if (fd >= 0 && (flags & O_TRUNC) && there) note('T', 0, 0, st.st_ino, 0, 0, 0);
-  pthread_mutex_unlock(&turn);
+  end_turn();
   return fd;
 }
 
@@ -351,10 +364,10 @@ int creat(const char *path, mode_t mode) {
 static int renamed(int from, const char *a, int to, const char *b) {
   char full_a[PATH_MAX], full_b[PATH_MAX];
   const char *before = of_path(from, a, full_a), *after = of_path(to, b, full_b);
-  pthread_mutex_lock(&turn);
+  take_turn();
   int done = (int)syscall(SYS_renameat2, from, a, to, b, 0);
   if (done == 0 && before && after) note('R', before, after, 0, 0, 0, 0);
-  pthread_mutex_unlock(&turn);
+  end_turn();
   return done;
 }
 
@@ -364,10 +377,10 @@ int renameat(int from, const char *a, int to, const char *b) { return renamed(fr
 static int unlinked(int dirfd, const char *given, int flags) {
   char full[PATH_MAX];
   const char *path = of_path(dirfd, given, full);
-  pthread_mutex_lock(&turn);
+  take_turn();
   int done = (int)syscall(SYS_unlinkat, dirfd, given, flags);
   if (done == 0 && path) note('U', path, 0, 0, 0, 0, 0);
-  pthread_mutex_unlock(&turn);
+  end_turn();
   return done;
 }
 
@@ -378,15 +391,21 @@ int unlinkat(int dirfd, const char *path, int flags) { return unlinked(dirfd, pa
 static int made(int dirfd, const char *given, mode_t mode) {
   char full[PATH_MAX];
   const char *path = of_path(dirfd, given, full);
-  pthread_mutex_lock(&turn);
+  take_turn();
   int done = (int)syscall(SYS_mkdirat, dirfd, given, mode);
   if (done == 0 && path) note('M', path, 0, 0, 0, 0, 0);
-  pthread_mutex_unlock(&turn);
+  end_turn();
   return done;
 }
 
 int mkdir(const char *path, mode_t mode) { return made(AT_FDCWD, path, mode); }
 int mkdirat(int dirfd, const char *path, mode_t mode) { return made(dirfd, path, mode); }
+
+void _exit(int status) {
+  take_turn(); /* the other threads die here, not between a change and its record */
+  syscall(SYS_exit_group, status);
+  __builtin_unreachable();
+}
 
 /* reads */
 
@@ -394,9 +413,9 @@ static ssize_t read_(int fd, void *data, size_t size, off_t at) {
   char full[PATH_MAX];
   if (rule.number >= 0 && rule.operation[0] == 'r') {
     const char *path = of_fd(fd, full);
-    pthread_mutex_lock(&turn);
+    take_turn();
     int effect = path ? fault("read", path) : NONE;
-    pthread_mutex_unlock(&turn);
+    end_turn();
     if (effect) return refuse(effect);
   }
   return at < 0 ? syscall(SYS_read, fd, data, size) : syscall(SYS_pread64, fd, data, size, at);

@@ -8,12 +8,14 @@ no later sync writes them.
 
 from __future__ import annotations
 
+import fcntl
 import random
 import shutil
 import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,6 +73,13 @@ class Disk:
             self.shift_clock(0)
             found["DISK_CLOCK"] = str(self.folder / "clock")
         return found
+
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nothing changes on it meanwhile: whoever is killed now has made no half a record."""
+        with self.journal.open("ab") as journal:
+            fcntl.flock(journal, fcntl.LOCK_EX)
+            yield
 
     @property
     def journal(self) -> Path:

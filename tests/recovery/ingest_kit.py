@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +80,7 @@ class Processes:
     Args:
         env: more environment of each of them, by name.
         upkeep: whether there is any.
+        still: held while one of them is killed.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Processes:
         *,
         env: Mapping[str, Mapping[str, str]] | None = None,
         upkeep: bool = True,
+        still: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self._still = still
         self.home = home
         self._nurseries = nurseries
         with closing(socket.socket()) as probe:
@@ -137,7 +140,7 @@ class Processes:
 
     def kill(self, name: str) -> None:
         """Kill one of them, if it lives."""
-        with self._lock:
+        with self._lock, self._still():
             if name in self._running and self._running[name].kill():
                 self.kills[name] += 1
 

@@ -92,12 +92,14 @@ def await_sealed(home: Path) -> None:
 def test_the_power_goes_at_any_moment(nurseries: Nurseries, tmp_path: Path) -> None:
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = disk.env(journal=True)
-    with Processes(nurseries, disk.root, env={"worker": env, "upkeep": env}) as processes:
+    with Processes(
+        nurseries, disk.root, env={"worker": env, "upkeep": env}, still=disk.still
+    ) as processes:
         told = send(processes, 10, disk)
         await_sealed(disk.root)
         send(processes, 15, disk, kills=3, after=told)
         send(processes, 5, disk, after=told)
-    check_moments(disk, told, 20)
+    check_moments(disk, told, 12)
     assert list((disk.root / "log" / "sealed").glob("*.parquet"))
 
 
@@ -136,7 +138,7 @@ def test_the_power_goes_after_a_sync_failed(
     """The next process reads what never came to the disk, and must not build upon it."""
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = {"worker": disk.env(journal=True, rules=[f"fsync {file} 8 eio stays"])}
-    with Processes(nurseries, disk.root, env=env, upkeep=False) as processes:
+    with Processes(nurseries, disk.root, env=env, upkeep=False, still=disk.still) as processes:
         told = send(processes, 12, disk)
     assert not disk.waiting
     assert processes.starts["worker"] == 2
@@ -174,7 +176,7 @@ OF_UPKEEP = (
 def test_a_disk_that_refuses(nurseries: Nurseries, tmp_path: Path) -> None:
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = {"worker": disk.env(rules=OF_WORKER), "upkeep": disk.env(rules=OF_UPKEEP)}
-    with Processes(nurseries, disk.root, env=env) as processes:
+    with Processes(nurseries, disk.root, env=env, still=disk.still) as processes:
         told, deadline = Told(), time.monotonic() + ingest_kit.PATIENCE_S
         while disk.waiting:
             assert time.monotonic() < deadline, f"never: {disk.waiting}"
@@ -199,7 +201,9 @@ def test_a_disk_that_says_it_has_synced(
     """What such a disk loses is the newest rows, or it is noticed; nothing is wrong silently."""
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = disk.env(journal=True, rules=[lie])
-    with Processes(nurseries, disk.root, env={"worker": env, "upkeep": env}) as processes:
+    with Processes(
+        nurseries, disk.root, env={"worker": env, "upkeep": env}, still=disk.still
+    ) as processes:
         told = send(processes, 10, disk)
         await_sealed(disk.root)
         send(processes, 10, disk, after=told)
