@@ -37,6 +37,9 @@ CLASS_BITS, CLASS_MASK = 8, 255
 COMPACT_EACH = 4
 USED_BITS, USED_MASK = 32, 2**32 - 1
 
+BUCKET_BITS = 10
+_BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
+
 TOP_WORDS = 5
 TOP_USED, TOP_FREE, TOP_KEYS, TOP_OLD, TOP_KEPT = range(TOP_WORDS)
 """Counters: words of the arena in blocks, those of them in free blocks, keys, events too old for
@@ -928,6 +931,18 @@ def process(  # type: ignore[no-untyped-def]
 
 
 # Snapshots and growth.
+
+
+@compiled
+def select(slots, first, stop, out):  # type: ignore[no-untyped-def]
+    """Note the slots whose keys' top BUCKET_BITS bits are in [first, stop); returns how many."""
+    count = 0
+    for at in range(slots.shape[0]):
+        bucket = np.int64(np.uint64(slots[at, KEY]) >> _BUCKET_SHIFT)
+        if slots[at, KEY] != 0 and first <= bucket < stop:
+            out[count] = at
+            count += 1
+    return count
 
 
 @compiled

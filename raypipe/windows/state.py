@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from raypipe.errors import IntegrityError
 from raypipe.windows import kernel
-from raypipe.windows.hashing import BUCKETS, bucket_of
+from raypipe.windows.hashing import BUCKETS
 from raypipe.windows.layout import Floats, Ints, Layout
 from raypipe.windows.spec import WindowView
 
@@ -141,13 +141,9 @@ class ViewState:
 
         Two states that saw the same events give equal tables, however they came to them.
         """
-        keys = self._slots[:, kernel.KEY]
-        if len(buckets) == BUCKETS:
-            used = np.flatnonzero(keys)
-        else:
-            mine = bucket_of(np.ascontiguousarray(keys))
-            used = np.flatnonzero((keys != 0) & (mine >= buckets.start) & (mine < buckets.stop))
-        order = used[np.argsort(self._slots[used, kernel.KEY], kind="stable")]
+        used = np.empty(len(self._slots), np.int64)
+        used = used[: kernel.select(self._slots, buckets.start, buckets.stop, used)]
+        order = used[np.argsort(self._slots[used, kernel.KEY])]
         sizes = np.empty(len(order), np.int64)
         edges, _, _, _, tile = self._scratch
         kernel.canonical_sizes(

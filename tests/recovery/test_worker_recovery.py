@@ -330,6 +330,31 @@ def test_snapshots_are_made_between_rounds_when_they_are_due(
     assert all(a.equals(b) for a, b in zip(found, core._state.windows.snapshot(), strict=True))
 
 
+def test_a_snapshot_takes_its_share_of_the_time(tmp_path: Path) -> None:
+    time = ManualTime()
+    made = snapshots(tmp_path / "snapshot", time)
+    taken: list[int] = []
+
+    def piece(offset: int) -> list[pa.Table]:
+        taken.append(offset)
+        time.now += 1
+        return [pa.table({"n": [offset]})]
+
+    time.now = 61
+    assert made.tick(1, 1, lambda: [piece] * 3) is None
+    assert taken == [1]
+    assert made.idle_s(2) == pytest.approx(4)
+    time.now += 3.9
+    made.tick(2, 1, list)
+    assert taken == [1]
+    time.now += 0.2
+    made.tick(3, 1, list)
+    assert taken == [1, 3]
+    # One that is wanted now takes all the time.
+    offset, _ = made.finish(4, 1, lambda: [piece] * 3)
+    assert (offset, taken) == (4, [1, 3, 4, 4, 4])
+
+
 def test_without_new_events_no_snapshot_is_due(tmp_path: Path) -> None:
     time = ManualTime()
     core = WorkerCore(

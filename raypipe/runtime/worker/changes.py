@@ -143,7 +143,7 @@ class Changes:
         """All that waits, for ``restore``."""
         taken = {} if self._taken is None else dict([self._taken])
         views = [
-            (name, pc.unique(pa.concat_arrays([taken.get(name, _EMPTY), waiting.keys()])))
+            (name, pa.concat_arrays([taken.get(name, _EMPTY), waiting.keys()]))
             for name, waiting in self._waiting.items()
         ]
         names = [name for name, _ in views]

@@ -24,6 +24,9 @@ KEPT = 2
 _WAITING = 2
 """Pieces that wait for the disk: memory that a snapshot may take."""
 
+_SHARE = 0.2
+"""Of the worker's time that a snapshot may take: that of a large state takes longer."""
+
 _POLL_S = 0.005
 _NAME = re.compile(r"\d{12}-\d{6}")
 
@@ -38,6 +41,8 @@ class _Making:
     offset: int
     pieces: Sequence[Piece]
     taken: int = 0
+    resume: float = 0.0
+    """When the next piece may be taken."""
     written: dict[str, Future[str]] = field(default_factory=dict)
     sealed: Future[None] | None = None
 
@@ -79,8 +84,9 @@ class Snapshots:
     def idle_s(self, offset: int) -> float | None:
         """After how long ``tick`` has something to do; None: not before more events came."""
         if self._making is not None:
-            ready = self._making.waiting < _WAITING and self._making.sealed is None
-            return 0.0 if ready else _POLL_S
+            if self._making.waiting >= _WAITING or self._making.sealed is not None:
+                return _POLL_S
+            return max(0.0, self._making.resume - self._clock())
         if offset <= self._last_offset:
             return None
         return max(0.0, self._begun + self._every_s - self._clock())
@@ -98,8 +104,13 @@ class Snapshots:
             if offset <= self._last_offset or self._clock() < self._begun + self._every_s:
                 return None
             making = self._begin(offset, epoch, pieces())
+        started = self._clock()
+        if started < making.resume:
+            return None
         try:
-            return self._step(making, offset)
+            done = self._step(making, offset)
+            making.resume = self._clock() + (self._clock() - started) * (1 / _SHARE - 1)
+            return done
         except (OSError, RaypipeError) as e:
             _log.warning("no snapshot at offset %d: %s", offset, e)
             self._give_up()
