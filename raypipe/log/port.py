@@ -28,7 +28,10 @@ DECISION = "decision"
 DECLARATION = "declaration"
 """The kind of recorded declarations of event types: raypipe.events.declarations."""
 
-OWN_KINDS = frozenset({DECISION, DECLARATION, "receipt", "alert", "patterns", "clock"})
+OWNERSHIP = "ownership"
+"""The kind of records of the workers that a log belongs to: raypipe.ownership.claim."""
+
+OWN_KINDS = frozenset({DECISION, DECLARATION, OWNERSHIP, "receipt", "alert", "patterns", "clock"})
 """Names that no event type may have."""
 
 POSITION = "_position"
@@ -111,6 +114,17 @@ class Group:
     def of(cls, kind: str, batch: pa.RecordBatch) -> Group:
         """A group of one kind."""
         return cls((Part(kind, batch, np.arange(batch.num_rows, dtype=np.int32)),))
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Group:
+        """The rows at some of the positions [rows], numbered anew."""
+        places = (np.cumsum(kept) - 1).astype(np.int32)
+        return Group(
+            tuple(
+                Part(p.kind, p.batch.filter(pa.array(mine)), places[p.positions[mine]])
+                for p in self.parts
+                if (mine := kept[p.positions]).any()
+            )
+        )
 
 
 Appended = tuple[str, pa.RecordBatch] | Group

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from raypipe.log.port import Chunk
 from raypipe.windows import kernel
-from raypipe.windows.hashing import BUCKETS, Ints, bucket_of
+from raypipe.windows.hashing import BUCKETS, Ints, bucket, bucket_of
 from raypipe.windows.inputs import Facts, Inputs, key_hash, key_hashes
 from raypipe.windows.spec import WindowView
 from raypipe.windows.state import Rows, ViewState
@@ -25,9 +25,13 @@ class WindowEngine:
     Args:
         views: the views to keep, in output order.
         decision: event type whose events read every view.
+        owned: buckets whose keys are kept; None: all.
     """
 
-    def __init__(self, views: Sequence[WindowView], decision: str) -> None:
+    def __init__(
+        self, views: Sequence[WindowView], decision: str, owned: range | None = None
+    ) -> None:
+        self._owned = owned
         self.states = {v.name: ViewState(v) for v in views}
         self._inputs = {v.name: {kind: Inputs(v, kind) for kind in v.events} for v in views}
         self._decision = decision
@@ -64,8 +68,10 @@ class WindowEngine:
         """Take one event in; returns the window values before it.
 
         The values are float64 bytes in view and column order, empty if the event type asks for
-        no decision.
+        no decision. Those of a view whose key is not owned are NaN.
         """
+        if self._owned is not None:
+            return self._observe_owned(kind, event, offset, self._owned)
         reads = self._decision == kind
         modes = {
             name: (kernel.READ if reads else 0) | (kernel.UPDATE if kind in inputs else 0)
@@ -85,6 +91,33 @@ class WindowEngine:
             for name, mode in modes.items()
             if mode
         ]
+        return b"".join(parts) if reads else b""
+
+    def _observe_owned(
+        self, kind: str, event: Mapping[str, Any], offset: int, owned: range
+    ) -> bytes:
+        """The same for the views of owned keys; what the others read may lack in the event."""
+        reads = self._decision == kind
+        mine: list[str] = []
+        for name, inputs in self._inputs.items():
+            if not reads and kind not in inputs:
+                continue
+            rows = self._row[name]
+            key = key_hash(self.states[name].view, event)
+            if key and bucket(key) not in owned:
+                continue
+            mine.append(name)
+            counts = bool(key) and kind in inputs
+            rows.keys[0], rows.times[0], rows.offsets[0] = key, event["event_time"], offset
+            rows.modes[0] = (kernel.READ if reads else 0) | (kernel.UPDATE if counts else 0)
+            if counts:
+                inputs[kind].of_row(event, Facts(rows.amounts, rows.hashes, rows.flags))
+        parts = []
+        for name, state in self.states.items():
+            if name in mine:
+                parts.append(state.process(self._row[name]).before.tobytes())
+            else:
+                parts.append(np.full(len(state.view.columns), np.nan).tobytes())
         return b"".join(parts) if reads else b""
 
     def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:
@@ -141,12 +174,28 @@ class WindowEngine:
         events = [_Events(chunk) for chunk in _by_kind(chunks)]
         for name, state in self.states.items():
             found = [
-                _rows(state.view, inputs, some, self._since.get(name))
+                _rows(state.view, inputs, mine, self._since.get(name))
                 for some in events
                 if (inputs := self._inputs[name].get(some.chunk.kind)) is not None
+                and (mine := self._mine(state.view, some)) is not None
             ]
             if found:
                 state.process(_merged(found))
+
+    def _mine(self, view: WindowView, events: _Events) -> _Events | None:
+        """Those whose keys are owned, None if there are none."""
+        if self._owned is None:
+            return events
+        keys = events.keys(view)
+        buckets = bucket_of(keys)
+        mine = (keys != 0) & (buckets >= self._owned.start) & (buckets < self._owned.stop)
+        if mine.all():
+            return events
+        if not mine.any():
+            return None
+        chunk = events.chunk
+        kept = chunk.batch.filter(pa.array(mine))
+        return _Events(Chunk(chunk.kind, chunk.offsets[mine], kept))
 
     def snapshot(self) -> list[pa.Table]:
         """The state of every view in canonical form."""

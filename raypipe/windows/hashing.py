@@ -179,6 +179,15 @@ def _buffers(column: pa.Array) -> tuple[pa.Array, npt.NDArray[Any], npt.NDArray[
     )
 
 
+def bucket(hash: int) -> int:
+    """The fixed bucket of one key hash: its top ten bits.
+
+    >>> bucket(hash_text("c-1", key_seed("default", "card")))
+    237
+    """
+    return (hash & _M64) >> _BUCKET_SHIFT
+
+
 def bucket_of(hashes: Ints) -> npt.NDArray[np.int32]:
     """The fixed bucket, 0 to 1,023, of each key hash: its top ten bits."""
     return (hashes.view(np.uint64) >> np.uint64(_BUCKET_SHIFT)).astype(np.int32)

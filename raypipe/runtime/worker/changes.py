@@ -13,7 +13,15 @@ import pyarrow.compute as pc
 from raypipe.log.port import Chunk
 from raypipe.runtime.worker.hash_queue import HashQueue
 from raypipe.runtime.worker.ids import PART
-from raypipe.windows.hashing import Ints, hash_column, key_seed, single_text
+from raypipe.windows.hashing import (
+    Ints,
+    bucket,
+    bucket_of,
+    hash_column,
+    hash_text,
+    key_seed,
+    single_text,
+)
 from raypipe.windows.spec import WindowView
 
 CHANGES = b"changes"
@@ -81,10 +89,17 @@ class Waiting:
 
 
 class Changes:
-    """Keys of one tenant that wait for the online store, by view. Not thread-safe."""
+    """Keys of one tenant that wait for the online store, by view. Not thread-safe.
 
-    def __init__(self, views: Sequence[WindowView], tenant: str) -> None:
+    Args:
+        owned: buckets whose keys are noted; None: all.
+    """
+
+    def __init__(
+        self, views: Sequence[WindowView], tenant: str, owned: range | None = None
+    ) -> None:
         self.tenant = tenant
+        self._owned = owned
         self._views = list(views)
         self._waiting = {v.name: Waiting(key_seed(tenant, v.entity)) for v in views}
         self._taken: tuple[str, pa.Array] | None = None
@@ -108,16 +123,30 @@ class Changes:
                 of = view.key, view.entity
                 if of not in hashed:
                     keys = batch.column(view.key).drop_null()
-                    hashed[of] = keys, hash_column(keys, key_seed(self.tenant, view.entity))
+                    hashes = hash_column(keys, key_seed(self.tenant, view.entity))
+                    hashed[of] = self._mine(keys, hashes)
                 self._waiting[view.name].add(*hashed[of])
+
+    def _mine(self, keys: pa.Array, hashes: Ints) -> tuple[pa.Array, Ints]:
+        """The keys that are owned, and their hashes."""
+        if self._owned is None:
+            return keys, hashes
+        buckets = bucket_of(hashes)
+        mine = (buckets >= self._owned.start) & (buckets < self._owned.stop)
+        return keys.filter(pa.array(mine)), hashes[mine]
 
     def add_one(self, kind: str, event: Mapping[str, Any]) -> None:
         """Note the keys of one event."""
         if event["tenant"] != self.tenant:
             return
         for view in self._views:
-            if kind in view.events and event[view.key] is not None:
-                self._waiting[view.name].add_one(event[view.key])
+            key = event[view.key] if kind in view.events else None
+            if key is not None and (self._owned is None or self._owns(view, key)):
+                self._waiting[view.name].add_one(key)
+
+    def _owns(self, view: WindowView, key: str) -> bool:
+        hashed = hash_text(key, key_seed(self.tenant, view.entity))
+        return self._owned is None or bucket(hashed) in self._owned
 
     def take(self, limit: int) -> tuple[str, pa.Array]:
         """A view and at most ``limit`` of its keys, those that wait longest first.

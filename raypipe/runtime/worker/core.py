@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -27,6 +27,10 @@ from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
 from raypipe.log.port import Appended, Chunk, EventLog, Group, chunks_of
+from raypipe.ownership.checks import check_patterns
+from raypipe.ownership.claim import claim
+from raypipe.ownership.parts import kinds_of_parts
+from raypipe.ownership.routes import Ownership, projected, projected_id
 from raypipe.patterns.spec import Pattern
 from raypipe.project import Project
 from raypipe.runtime.worker.ids import KnownIds
@@ -46,6 +50,9 @@ RECENT = 100_000
 """Observed events that a retry finds without asking the log."""
 
 REPLAY_ROWS = 131_072
+
+Told = tuple[int, str, Mapping[str, Any], bytes]
+"""Of an event of another worker: its offset there, its type, its part, and its body's hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,9 @@ class WorkerCore:
 
     Starting takes a new epoch, which fences off an older worker of the partition, restores the
     committed snapshot and replays the log from there.
+
+    Args:
+        ownership: who owns which key among several workers; None: this one owns all.
     """
 
     def __init__(
@@ -83,6 +93,7 @@ class WorkerCore:
         tenant: str = LOCAL_TENANT,
         patterns: Sequence[Pattern] = (),
         clock: Clock | None = None,
+        ownership: Ownership | None = None,
     ) -> None:
         started = time.monotonic()
         self.project = project
@@ -92,6 +103,8 @@ class WorkerCore:
         self._tenant = tenant
         self._clock = clock or SystemClock()
         self._snapshots = snapshots
+        self._ownership = ownership
+        self._parts = {} if ownership is None else kinds_of_parts(ownership)
         self._schemas = {e.name: live_schema(project, e.name) for e in project.events}
         self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
         self._events: list[tuple[str, Entry] | Group] = []
@@ -100,6 +113,7 @@ class WorkerCore:
         self._found: list[Appended] = []
         self._seq = 0
         self._epoch = log.begin_epoch(partition)
+        claim(log, partition, self._epoch, ownership)
         declare(log, project, partition, self._epoch)
         self._state, offset = self._restored()
         if quarantine is not None:
@@ -117,6 +131,8 @@ class WorkerCore:
             "commits": 0.0,
             "commit_seconds": 0.0,
         }
+        if ownership is not None:
+            self._counters["parts"] = 0.0
         self.use_patterns(patterns)
         self.commit()
 
@@ -129,8 +145,8 @@ class WorkerCore:
             )
         while offset < end:
             chunks = list(self._log.read(self._partition, offset, REPLAY_ROWS))
-            others = [chunk for chunk in chunks if chunk.kind not in self._schemas]
-            self._state.replay(self._events_of(chunks), others)
+            others = [c for c in chunks if c.kind not in self._schemas and c.kind not in self._parts]
+            self._state.replay(self._events_of(chunks), others, self._parts_of(chunks))
             offset += sum(map(len, chunks))
         self._state.settle()
         self._found += self._state.watch.settle()
@@ -141,6 +157,14 @@ class WorkerCore:
         declared = {e.name: e for e in self.project.events}
         return [
             replace(c, batch=align(c.batch, declared[c.kind])) for c in chunks if c.kind in declared
+        ]
+
+    def _parts_of(self, chunks: Iterable[Chunk]) -> list[Chunk]:
+        """Projections of other workers' events, with the columns that are read now."""
+        return [
+            replace(c, kind=part.kind, batch=part.align(c.batch))
+            for c in chunks
+            if (part := self._parts.get(c.kind)) is not None
         ]
 
     def _fill_tables(self, end: int) -> None:
@@ -180,7 +204,8 @@ class WorkerCore:
 
     def _empty_state(self) -> WorkerState:
         ids = KnownIds(self._log.id, self._dedup.ids, self._dedup.horizon_ms)
-        return WorkerState(self.project, ids, self._tenant)
+        mine = None if self._ownership is None else self._ownership.buckets(self._partition)
+        return WorkerState(self.project, ids, self._tenant, mine)
 
     def observe(
         self, event: dict[str, Any], body_hash: bytes, kind: str | None = None
@@ -215,6 +240,57 @@ class WorkerCore:
             return entry, None
         decided = self.decision(key[1], ledger.decision_id(*key[1:]))
         return entry, None if decided is None else ledger.encode(decided)
+
+    def hear_one(
+        self, primary: int, offset: int, kind: str, part: Mapping[str, Any], body_hash: bytes
+    ) -> Entry:
+        """Take in, once, the part that concerns this worker of an event that the owner of its
+        primary key has accepted at an offset of its own; a decision event's also reads its windows.
+
+        What it returns may be told after the next commit.
+        """
+        if self._ownership is None:
+            raise UsageError("this worker is the only one: it owns all keys")
+        row = self._ownership.whole(kind, part, primary, offset)
+        row["event_id"] = projected_id(part["event_id"], body_hash)
+        name = projected(kind)
+        key = (name, row["tenant"], row["event_id"])
+        entry = self._recent.get(key) or self._stored(*key)
+        if entry is None:
+            self._apply()
+            windows = self._state.observe(kind, row, self._next)
+            entry = Entry(self._next, row, windows, body_hash)
+            self._next += 1
+            self._events.append((name, entry))
+            self._remember(key, entry)
+            self._counters["parts"] += 1
+        return entry
+
+    def hear(self, primary: int, first: int, end: int, ones: Sequence[Told], group: Group) -> int:
+        """Take in what concerns this worker of the events in [first, end) of another's log.
+
+        Args:
+            ones: events that came one by one.
+            group: projections of rows that came in bulk, as Ownership.projection makes them.
+
+        Returns up to where all is here, after the next commit. Raises Conflict for a gap.
+        """
+        new = self._state.heard.unheard(primary, first, group)
+        for one in ones:
+            self.hear_one(primary, *one)
+        if new.parts:
+            self._events.append(new)
+            for part in new.parts:
+                offsets = part.positions.astype(np.int64) + self._next
+                self._unapplied.append(Chunk(self._parts[part.kind].kind, offsets, part.batch))
+            self._next += len(new)
+            self._counters["parts"] += len(new)
+        self._state.heard.hear(primary, end)
+        return self.heard(primary)
+
+    def heard(self, primary: int) -> int:
+        """The offset of another worker's log up to which this one has heard of its events."""
+        return self._state.heard.end(primary)
 
     def _claim(self, kind: str, event: dict[str, Any]) -> None:
         try:
@@ -255,7 +331,9 @@ class WorkerCore:
         if found is None:
             return None
         offset, batch = found
-        row = align(batch, self.project.event(kind)).to_pylist()[0]
+        part = self._parts.get(kind)
+        aligned = align(batch, self.project.event(kind)) if part is None else part.align(batch)
+        row = aligned.to_pylist()[0]
         windows, body_hash = row.pop("windows", None), row.pop("body_hash", None)
         if body_hash is None:
             self._counters["conflicts"] += 1
@@ -317,8 +395,11 @@ class WorkerCore:
     def use_patterns(self, patterns: Sequence[Pattern]) -> None:
         """Run these patterns for all events after the next commit; the same ones keep their state.
 
-        Raises DeclarationError, and changes nothing, when one of them doesn't fit the events.
+        Raises DeclarationError, and changes nothing, when one of them doesn't fit the events, or
+        can't run on several workers.
         """
+        if self._ownership is not None:
+            check_patterns(self._ownership, patterns)
         self.commit()
         self._look(all_=True)
         self._found += self._state.watch.use(patterns, self._clock.now_ms())
@@ -392,7 +473,8 @@ class WorkerCore:
             entry.event | {"windows": entry.windows, "body_hash": entry.body_hash}
             for entry in entries
         ]
-        return pa.RecordBatch.from_pylist(rows, self._schemas[kind])
+        part = self._parts.get(kind)
+        return pa.RecordBatch.from_pylist(rows, self._schemas[kind] if part is None else part.schema)
 
     def save(self) -> int:
         """Write a snapshot and commit to it; returns its offset. Raises what prevents it."""

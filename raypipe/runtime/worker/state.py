@@ -11,6 +11,7 @@ import pyarrow as pa
 from raypipe.log.port import Chunk
 from raypipe.project import Project
 from raypipe.runtime.worker.changes import Changes
+from raypipe.runtime.worker.heard import Heard
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.snapshots import Piece
 from raypipe.runtime.worker.watch import Watch
@@ -22,14 +23,21 @@ PIECE_KEYS = 50_000
 
 
 class WorkerState:
-    """The state of one partition as of an offset. Not thread-safe."""
+    """The state of one partition as of an offset. Not thread-safe.
 
-    def __init__(self, project: Project, ids: KnownIds, tenant: str) -> None:
-        self.windows = WindowEngine(project.views, project.decision)
+    Args:
+        owned: buckets whose keys have their windows here; None: all.
+    """
+
+    def __init__(
+        self, project: Project, ids: KnownIds, tenant: str, owned: range | None = None
+    ) -> None:
+        self.windows = WindowEngine(project.views, project.decision, owned)
         self.tables = TableEngine(project.tables, project.events)
         self.ids = ids
-        self.changes = Changes(project.views, tenant)
+        self.changes = Changes(project.views, tenant, owned)
         self.watch = Watch(project.events)
+        self.heard = Heard()
 
     def observe(self, kind: str, event: Mapping[str, Any], offset: int) -> bytes:
         """Count one event, whose id is known already; returns the window values before it."""
@@ -46,9 +54,17 @@ class WorkerState:
         self.tables.take(chunks)
         self.watch.add(chunks)
 
-    def replay(self, events: Sequence[Chunk], others: Sequence[Chunk]) -> None:
-        """Count logged events, know their ids, and follow what other records say."""
-        self.apply(events)
+    def replay(
+        self, events: Sequence[Chunk], others: Sequence[Chunk], parts: Sequence[Chunk] = ()
+    ) -> None:
+        """Count logged events, know their ids, and follow what other records say.
+
+        Args:
+            parts: projections of other workers' events, under the names of the event types.
+        """
+        self.apply([*events, *parts])
+        for chunk in parts:
+            self.heard.replay(chunk)
         self.tables.apply(events)
         for chunk in events:
             self.ids.remember(chunk)
@@ -80,6 +96,7 @@ class WorkerState:
         found += [partial(self._table, name) for name in self.tables.names]
         return [
             *found,
+            lambda _: self.heard.snapshot(),
             lambda _: [self.ids.snapshot()],
             lambda _: [self.changes.snapshot()],
             self.watch.pieces,
@@ -94,7 +111,12 @@ class WorkerState:
 
     def restore(self, table: pa.Table) -> None:
         """Take one of these parts over; raises IntegrityError if it is of another definition."""
-        takers = (self.ids.restore, self.changes.restore, self.watch.restore)
+        takers = (
+            self.ids.restore,
+            self.changes.restore,
+            self.watch.restore,
+            self.heard.restore,
+        )
         if not any(take(table) for take in takers) and not self.tables.restore([table]):
             self.windows.restore([table])
 
@@ -108,4 +130,5 @@ class WorkerState:
             **self.ids.stats(),
             **self.tables.stats,
             **self.watch.stats(),
+            **self.heard.stats(),
         }
