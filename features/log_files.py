@@ -20,6 +20,7 @@ from raypipe.ledger.record import LOG_KIND, LOG_SCHEMA
 from raypipe.log import opening
 from raypipe.log.export import STEP
 from raypipe.log.port import OFFSET, EventLog
+from raypipe.ownership.claim import require_single
 from raypipe.project import Project
 
 if TYPE_CHECKING:
@@ -95,11 +96,12 @@ class LogFiles:
 def open_log(settings: Settings, project: Project) -> Iterator[LogFiles]:
     """The log of a home, with the rows of the settings' tenant; the worker may go on writing.
 
-    Raises NotFound when there is no log yet.
+    Raises NotFound when there is no log yet, UsageError for one of several workers.
     """
     log = opening.open_log(settings.log_url, settings.log_cache, create=False)
     settings.home.mkdir(parents=True, exist_ok=True)
     try:
+        require_single(log, "this command")
         # In the home, where only its owner reads: these are events.
         with tempfile.TemporaryDirectory(prefix=".rows-", dir=settings.home) as scratch:
             kept = settings.home / "export" / log.id

@@ -26,6 +26,7 @@ from raypipe.clock import DAY_MS, SystemClock
 from raypipe.errors import Conflict, RaypipeError
 from raypipe.log.opening import open_log
 from raypipe.log.port import EventLog
+from raypipe.ownership.claim import require_single
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
 from raypipe.runtime.worker.core import GROUP
@@ -66,6 +67,7 @@ def build(
         placement.require_log_node(settings)
     wish = Wish(day, bucket) if day is not None else None
     with _alone(settings.home), closing(open_log(settings.log_url, settings.log_cache)) as log:
+        require_single(log, "`raypipe features`")
         daily.check(project)
         made = compute(project, log, settings, progress, wish=wish, verify=verify)
         if project.profiles:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from features import building
 from features.steps import Plan, Step
 from raypipe.log.opening import open_log
+from raypipe.ownership.claim import require_single
 from raypipe.project import Project, load_project
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def show(settings: Settings, *, verify: bool = False) -> dict[str, Any]:
     """
     project = load_project(settings.project)
     with closing(open_log(settings.log_url, settings.log_cache, create=False)) as log:
+        require_single(log, "`raypipe plan`")
         return describe(project, building.plan(project, log, settings, verify=verify))
 
 

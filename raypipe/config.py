@@ -211,6 +211,13 @@ class Settings(BaseSettings):
             "allowed": "`sqlite:///FILE`, `redis://[USER@]HOST:PORT/DB`, `rediss://...`",
         },
     )
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that keep window state, each a share of the keys and a partition of "
+        "the log; a log belongs to the number that it was begun with",
+    )
     seed: int = Field(7, ge=0, lt=2**31, description="seed of simulation, sampling and training")
 
     http_host: str = Field(

@@ -22,7 +22,7 @@ from raypipe.clock import Clock
 from raypipe.errors import Conflict, EventLost, InputError, Unavailable, Violation
 from raypipe.events.body import parse_object
 from raypipe.events.schema import EventType, canonical_json
-from raypipe.ledger.record import DecisionRecord, Reason, decision_id, decode
+from raypipe.ledger.record import DecisionRecord, OwnerOffsets, Reason, decision_id, decode
 from raypipe.policy.policy import Action, Policy
 from raypipe.vector.assemble import FEATURE_VALUE
 
@@ -43,6 +43,14 @@ class Observation(Protocol):
         """Window values before the event counted, little-endian float64."""
 
     @property
+    def own(self) -> bytes:
+        """What the worker that has the whole event knows it by when its decision is recorded."""
+
+    @property
+    def owner_offsets(self) -> OwnerOffsets:
+        """Places of the event in the logs of several workers; unset for one."""
+
+    @property
     def decision(self) -> bytes | None:
         """The encoded decision record when the event was decided before."""
 
@@ -57,14 +65,18 @@ class Worker(Protocol):
     async def observe(self, event: dict[str, Any], body_hash: bytes) -> Observation:
         """Append the event and read its windows; the same event id again gives the same answer."""
 
-    async def record(self, record: DecisionRecord, windows: bytes) -> DecisionRecord:
-        """Store a decision made from ``windows`` durably; the stored one: the first wins."""
+    async def record(self, record: DecisionRecord, own: bytes) -> DecisionRecord:
+        """Store a decision about an event known by ``own`` durably; the stored one: the first
+        wins."""
 
     async def decision(self, tenant: str, decision_id: str) -> DecisionRecord | None:
         """A tenant's stored decision."""
 
     async def stats(self) -> dict[str, float]:
-        """Figures about the worker."""
+        """Figures about the worker; of several, their sums, once all have answered."""
+
+    async def figures(self, within_s: float) -> Sequence[Mapping[str, float] | None]:
+        """Figures of each worker; None for one that does not answer in time."""
 
 
 @asynccontextmanager
@@ -191,6 +203,7 @@ class Judge:
             rule_hits=(verdict.rule,) if verdict.rule else (),
             degraded=verdict.degraded or broken,
             profile_times=() if profiles is None else profiles.times,
+            owner_offsets=seen.owner_offsets,
         )
 
 
@@ -254,7 +267,7 @@ class Decider:
         finally:
             known.cancel()
         mine = self.judge.judge(seen, profiles, self._clock)
-        stored = await self._worker.record(mine, seen.windows)
+        stored = await self._worker.record(mine, seen.own)
         reach("serving.after_record")
         return Decided(stored, stored != mine)
 

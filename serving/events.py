@@ -98,27 +98,30 @@ class Events:
             bulk = await self._read(request, media, body, tenant, received_at)
             if not bulk.rows:
                 raise MalformedBody("the body has no events", hint="Send at least one row.")
-            async with deadline(ANSWER_S):
-                ingested = await self._worker.ingest(
-                    self._project,
-                    intake.Bulk(
-                        tenant,
-                        bulk.group,
-                        received_at,
-                        SOURCE,
-                        hashlib.sha256(body).digest(),
-                        key,
-                        [(r.kind, r.body, r.reasons) for r in bulk.refused],
-                    ),
-                )
+            request_hash = hashlib.sha256(body).digest()
+            ingested = await self._ingest(bulk, tenant, received_at, request_hash, key)
             if ingested.received_at != received_at:
                 # A retry: what was too far in the future then may be fine now.
-                bulk = await self._read(request, media, body, tenant, ingested.received_at)
+                first = ingested.received_at
+                bulk = await self._read(request, media, body, tenant, first)
+                if ingested.first_offset == protocol.SEVERAL_LOGS:
+                    # Which worker has which row can only be told of the rows as they were then.
+                    ingested = await self._ingest(bulk, tenant, first, request_hash, key)
         return Response(
             msgspec.json.encode(_taken(bulk, ingested)),
             207 if bulk.refused else 200,
             media_type="application/json",
         )
+
+    async def _ingest(
+        self, bulk: Bulk, tenant: str, received_at: int, body_hash: bytes, key: str | None
+    ) -> protocol.Ingested:
+        refused = [(r.kind, r.body, r.reasons) for r in bulk.refused]
+        async with deadline(ANSWER_S):
+            return await self._worker.ingest(
+                self._project,
+                intake.Bulk(tenant, bulk.group, received_at, SOURCE, body_hash, key, refused),
+            )
 
     async def _read(
         self, request: Request, media: Media, body: bytes, tenant: str, received_at: int
@@ -176,6 +179,8 @@ def _taken(bulk: Bulk, ingested: protocol.Ingested) -> schemas.Taken:
         accepted=ingested.accepted,
         duplicates=len(doubled),
         refused=len(bulk.refused),
-        first_offset=ingested.first_offset if ingested.accepted else None,
+        first_offset=ingested.first_offset
+        if ingested.accepted and ingested.first_offset != protocol.SEVERAL_LOGS
+        else None,
         exceptions=tuple(sorted(found, key=lambda e: e.row)),
     )

@@ -158,11 +158,7 @@ class HttpApp(Face):
         )
 
     async def _metrics_text(self, request: Request) -> Response:
-        try:
-            async with deadline(READ_TIMEOUT_S):
-                figures = await self._worker.stats()
-        except Unavailable:
-            figures = None
+        figures = await self._worker.figures(READ_TIMEOUT_S)
         try:
             parity = await asyncio.to_thread(self._last_parity)
         except (OSError, Unavailable) as e:

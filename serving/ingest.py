@@ -23,7 +23,6 @@ from starlette.responses import Response
 from raypipe.errors import Unavailable
 from raypipe.runtime.worker.actor import NAMESPACE
 from raypipe.tenancy.keys import Scope as KeyScope
-from serving.decide import deadline
 from serving.face import Face
 
 if TYPE_CHECKING:
@@ -74,11 +73,7 @@ class IngestApp(Face):
     async def _metrics_text(self, request: Request) -> Response:
         from serving.metrics import CONTENT_TYPE
 
-        try:
-            async with deadline(READ_TIMEOUT_S):
-                figures = await self._worker.stats()
-        except Unavailable:
-            figures = None
+        figures = await self._worker.figures(READ_TIMEOUT_S)
         return Response(self._metrics.render(figures), media_type=CONTENT_TYPE)
 
 
@@ -90,22 +85,24 @@ class IngestActor:
 
         from features.flush import StateWriter
         from raypipe.project import load_project
-        from raypipe.runtime.worker.actor import connector
-        from raypipe.runtime.worker.client import WorkerClient
+        from raypipe.runtime.worker import actor
         from serving.credentials import Credentials
         from serving.events import Events
         from serving.flushing import Flusher
         from serving.metrics import Metrics
 
         project = load_project(settings.project)
-        worker = WorkerClient(connector(settings.tls_dir))
-        self._flusher: Flusher | None = None
+        worker = actor.client(settings, project)
+        self._flushers: list[Flusher] = []
         if settings.flush_rows_per_second:
-            self._flusher = Flusher(
-                worker,
-                partial(StateWriter, project, settings.home, settings.online_url),
-                settings.flush_rows_per_second,
-            )
+            self._flushers = [
+                Flusher(
+                    each,
+                    partial(StateWriter, project, settings.home, settings.online_url),
+                    max(1, settings.flush_rows_per_second // settings.workers),
+                )
+                for each in worker.each
+            ]
         app = IngestApp(
             Credentials(worker),
             worker,
@@ -139,10 +136,10 @@ class IngestActor:
             os._exit(1)
 
     async def _main(self) -> None:
-        flushing = None if self._flusher is None else asyncio.create_task(self._flusher.run())
+        flushing = [asyncio.create_task(flusher.run()) for flusher in self._flushers]
         await self._server.serve()
-        if flushing is not None:
-            flushing.cancel()
+        for task in flushing:
+            task.cancel()
 
     def ready(self) -> bool:
         """Whether it listens."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -82,14 +82,17 @@ class Metrics:
             self._degraded.inc()
         self._seconds.observe(seconds)
 
-    def render(self, worker: Mapping[str, float] | None, parity: Report | None = None) -> bytes:
+    def render(
+        self, workers: Sequence[Mapping[str, float] | None], parity: Report | None = None
+    ) -> bytes:
         """All samples as text.
 
         Args:
-            worker: the worker's own figures, None when it is away.
+            workers: each worker's own figures, None for one that is away; those of several have a
+                label ``worker``.
             parity: the last run of `raypipe parity`, None before the first.
         """
-        self._worker.figures = worker
+        self._worker.figures = workers
         self._parity.report = parity
         return generate_latest(self._registry)
 
@@ -97,17 +100,24 @@ class Metrics:
 class _WorkerFigures(Collector):
     def __init__(self, replica: str) -> None:
         self._replica = replica
-        self.figures: Mapping[str, float] | None = None
+        self.figures: Sequence[Mapping[str, float] | None] = (None,)
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        up = 0.0 if self.figures is None else 1.0
-        for name, value in [("up", up), *sorted((self.figures or {}).items())]:
+        found: dict[str, list[tuple[int, float]]] = {}
+        for worker, figures in enumerate(self.figures):
+            found.setdefault("up", []).append((worker, float(figures is not None)))
+            for name, value in (figures or {}).items():
+                found.setdefault(name, []).append((worker, value))
+        several = len(self.figures) > 1
+        for name in sorted(found, key=lambda n: (n != "up", n)):
             gauge = GaugeMetricFamily(
                 f"raypipe_worker_{_NOT_A_NAME.sub('_', name)}",
                 "As the worker reports it." if name != "up" else "Whether the worker answered.",
-                labels=["replica"],
+                labels=["replica", "worker"] if several else ["replica"],
             )
-            gauge.add_metric([self._replica], value)
+            for worker, value in found[name]:
+                labels = [self._replica, str(worker)] if several else [self._replica]
+                gauge.add_metric(labels, value)
             yield gauge
 
 

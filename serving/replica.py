@@ -29,8 +29,7 @@ class Replica:
         from features.profiles.lookup import ProfileReader
         from raypipe.events.row import RowValidator
         from raypipe.project import load_project
-        from raypipe.runtime.worker.actor import connector
-        from raypipe.runtime.worker.client import WorkerClient
+        from raypipe.runtime.worker import actor
         from serving import loopback
         from serving.credentials import Credentials
         from serving.docs import render
@@ -48,7 +47,7 @@ class Replica:
         self._project = load_project(settings.project)
         event = self._project.decision_event
         self._validator = RowValidator(event, settings.currency)
-        self._worker = WorkerClient(connector(settings.tls_dir))
+        self._worker = actor.client(settings, self._project)
         self._profiles = None
         if self._project.profiles:
             reader = ProfileReader(self._project, settings.home, settings.online_url)

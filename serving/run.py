@@ -25,8 +25,8 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
 
     On a cluster they outlive this process, ``stop`` ends them; every node with a replica answers
     at the settings' port. Raises DeclarationError when rows in the log can't be read any more,
-    NotFound when no model was trained yet and Unavailable when the port is taken, before anything
-    is started.
+    ConfigError for a log of another number of workers, NotFound when no model was trained yet and
+    Unavailable when the port is taken, before anything is started.
     """
     from raypipe.project import load_project
     from serving import app, ingest
@@ -81,13 +81,24 @@ def require_readable_log(settings: Settings, project: Project) -> None:
     """The worker would refuse a breaking declaration too, in the words of a dead actor."""
     from raypipe.events.declarations import check_declarations
     from raypipe.log.opening import open_log
+    from raypipe.ownership.checks import check_patterns, check_tables
+    from raypipe.ownership.claim import check_claim
+    from raypipe.ownership.routes import Ownership
+    from raypipe.patterns.files import pattern_files, runnable
 
+    ownership = None
+    if settings.workers > 1:
+        ownership = Ownership(project, settings.workers)
+        check_tables(project.tables)
+        check_patterns(ownership, runnable(pattern_files(settings), project))
     try:
-        log = open_log(settings.log_url, settings.log_cache, create=False)
+        log = open_log(settings.log_url, settings.log_cache, create=False, workers=settings.workers)
     except NotFound:
         return  # a new log, or one of another node
     with closing(log):
-        check_declarations(log, project)
+        for partition in range(settings.workers):
+            check_claim(log, partition, ownership)
+            check_declarations(log, project, partition)
 
 
 def _require_port(settings: Settings, setting: str) -> None:

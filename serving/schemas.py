@@ -81,7 +81,10 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
     refused: int
     first_offset: Annotated[
         int | None,
-        Meta(description="accepted rows have offsets from here on, in the order of the request"),
+        Meta(
+            description="accepted rows have offsets from here on, in the order of the request; "
+            "null where none was accepted, or several workers took them"
+        ),
     ]
     exceptions: Annotated[tuple[Exceptional, ...], Meta(description="all rows but the accepted")]
 

@@ -20,6 +20,7 @@ from raypipe.errors import IntegrityError, NotFound, RaypipeError
 from raypipe.events.quarantine import QUARANTINE_FILE
 from raypipe.log.opening import open_log
 from raypipe.log.port import EventLog
+from raypipe.ownership.claim import require_one, require_single
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
 from serving.replay import Replayed, replay
@@ -114,7 +115,9 @@ class _Line:
 
     def _history(self) -> list[str]:
         """A simulated world whose history is loaded into the log."""
+        require_one(self._settings.workers, "`raypipe up`")
         with closing(open_log(self._settings.log_url, self._settings.log_cache)) as log:
+            require_single(log, "`raypipe up`")
             if log.end(PARTITION):
                 self._progress.note(f"the log has {log.end(PARTITION):,} events: kept")
             else:

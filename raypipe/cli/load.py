@@ -53,9 +53,11 @@ def run(settings: Settings, tables: list[Path], mapping: Path, progress: Progres
     from raypipe.events.mapping import read_mapping
     from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
     from raypipe.log.opening import open_log
+    from raypipe.ownership.claim import require_one, require_single
     from raypipe.project import load_project
     from raypipe.runtime import running
 
+    require_one(settings.workers, "`raypipe load`")
     project = load_project(settings.project)
     rules = read_mapping(mapping, project)
     with running.claim(settings.home, "load"), progress.stage("load", unit="rows") as stage:
@@ -64,6 +66,7 @@ def run(settings: Settings, tables: list[Path], mapping: Path, progress: Progres
             settings.home / QUARANTINE_FILE, limit_rows=settings.quarantine_limit_rows
         )
         try:
+            require_single(log, "`raypipe load`")
             report = load_tables(
                 log,
                 project,

@@ -33,9 +33,11 @@ def status(json: Json = False, home: Home = None, config: Config = None, set_: S
     from dataclasses import asdict
 
     settings = _options.settings(home, config, set_)
-    with _open(settings) as log:
-        found = [log.usage(partition) for partition in log.partitions()]
-        file = log.file_bytes()
+    with _open(settings) as logs:
+        found = [log.usage(partition) for log in logs for partition in log.partitions()]
+        file = {"file_bytes": 0, "free_bytes": 0}
+        for log in logs:
+            file = {name: size + file[name] for name, size in log.file_bytes().items()}
     _output.write(
         {"log": settings.log_directory, "partitions": [asdict(u) for u in found], **file},
         as_json=json,
@@ -121,9 +123,9 @@ def _run(settings: Settings, rules: Policy, *, as_json: bool, shrink: bool = Fal
     from raypipe.clock import SystemClock
     from raypipe.log.upkeep import upkeep
 
-    with _open(settings) as log:
-        reports = [upkeep(log, p, rules, SystemClock()) for p in log.partitions()]
-        shrunk = log.shrink(0, 3_600.0) if shrink else 0
+    with _open(settings) as logs:
+        reports = [upkeep(log, p, rules, SystemClock()) for log in logs for p in log.partitions()]
+        shrunk = sum(log.shrink(0, 3_600.0) for log in logs) if shrink else 0
     found = [asdict(r) for r in reports]
     if found:
         found[-1]["shrunk_bytes"] += shrunk
@@ -140,7 +142,9 @@ def _policy(settings: Settings) -> Policy:
 
 
 @contextmanager
-def _open(settings: Settings) -> Iterator[SqliteLog]:
+def _open(settings: Settings) -> Iterator[list[SqliteLog]]:
+    """The log of each partition: one of one worker, and then each has its own."""
+    from raypipe.log.partitions import folder, partitions
     from raypipe.log.sqlite import SqliteLog
 
     if not settings.log_directory.is_dir():
@@ -148,11 +152,13 @@ def _open(settings: Settings) -> Iterator[SqliteLog]:
             f"there is no event log at {settings.log_directory}",
             hint="Bring events in first: `raypipe load`, or `raypipe up`.",
         )
-    log = SqliteLog.open(settings.log_url)
+    directory = settings.log_directory
+    logs = [SqliteLog(folder(directory, partition)) for partition in partitions(directory)]
     try:
-        yield log
+        yield logs
     finally:
-        log.close()
+        for log in logs:
+            log.close()
 
 
 def _shown(found: dict[str, Any]) -> dict[str, Any]:

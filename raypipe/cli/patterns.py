@@ -156,7 +156,8 @@ def reload(
     from raypipe.runtime.worker import local
 
     patterns = runnable(pattern_files(settings), load_project(settings.project))
-    names = local.ask(settings.home, lambda worker: worker.use_patterns(patterns))
+    for partition in range(settings.workers):
+        names = local.ask(settings.home, lambda worker: worker.use_patterns(patterns), partition)
     _output.write(
         {"patterns": names},
         as_json=json,

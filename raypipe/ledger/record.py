@@ -18,12 +18,16 @@ class Reason(msgspec.Struct, frozen=True):
     contribution: float
 
 
+OwnerOffsets = tuple[tuple[int, int], ...] | msgspec.UnsetType
+"""Of an event that several workers have: (partition, offset) of each, the primary owner first."""
+
+
 class DecisionRecord(msgspec.Struct, frozen=True):
     """One decision.
 
     ``features`` are little-endian float32 in the model's feature order. ``profile_times`` are, by
     declared profile, the midnight that its values are of (ms, -1 where nothing was known); none
-    when the profiles couldn't be read.
+    when the profiles couldn't be read. ``owner_offsets`` are of several workers alone.
     """
 
     decision_id: str
@@ -46,6 +50,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     experiment: str | None = None
     degraded: bool = False
     profile_times: tuple[int, ...] = ()
+    owner_offsets: OwnerOffsets = msgspec.UNSET
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -10,12 +10,13 @@ from raypipe.log.port import EventLog
 _FILL = "Bring events in first: `raypipe load`, or `raypipe up`."
 
 
-def open_log(url: str, cache: Path, *, create: bool = True) -> EventLog:
+def open_log(url: str, cache: Path, *, create: bool = True, workers: int = 1) -> EventLog:
     """The log at ``sqlite:///DIRECTORY`` or ``kafka://HOST:PORT/TOPIC?options``.
 
     Args:
         cache: folder on this machine for what an adapter can make again from the log.
         create: make the log if there is none; otherwise that is NotFound.
+        workers: how many write to it, each to a partition of its own.
 
     Raises:
         ConfigError: no such log can be.
@@ -29,9 +30,12 @@ def open_log(url: str, cache: Path, *, create: bool = True) -> EventLog:
         except NotFound as e:
             raise NotFound(f"there is no event log: {e.detail}", hint=_FILL) from e
 
+    from raypipe.log.partitions import PartitionedLog, partitions
     from raypipe.log.sqlite import SqliteLog
 
     directory = SqliteLog.directory_of(url)
     if not create and not (directory / "log.db").is_file():
         raise NotFound(f"there is no event log at {directory}", hint=_FILL)
+    if workers > 1 or len(partitions(directory)) > 1:
+        return PartitionedLog(directory)
     return SqliteLog(directory)

@@ -11,10 +11,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from raypipe.errors import ConfigError, DeclarationError
+from raypipe.errors import ConfigError, DeclarationError, UsageError
 from raypipe.events.schema import canonical_json
 from raypipe.log.port import OWNERSHIP, EventLog
 from raypipe.ownership.routes import Ownership
+
+ONE_LOG = (
+    "Load, compute features and train in a home of one worker; serve several from the same "
+    "`lake_url`."
+)
+"""What to do instead."""
 
 SCHEMA = pa.schema(
     [
@@ -84,6 +90,23 @@ def check_claim(log: EventLog, partition: int, ownership: Ownership | None) -> N
         more = [c for c in now["columns"][kind] if c not in known[-1]["columns"][kind]]
         if more:
             raise _changed(kind, f"its views read {', '.join(more)} too")
+
+
+def require_single(log: EventLog, what: str) -> None:
+    """Raise UsageError for a log of several workers, whose partitions ``what`` can't read yet."""
+    known = recorded(log, 0)
+    if known:
+        raise UsageError(
+            f"{what} reads the log of one worker, and this one belongs to "
+            f"{_many(known[-1]['workers'])}",
+            hint=ONE_LOG,
+        )
+
+
+def require_one(workers: int, what: str) -> None:
+    """Raise UsageError for a setting ``workers`` with which ``what`` can't work yet."""
+    if workers > 1:
+        raise UsageError(f"{what} works with one worker, and `workers` is {workers}", hint=ONE_LOG)
 
 
 def _changed(kind: str, how: str) -> DeclarationError:

@@ -127,7 +127,9 @@ class Ownership:
             views = tuple(primary if w == NOBODY else w for w in found)
         return Way(primary, others, views)
 
-    def whole(self, kind: str, part: Mapping[str, Any], primary: int, offset: int) -> dict[str, Any]:
+    def whole(
+        self, kind: str, part: Mapping[str, Any], primary: int, offset: int
+    ) -> dict[str, Any]:
         """A part of an event, as ``way`` gave it, with every column of a projection."""
         return {**self._blank[kind], **part, PRIMARY: primary, AT: offset}
 

@@ -243,13 +243,12 @@ def _certificates(settings: Settings) -> tuple[str, int | None]:
 
 
 def _worker(settings: Settings) -> str:
-    """Ask the worker, if there is one, as a replica on this node would."""
+    """Ask the workers, if there are any, as a replica on this node would."""
     import asyncio
 
     import ray
 
     from raypipe.runtime.worker import actor
-    from raypipe.runtime.worker.client import WorkerClient
 
     try:
         ray.get_actor(actor.worker_name(0), namespace=actor.NAMESPACE)
@@ -257,10 +256,10 @@ def _worker(settings: Settings) -> str:
         return ""
 
     async def ask() -> None:
-        client = WorkerClient(actor.connector(settings.tls_dir))
-        async with asyncio.timeout(5):
-            await client.stats()
-        await client.close()
+        for client in actor.clients(settings):
+            async with asyncio.timeout(5):
+                await client.stats()
+            await client.close()
 
     try:
         asyncio.run(ask())

@@ -20,8 +20,10 @@ import pyarrow as pa
 
 from raypipe.clock import SystemClock
 from raypipe.errors import ConfigError, RaypipeError
+from raypipe.log.partitions import folder
 from raypipe.log.sqlite import SqliteLog
 from raypipe.log.upkeep import Policy, policy, upkeep
+from raypipe.ownership.routes import projected
 from raypipe.project import Project
 
 if TYPE_CHECKING:
@@ -122,8 +124,11 @@ def start(settings: Settings, project: Project, partition: int) -> Upkeep | None
 def rules_of(settings: Settings, project: Project) -> Policy:
     """What stays live, and how long events are kept, for a project's log."""
     needed = [v.horizon * 1_000 for v in project.views] + [t.keep_ms for t in project.tables]
+    names = [e.name for e in project.events]
+    if settings.workers > 1:
+        names += [projected(name) for name in names]
     return policy(
-        [e.name for e in project.events],
+        names,
         max(needed, default=0),
         retention_days=settings.log_retention_days,
     )
@@ -140,7 +145,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
     yield_to_worker()
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
-    log = SqliteLog.open(order.log_url)
+    log = SqliteLog(folder(SqliteLog.directory_of(order.log_url), order.partition))
     while not select.select([sys.stdin], [], [], order.every_s)[0]:
         try:
             done = upkeep(log, order.partition, order.rules, SystemClock())

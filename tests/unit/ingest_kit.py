@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from raypipe.clock import ManualClock
+from raypipe.errors import Unavailable
 from raypipe.events.quarantine import Quarantine
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project
@@ -56,6 +57,12 @@ class CoreWorker:
         return protocol.Ingested(
             1, receipt.received_at, receipt.first_offset, receipt.accepted, receipt.duplicates
         )
+
+    async def figures(self, within_s: float) -> list[dict[str, float] | None]:
+        try:
+            return [await self.stats()]
+        except Unavailable:
+            return [None]
 
     async def stats(self) -> dict[str, float]:
         if self.failure is not None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import numpy as np
 import pyarrow as pa
 import xgboost
@@ -19,7 +20,7 @@ import xgboost
 from features import parity_report
 from features.online import OnlineRow
 from raypipe.clock import HOUR_MS, ManualClock
-from raypipe.errors import Conflict
+from raypipe.errors import Conflict, Unavailable
 from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.lake import Place
@@ -164,6 +165,11 @@ class Seen:
     event: dict[str, Any]
     body_hash: bytes
     decision: bytes | None = None
+    owner_offsets: msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def own(self) -> bytes:
+        return self.windows
 
 
 @dataclass
@@ -226,6 +232,12 @@ class MemoryWorker:
     async def verify(self, shown: Presented) -> Credential | None:
         assert self.keys is not None
         return self.keys.verify(shown)
+
+    async def figures(self, within_s: float) -> list[dict[str, float] | None]:
+        try:
+            return [await self.stats()]
+        except Unavailable:
+            return [None]
 
     async def stats(self) -> dict[str, float]:
         await self._reached()

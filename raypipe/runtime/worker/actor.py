@@ -14,9 +14,14 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raypipe.errors import ConfigError
+
 if TYPE_CHECKING:
     from raypipe.config import Settings
+    from raypipe.project import Project
+    from raypipe.runtime.worker.client import WorkerClient
     from raypipe.runtime.worker.reach import Address, Connect
+    from raypipe.runtime.worker.routing import RoutingClient
 
 NAMESPACE = "raypipe"
 STOP_S = 60.0
@@ -48,12 +53,14 @@ class WorkerActor:
         from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
         from raypipe.lake import Place
         from raypipe.log.opening import open_log
+        from raypipe.ownership.routes import Ownership
         from raypipe.patterns.engine import compile_patterns
         from raypipe.patterns.files import pattern_files, runnable
         from raypipe.project import load_project
         from raypipe.runtime import upkeep
         from raypipe.runtime.worker.connection import Listener, TlsListener, UnixListener
         from raypipe.runtime.worker.core import WorkerCore
+        from raypipe.runtime.worker.forwarding import Forwarder
         from raypipe.runtime.worker.intake import Dedup
         from raypipe.runtime.worker.server import WorkerServer
         from raypipe.runtime.worker.snapshots import Snapshots
@@ -61,11 +68,13 @@ class WorkerActor:
         from raypipe.windows.engine import compile_windows
 
         self._address = _address(settings, partition)
+        self._workers = settings.workers
         project = load_project(settings.project)
         # A worker that answers its address answers events.
         compile_windows(project.views, project.decision)
         compile_patterns()
-        log = open_log(settings.log_url, settings.log_cache)
+        log = open_log(settings.log_url, settings.log_cache, workers=settings.workers)
+        ownership = Ownership(project, settings.workers) if settings.workers > 1 else None
         quarantine = Quarantine(
             settings.home / QUARANTINE_FILE, limit_rows=settings.quarantine_limit_rows
         )
@@ -82,6 +91,7 @@ class WorkerActor:
             ),
             tenant=settings.tenant,
             patterns=runnable(pattern_files(settings), project),
+            ownership=ownership,
         )
         ensure_local_key(settings.home)
         listeners: list[Listener] = [UnixListener(Path(self._address.path))]
@@ -92,6 +102,11 @@ class WorkerActor:
         self._upkeep = upkeep.start(settings, project, partition)
         self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
         self._thread.start()
+        self._forwarder = None
+        if ownership is not None:
+            others = set(range(settings.workers)) - {partition}
+            connects = {other: connector(settings.tls_dir, other) for other in others}
+            self._forwarder = Forwarder(log, ownership, partition, connects)
 
     def _serve(self) -> None:
         try:
@@ -105,6 +120,10 @@ class WorkerActor:
         """Where it listens."""
         return self._address
 
+    def workers(self) -> int:
+        """Of how many it is one."""
+        return self._workers
+
     def pid(self) -> int:
         """Process id, for tests and `raypipe status`."""
         return os.getpid()
@@ -113,6 +132,8 @@ class WorkerActor:
         """Finish, write a snapshot, return its offset."""
         if self._upkeep is not None:
             self._upkeep.stop()
+        if self._forwarder is not None:
+            self._forwarder.stop()
         self._server.stop()
         self._thread.join()
         return self._core.save()
@@ -132,12 +153,29 @@ def _address(settings: Settings, partition: int) -> Address:
     return Address(node, path, host, settings.worker_port + partition)
 
 
-def ensure(settings: Settings, partition: int = 0) -> Any:
-    """The partition's worker, started if it isn't running; returns when it is ready.
+def ensure(settings: Settings) -> Any:
+    """All workers, those started that aren't running; returns the first one when all are ready.
 
-    The actor is detached: it outlives the driver that started it. On a cluster it runs on the
-    node that holds the log, or waits for it.
+    The actors are detached: they outlive the driver that started them. On a cluster they run on the
+    node that holds the log, or wait for it. Raises ConfigError if others run, for another number of
+    workers.
     """
+    import ray
+
+    found = [_ensure(settings, partition) for partition in range(settings.workers)]
+    for actor in found:
+        ray.get(actor.address.remote())
+    running = set(ray.get([actor.workers.remote() for actor in found]))
+    if running != {settings.workers}:
+        raise ConfigError(
+            f"`workers` is {settings.workers}, and the workers that run are for "
+            f"{', '.join(map(str, sorted(running)))}",
+            hint="Stop them first: `raypipe down`.",
+        )
+    return found[0]
+
+
+def _ensure(settings: Settings, partition: int) -> Any:
     import ray
 
     from raypipe.runtime import placement
@@ -147,7 +185,6 @@ def ensure(settings: Settings, partition: int = 0) -> Any:
         actor: Any = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
     except ValueError:
         actor = _start(settings, partition, placement.worker_options(settings))
-    ray.get(actor.address.remote())
     return actor
 
 
@@ -184,15 +221,49 @@ def connector(tls_dir: Path | None, partition: int = 0) -> Connect:
     return reach.connector(locate, ray.get_runtime_context().get_node_id(), tls_dir)
 
 
-def stop(partition: int = 0) -> int | None:
-    """Stop the partition's worker with a snapshot, so that the next one has little to replay.
+def client(settings: Settings, project: Project) -> WorkerClient | RoutingClient:
+    """What asks the workers from this process, wherever they run."""
+    from raypipe.ownership.routes import Ownership
+    from raypipe.runtime.worker.routing import RoutingClient
 
-    Returns the snapshot's offset, None if no worker runs in this process's Ray session or it
-    could not save: the log has everything.
+    found = clients(settings)
+    if len(found) == 1:
+        return found[0]
+    return RoutingClient(found, Ownership(project, settings.workers))
+
+
+def clients(settings: Settings) -> list[WorkerClient]:
+    """One for each worker, in the order of their partitions."""
+    from raypipe.runtime.worker.client import WorkerClient
+
+    return [WorkerClient(connector(settings.tls_dir, p)) for p in range(settings.workers)]
+
+
+def stop() -> int | None:
+    """Stop the workers with snapshots, so that the next ones have little to replay.
+
+    Returns the offset of the first one's snapshot, None if no worker runs in this process's Ray
+    session or it could not save: the log has everything.
     """
     ray: Any = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return None
+    first, partition = _stop(ray, 0), 1
+    while _there(ray, partition):
+        _stop(ray, partition)
+        partition += 1
+    return first
+
+
+def _there(ray: Any, partition: int) -> bool:
+    try:
+        ray.get_actor(worker_name(partition), namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def _stop(ray: Any, partition: int) -> int | None:
     try:
         actor = ray.get_actor(worker_name(partition), namespace=NAMESPACE)
         offset: int = ray.get(actor.stop.remote(), timeout=STOP_S)

@@ -18,10 +18,12 @@ import pyarrow as pa
 from raypipe.errors import error_of
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import encode_group
+from raypipe.ownership.routes import projected
 from raypipe.patterns.spec import Pattern
 from raypipe.project import Project
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.intake import Bulk
+from raypipe.runtime.worker.loads import Load
 from raypipe.runtime.worker.reach import Connect
 from raypipe.tenancy.keys import Credential, Presented, Scope
 
@@ -47,6 +49,11 @@ class WorkerClient:
         self._writer: asyncio.StreamWriter | None = None
         self._reader: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
+
+    @property
+    def each(self) -> Sequence[WorkerClient]:
+        """A client of each worker: of this one."""
+        return (self,)
 
     async def observe(self, event: dict[str, Any], body_hash: bytes) -> protocol.Observed:
         """Take an event in once and read its windows; raises Conflict."""
@@ -154,9 +161,47 @@ class WorkerClient:
             return None
         return Credential(reply.tenant, frozenset(map(Scope, reply.scopes)), shown.key_id)
 
+    async def hear_one(
+        self, primary: int, offset: int, kind: str, part: dict[str, Any], body_hash: bytes
+    ) -> protocol.HeardOne:
+        """Tell of an event that another worker has accepted; returns when it is durable here."""
+        return await self._ask(
+            lambda number: protocol.HearOne(number, primary, offset, kind, part, body_hash),
+            protocol.HeardOne,
+        )
+
+    async def hear(self, project: Project, primary: int, load: Load) -> int:
+        """Tell of another worker's events; returns up to where all is durable here.
+
+        Raises Conflict for a gap before them, DeclarationError as ``ingest``.
+        """
+        numbers = {projected(event.name): number for number, event in enumerate(project.events)}
+        group = encode_group(load.group, [numbers[part.kind] for part in load.group.parts])
+        definition, ones = project.definition_hash, list(load.ones)
+        reply = await self._ask(
+            lambda number: protocol.Hear(
+                number, definition, primary, load.first, load.end, ones, group
+            ),
+            protocol.Heard,
+        )
+        return reply.end
+
+    async def heard(self, primary: int) -> int:
+        """The offset of another worker's log up to which this one has heard of its events."""
+        reply = await self._ask(lambda number: protocol.AskHeard(number, primary), protocol.Heard)
+        return reply.end
+
     async def stats(self) -> dict[str, float]:
         """Counters and gauges of the worker."""
         return (await self._ask(protocol.Stats, protocol.StatsReply)).values
+
+    async def figures(self, within_s: float) -> list[dict[str, float] | None]:
+        """The same of each worker, of this one; None for one that does not answer in time."""
+        try:
+            async with asyncio.timeout(within_s):
+                return [await self.stats()]
+        except TimeoutError:
+            return [None]
 
     async def close(self) -> None:
         """Close the connection."""

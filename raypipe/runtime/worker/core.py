@@ -145,7 +145,9 @@ class WorkerCore:
             )
         while offset < end:
             chunks = list(self._log.read(self._partition, offset, REPLAY_ROWS))
-            others = [c for c in chunks if c.kind not in self._schemas and c.kind not in self._parts]
+            others = [
+                c for c in chunks if c.kind not in self._schemas and c.kind not in self._parts
+            ]
             self._state.replay(self._events_of(chunks), others, self._parts_of(chunks))
             offset += sum(map(len, chunks))
         self._state.settle()
@@ -287,6 +289,11 @@ class WorkerCore:
             self._counters["parts"] += len(new)
         self._state.heard.hear(primary, end)
         return self.heard(primary)
+
+    @property
+    def part_schemas(self) -> list[pa.Schema]:
+        """Columns of projections by the number of their event type in the project."""
+        return [part.schema for part in self._parts.values()]
 
     def heard(self, primary: int) -> int:
         """The offset of another worker's log up to which this one has heard of its events."""
@@ -474,7 +481,9 @@ class WorkerCore:
             for entry in entries
         ]
         part = self._parts.get(kind)
-        return pa.RecordBatch.from_pylist(rows, self._schemas[kind] if part is None else part.schema)
+        return pa.RecordBatch.from_pylist(
+            rows, self._schemas[kind] if part is None else part.schema
+        )
 
     def save(self) -> int:
         """Write a snapshot and commit to it; returns its offset. Raises what prevents it."""

@@ -1,8 +1,8 @@
 """How far a worker has heard of the events of other workers.
 
-A worker's forwarder sends what concerns others in the order of its log. Who hears it remembers up to
-where, in the same commit that makes it durable: the rows themselves tell it. So nothing has to be
-acknowledged twice, and a forwarder that starts anew asks where to go on.
+A worker's forwarder sends what concerns others in the order of its log. Who hears it remembers up
+to where, in the same commit that makes it durable: the rows themselves tell it. So nothing has to
+be acknowledged twice, and a forwarder that starts anew asks where to go on.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,8 +15,10 @@ from raypipe.events.evolution import align
 from raypipe.log.port import Chunk, Group, Part
 from raypipe.ownership.routes import AT, Ownership
 
+Mask = npt.NDArray[np.bool_]
+
 One = tuple[int, str, dict[str, Any], bytes]
-"""An event that came alone: its offset, its type, its part for the other worker, its body's hash."""
+"""An event that came alone: its offset, its type, its part for the other, its body's hash."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,20 +30,29 @@ class Load:
     ones: Sequence[One]
     group: Group
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to tell."""
+        return bool(self.ones or self.group.parts)
+
 
 def load_of(
-    ownership: Ownership, partition: int, worker: int, first: int, chunks: Sequence[Chunk]
+    ownership: Ownership,
+    partition: int,
+    worker: int,
+    span: tuple[int, int],
+    chunks: Sequence[Chunk],
 ) -> Load:
-    """What ``worker`` is told of rows that were read from ``first`` on, whatever their kinds."""
+    """What ``worker`` is told of a span of a partition's rows, whatever their kinds; the chunks are
+    those that may concern it."""
     events = {e.name: e for e in ownership.project.events}
     ones: list[One] = []
     parts: dict[str, list[pa.RecordBatch]] = {}
-    for chunk in chunks:
-        event = events.get(chunk.kind)
+    for logged in chunks:
+        event = events.get(logged.kind)
         if event is None:
             continue
-        alone = _alone(chunk.batch)
-        chunk = replace(chunk, batch=align(chunk.batch, event))
+        alone = _alone(logged.batch)
+        chunk = replace(logged, batch=align(logged.batch, event))
         if alone.any():
             ones += _ones(ownership, worker, _rows(chunk, alone))
         if not alone.all():
@@ -48,17 +60,18 @@ def load_of(
             if part is not None:
                 parts.setdefault(part.kind, []).append(part.batch)
     ones.sort(key=lambda one: one[0])
-    return Load(first, first + sum(map(len, chunks)), ones, _group(parts))
+    return Load(*span, ones, _group(parts))
 
 
-def _alone(batch: pa.RecordBatch) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def _alone(batch: pa.RecordBatch) -> Mask:
     """Which rows came one by one: their bodies were hashed [n]."""
-    if "body_hash" not in batch.schema.names:
-        return np.zeros(batch.num_rows, np.bool_)
-    return pc.is_valid(batch.column("body_hash")).to_numpy(zero_copy_only=False)
+    alone: Mask = np.zeros(batch.num_rows, np.bool_)
+    if "body_hash" in batch.schema.names:
+        alone = pc.is_valid(batch.column("body_hash")).to_numpy(zero_copy_only=False)
+    return alone
 
 
-def _rows(chunk: Chunk, mask: np.ndarray[Any, np.dtype[np.bool_]]) -> Chunk:
+def _rows(chunk: Chunk, mask: Mask) -> Chunk:
     if mask.all():
         return chunk
     return Chunk(chunk.kind, chunk.offsets[mask], chunk.batch.filter(pa.array(mask)))

@@ -10,8 +10,13 @@ from typing import Any
 
 import msgspec
 
+from raypipe.ledger.record import OwnerOffsets
+
 FRAME_LIMIT = 128 * 1024 * 1024
 """Above what a bulk request of the largest allowed body becomes."""
+
+SEVERAL_LOGS = -1
+"""Instead of a first offset, of rows that lie in several logs."""
 
 _HEAD = struct.Struct("<I")
 
@@ -100,6 +105,44 @@ class UsePatterns(msgspec.Struct, tag="use_patterns", array_like=True, frozen=Tr
     texts: list[str]
 
 
+class HearOne(msgspec.Struct, tag="hear_one", array_like=True, frozen=True):
+    """Take in the part that concerns this worker of an event that another one has accepted.
+
+    ``primary`` is that worker's partition, ``offset`` the event's place there.
+    """
+
+    id: int
+    primary: int
+    offset: int
+    kind: str
+    part: dict[str, Any]
+    body_hash: bytes
+
+
+class Hear(msgspec.Struct, tag="hear", array_like=True, frozen=True):
+    """Take in all that concerns this worker of the events in [first, end) of another's log.
+
+    ``ones`` are (offset, event type, part, body hash) of events that came alone, ``group`` is
+    log.codec.encode_group's bytes of the projections of others, with the numbers of event types as
+    Ingest has them.
+    """
+
+    id: int
+    definition_hash: str
+    primary: int
+    first: int
+    end: int
+    ones: list[tuple[int, str, dict[str, Any], bytes]]
+    group: bytes
+
+
+class AskHeard(msgspec.Struct, tag="ask_heard", array_like=True, frozen=True):
+    """Ask up to where this worker has heard of another's events."""
+
+    id: int
+    primary: int
+
+
 class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     """Ask for counters and gauges."""
 
@@ -123,6 +166,9 @@ Request = (
     | Ingest
     | TakeChanges
     | UsePatterns
+    | HearOne
+    | Hear
+    | AskHeard
     | Stats
     | Verify
 )
@@ -139,6 +185,16 @@ class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
     windows: bytes
     event: dict[str, Any]
     decision: bytes | None
+
+    @property
+    def own(self) -> bytes:
+        """What the worker that has the event knows it by when its decision is recorded."""
+        return self.windows
+
+    @property
+    def owner_offsets(self) -> OwnerOffsets:
+        """Of one worker: nothing besides ``offset``."""
+        return msgspec.UNSET
 
 
 class Recorded(msgspec.Struct, tag="recorded", array_like=True, frozen=True):
@@ -198,6 +254,21 @@ class PatternsUsed(msgspec.Struct, tag="patterns_used", array_like=True, frozen=
     names: list[str]
 
 
+class HeardOne(msgspec.Struct, tag="heard_one", array_like=True, frozen=True):
+    """The part's place in this worker's log, and the window values of its keys before it."""
+
+    id: int
+    offset: int
+    windows: bytes
+
+
+class Heard(msgspec.Struct, tag="heard", array_like=True, frozen=True):
+    """All that concerns this worker of the other's events before ``end`` is durable here."""
+
+    id: int
+    end: int
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
     """Counters and gauges by name."""
 
@@ -231,6 +302,8 @@ Reply = (
     | Ingested
     | Changed
     | PatternsUsed
+    | HeardOne
+    | Heard
     | StatsReply
     | Verified
     | Failed

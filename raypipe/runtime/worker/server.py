@@ -22,6 +22,7 @@ from raypipe.aborts import reach
 from raypipe.errors import DeclarationError, RaypipeError
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import decode_group
+from raypipe.log.port import Group
 from raypipe.patterns.spec import Pattern
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.connection import Connection, Listener
@@ -37,7 +38,13 @@ _STRANGERS = 256
 """Connections that have not proven who they are; with more, the oldest is closed."""
 
 _DURABLE = (
-    protocol.Recorded | protocol.Found | protocol.KeyValues | protocol.Ingested | protocol.Changed
+    protocol.Recorded
+    | protocol.Found
+    | protocol.KeyValues
+    | protocol.Ingested
+    | protocol.Changed
+    | protocol.HeardOne
+    | protocol.Heard
 )
 """Answers that tell of something that the next commit makes durable."""
 
@@ -62,7 +69,7 @@ class WorkerServer:
         for listener in listeners:
             self._selector.register(listener.sock, selectors.EVENT_READ, listener)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
-        self._bulk: deque[tuple[Connection, protocol.Ingest]] = deque()
+        self._bulk: deque[tuple[Connection, protocol.Ingest | protocol.Hear]] = deque()
         self._stopping = False
 
     def stop(self) -> None:
@@ -148,7 +155,7 @@ class WorkerServer:
     def _due(self, asked: Asked) -> Iterator[tuple[Connection, protocol.Request]]:
         """What this round works on: all that is small, then as much of the bulk as it may take."""
         for connection, request in asked:
-            if isinstance(request, protocol.Ingest):
+            if isinstance(request, protocol.Ingest | protocol.Hear):
                 self._bulk.append((connection, request))
             else:
                 yield connection, request
@@ -196,6 +203,20 @@ class WorkerServer:
                         receipt.accepted,
                         receipt.duplicates,
                     )
+                case protocol.HearOne(id=number):
+                    heard = self._core.hear_one(
+                        request.primary,
+                        request.offset,
+                        request.kind,
+                        request.part,
+                        request.body_hash,
+                    )
+                    return protocol.HeardOne(number, heard.offset, heard.windows)
+                case protocol.Hear(id=number, primary=primary, first=first, end=end, ones=ones):
+                    group = self._read_group(request.definition_hash, request.group)
+                    return protocol.Heard(number, self._core.hear(primary, first, end, ones, group))
+                case protocol.AskHeard(id=number, primary=primary):
+                    return protocol.Heard(number, self._core.heard(primary))
                 case protocol.TakeChanges(id=number, limit=limit, written=written):
                     return _changed(number, self._core.changed(limit, written=written))
                 case protocol.UsePatterns(id=number, texts=texts):
@@ -210,11 +231,7 @@ class WorkerServer:
             return protocol.Failed(request.id, RaypipeError.code, f"unreadable record: {e}")
 
     def _read_bulk(self, request: protocol.Ingest) -> Bulk:
-        if request.definition_hash != self._project.definition_hash:
-            raise DeclarationError(
-                "the worker runs with other declarations than the process that validated the rows",
-                hint="Start both again with the same version of the project.",
-            )
+        self._require_same(request.definition_hash)
         return Bulk(
             request.tenant,
             decode_group(request.group, self._event_schemas.__getitem__),
@@ -224,6 +241,17 @@ class WorkerServer:
             request.key,
             request.refused,
         )
+
+    def _read_group(self, definition_hash: str, data: bytes) -> Group:
+        self._require_same(definition_hash)
+        return decode_group(data, self._core.part_schemas.__getitem__)
+
+    def _require_same(self, definition_hash: str) -> None:
+        if definition_hash != self._project.definition_hash:
+            raise DeclarationError(
+                "the worker runs with other declarations than the process that validated the rows",
+                hint="Start both again with the same version of the project.",
+            )
 
     def _reply(self, connection: Connection, reply: protocol.Reply) -> None:
         connection.out += protocol.frame(reply)
