@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from raypipe.ownership.routes import PREFIX
 from tests.domains.greenhouse import project
-from tests.property.oracle import compare, truth
+from tests.property.workers_checks import Left, check_once, check_values
 from tests.property.workers_world import Event, World
 
 START = 1_790_000_000_000
-COLUMNS = ("tenant", "event_time", "valve", "gardener", "litres")
 
 
 def events(seed: int) -> list[tuple[str, Event]]:
@@ -65,65 +60,6 @@ def requests(world: World, rows: list[tuple[str, Event]]) -> tuple[list[Any], se
     return found[::-1], alone
 
 
-def logged(world: World, partition: int) -> list[dict[str, Any]]:
-    """What lies in a partition of events, whole and in part, in order."""
-    found = []
-    for chunk in world.log.read(partition, world.log.first(partition), 10**6):
-        kind = chunk.kind.removeprefix(PREFIX)
-        if kind not in {"opening", "flood"}:
-            continue
-        for offset, row in zip(chunk.offsets.tolist(), chunk.batch.to_pylist(), strict=True):
-            whole = kind == chunk.kind
-            event_id = row["event_id"] if whole else row["event_id"].partition("@")[0]
-            found.append(
-                {"offset": offset, "kind": kind, "id": event_id, "whole": whole}
-                | {name: row.get(name) for name in COLUMNS}
-            )
-    return sorted(found, key=lambda row: row["offset"])
-
-
-def check_once(world: World, rows: list[tuple[str, Event]]) -> None:
-    """Each event is whole in one log, and once in the log of each of its keys' owners."""
-    logs = [logged(world, partition) for partition in world.workers]
-    whole = Counter(row["id"] for log in logs for row in log if row["whole"])
-    assert whole == Counter(event["event_id"] for _, event in rows)
-    for log in logs:
-        assert set(Counter(row["id"] for row in log).values()) <= {1}
-    for kind, event in rows:
-        for entity in ("valve", "gardener") if kind == "opening" else ("valve",):
-            if event[entity] is None:
-                continue
-            owner = world.ownership.of_key("default", entity, event[entity])
-            (row,) = [r for r in logs[owner] if r["id"] == event["event_id"]]
-            assert row[entity] == event[entity]
-
-
-def check_values(world: World, alone: set[str]) -> None:
-    """What decisions were made from is what SQL says over the log of each key's owner."""
-    assert world.answers.keys() == alone
-    at = 0
-    for view in project.views:
-        for partition in world.workers:
-            mine = [
-                row
-                for row in logged(world, partition)
-                if row[view.key] is not None
-                and world.ownership.of_key("default", view.entity, row[view.key]) == partition
-            ]
-            asked = [row for row in mine if row["id"] in alone]
-            if not asked:
-                continue
-            values = {
-                row["offset"]: np.frombuffer(
-                    world.answers[row["id"]], "<f8", len(view.columns), at * 8
-                )
-                for row in asked
-            }
-            true = truth(view, pa.Table.from_pylist(mine), project.decision, at=list(values))
-            compare(true, view.column_names, values)
-        at += len(view.columns)
-
-
 def check_restart(world: World) -> None:
     """A worker that replays its log alone comes to the same state."""
     for worker in world.workers:
@@ -143,6 +79,7 @@ def test_crashes_at_any_step_lose_nothing_and_count_nothing_twice(
     todo, alone = requests(world, rows)
     world.run(todo, crashes=0.05)
     assert world.crashes > 5
-    check_once(world, rows)
-    check_values(world, alone)
+    left = Left(world.log, world.ownership, world.answers)
+    check_once(left, rows)
+    check_values(left, alone)
     check_restart(world)

@@ -137,7 +137,7 @@ class World:
                 windows[worker] = heard.windows
                 offsets.append((worker, heard.offset))
             merged = merge_windows(self._widths, way.views, windows)
-            record = _decision(self.project, entry.event, merged, tuple(offsets))
+            record = decision_of(self.project, entry.event, merged, tuple(offsets))
             try:
                 for stored in self._ask(
                     primary, lambda core, r=record, e=entry: core.record(r, e.windows)
@@ -173,9 +173,10 @@ class World:
         yield
 
 
-def _decision(
+def decision_of(
     project: Project, event: Event, windows: bytes, offsets: tuple[tuple[int, int], ...]
 ) -> DecisionRecord:
+    """A decision that keeps the window values that it was made from as its features."""
     return DecisionRecord(
         decision_id=decision_id(event["tenant"], event["event_id"]),
         tenant=event["tenant"],
