@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from raypipe.runtime.worker.intake import Bulk
 from raypipe.runtime.worker.loads import load_of
 from raypipe.runtime.worker.snapshots import Snapshots
 
-Going = Iterator[None]
+Going = Generator[None, None, None]
 """Something that goes on step by step; anything may happen between two steps."""
 
 Event = dict[str, Any]
@@ -45,8 +46,8 @@ class World:
         self.cores = [self.started(w) for w in self.workers]
         self._widths = [8 * len(v.columns) for v in project.views]
 
-    def started(self, worker: int, *, from_log: bool = False) -> WorkerCore:
-        """A worker as it starts; ``from_log``: without its snapshots."""
+    def started(self, worker: int) -> WorkerCore:
+        """A worker as it starts."""
         snapshots = Snapshots(
             Place.at(self._folder / "snapshots" / str(worker)),
             self.project.definition_hash,
@@ -54,12 +55,19 @@ class World:
             lambda: 0.0,
         )
         return WorkerCore(
-            self.project,
-            self.log,
-            worker,
-            snapshots=None if from_log else snapshots,
-            ownership=self.ownership,
+            self.project, self.log, worker, snapshots=snapshots, ownership=self.ownership
         )
+
+    def forget_snapshots(self) -> None:
+        """A worker that starts now has its log alone."""
+        shutil.rmtree(self._folder / "snapshots", ignore_errors=True)
+
+    def seal(self) -> None:
+        """Move all rows to Parquet, as upkeep does with old ones."""
+        for worker in self.workers:
+            log = self.log.of(worker)
+            while log.compact(worker, log.end(worker)).ranges:
+                pass
 
     def run(self, requests: list[Going], *, crashes: float) -> None:
         """Go through all requests, some at a time, with whatever else may happen between."""
@@ -104,22 +112,30 @@ class World:
         if self.rng.random() < 0.1:
             self.cores[self.rng.choice(self.workers)].save()
 
-    def _ask(self, worker: int, question: Callable[[WorkerCore], Any]) -> Iterator[Any]:
-        """Ask until a durable answer comes; gives None before, the answer last."""
+    def _ask(
+        self, worker: int, question: Callable[[WorkerCore], Any]
+    ) -> Generator[None, None, Any]:
+        """Ask until a durable answer comes, and return it."""
         while True:
             life = self._lives[worker]
             answer = question(self.cores[worker])
-            yield None
+            yield
             if self._lives[worker] == life:
                 self.cores[worker].commit()
-                yield answer
-                return
+                yield
+                return answer
+
+    def abandon(self, event: Event) -> Going:
+        """A replica that dies when the primary owner has answered, and a client that gives up."""
+        kind = self.project.decision
+        primary = self.ownership.way(kind, event).primary
+        self.cores[primary].observe(event, _hash(event))
+        yield
 
     def decide(self, event: Event) -> Going:
         """A client that wants a decision, and doesn't give up."""
         kind = self.project.decision
-        body = {n: v for n, v in event.items() if n != "received_at"}
-        body_hash = hashlib.sha256(repr(sorted(body.items())).encode()).digest()
+        body_hash = _hash(event)
         while True:
             asked = event | {"received_at": event["received_at"] + self.rng.randrange(50)}
             primary = self.ownership.way(kind, asked).primary
@@ -132,17 +148,15 @@ class World:
             windows, offsets = {primary: entry.windows}, [(primary, entry.offset)]
             for worker, part in way.others.items():
                 told = (primary, entry.offset, kind, part, body_hash)
-                for heard in self._ask(worker, lambda core, told=told: core.hear_one(*told)):
-                    yield
+                heard = yield from self._ask(worker, lambda core, told=told: core.hear_one(*told))
                 windows[worker] = heard.windows
                 offsets.append((worker, heard.offset))
             merged = merge_windows(self._widths, way.views, windows)
             record = decision_of(self.project, entry.event, merged, tuple(offsets))
             try:
-                for stored in self._ask(
+                stored = yield from self._ask(
                     primary, lambda core, r=record, e=entry: core.record(r, e.windows)
-                ):
-                    yield
+                )
             except EventLost:
                 continue
             self.answers[event["event_id"]] = stored.features
@@ -154,8 +168,7 @@ class World:
         received_at = rows[-1][1]["received_at"]
         for worker, (mine, _) in self.ownership.split(group).items():
             sent = Bulk("default", mine, received_at, "test", b"x" * 32, key)
-            for _ in self._ask(worker, lambda core, sent=sent: core.ingest(sent)):
-                yield
+            yield from self._ask(worker, lambda core, sent=sent: core.ingest(sent))
 
     def forward(self, primary: int, other: int) -> Going:
         """One message of a worker's forwarder; a dead one's may still arrive."""
@@ -195,6 +208,11 @@ def decision_of(
         action="review",
         owner_offsets=offsets,
     )
+
+
+def _hash(event: Event) -> bytes:
+    body = {n: v for n, v in event.items() if n != "received_at"}
+    return hashlib.sha256(repr(sorted(body.items())).encode()).digest()
 
 
 def _group(project: Project, rows: list[tuple[str, Event]]) -> Group:
