@@ -34,6 +34,7 @@ class WindowEngine:
         self._owned = owned
         self.states = {v.name: ViewState(v) for v in views}
         self._inputs = {v.name: {kind: Inputs(v, kind) for kind in v.events} for v in views}
+        self._blank = {v.name: np.full(len(v.columns), np.nan).tobytes() for v in views}
         self._decision = decision
         self._since: dict[str, Ints] = {}
         self._row = {
@@ -98,26 +99,27 @@ class WindowEngine:
     ) -> bytes:
         """The same for the views of owned keys; what the others read may lack in the event."""
         reads = self._decision == kind
-        mine: list[str] = []
+        mine: set[str] = set()
+        keys: dict[str, int] = {}
         for name, inputs in self._inputs.items():
             if not reads and kind not in inputs:
                 continue
-            rows = self._row[name]
-            key = key_hash(self.states[name].view, event)
+            rows, view = self._row[name], self.states[name].view
+            key = keys.get(view.entity)
+            if key is None:
+                key = keys[view.entity] = key_hash(view, event)
             if key and bucket(key) not in owned:
                 continue
-            mine.append(name)
+            mine.add(name)
             counts = bool(key) and kind in inputs
             rows.keys[0], rows.times[0], rows.offsets[0] = key, event["event_time"], offset
             rows.modes[0] = (kernel.READ if reads else 0) | (kernel.UPDATE if counts else 0)
             if counts:
                 inputs[kind].of_row(event, Facts(rows.amounts, rows.hashes, rows.flags))
-        parts = []
-        for name, state in self.states.items():
-            if name in mine:
-                parts.append(state.process(self._row[name]).before.tobytes())
-            else:
-                parts.append(np.full(len(state.view.columns), np.nan).tobytes())
+        parts = [
+            state.process(self._row[name]).before.tobytes() if name in mine else self._blank[name]
+            for name, state in self.states.items()
+        ]
         return b"".join(parts) if reads else b""
 
     def read(self, tenant: str, entity: str, key: str, now: int) -> dict[str, float]:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.contract.kafka_server import KafkaServer
+from tests.contract.log_kit import on_kafka
 from tests.domains.greenhouse import project
 from tests.property.workers_checks import Left, check_once, check_values, logged
 from tests.property.workers_world import Event, World
@@ -84,12 +86,21 @@ def check_restart(world: World) -> None:
 def test_crashes_at_any_step_lose_nothing_and_count_nothing_twice(
     tmp_path: Path, workers: int, seed: int
 ) -> None:
-    world = World(project, workers, tmp_path, seed)
-    rows = events(seed)
+    check(World(project, workers, tmp_path, seed), events(seed))
+
+
+def test_the_same_on_kafka(tmp_path: Path, kafka: KafkaServer) -> None:
+    log = on_kafka(kafka)(tmp_path / "log")
+    check(World(project, 2, tmp_path, 4, log), events(4)[:60])
+    log.close()
+
+
+def check(world: World, rows: list[tuple[str, Event]]) -> None:
+    """Run clients, forwarders and crashes to their end, and look at what they left."""
     given_up = {row["event_id"] for kind, row in rows[::9] if kind == "opening"}
     todo, alone = requests(world, rows, given_up)
     world.run(todo, crashes=0.05)
-    assert world.crashes > 5
+    assert world.crashes > 2
     left = Left(world.log, world.ownership, world.answers)
     there = {row["id"] for p in world.workers for row in logged(left, p) if row["whole"]}
     check_once(

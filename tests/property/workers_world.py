@@ -15,7 +15,7 @@ from raypipe.errors import Conflict, EventLost
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, decision_id, decode
 from raypipe.log.partitions import PartitionedLog
-from raypipe.log.port import Group, Part
+from raypipe.log.port import EventLog, Group, Part
 from raypipe.ownership.routes import Ownership, merge_windows
 from raypipe.project import Project
 from raypipe.runtime.worker.core import WorkerCore
@@ -30,13 +30,20 @@ Event = dict[str, Any]
 
 
 class World:
-    """Workers over one log, and whoever asks them."""
+    """Workers over one log, by default an embedded one, and whoever asks them."""
 
-    def __init__(self, project: Project, workers: int, folder: Path, seed: int) -> None:
+    def __init__(
+        self,
+        project: Project,
+        workers: int,
+        folder: Path,
+        seed: int,
+        log: EventLog | None = None,
+    ) -> None:
         self.project = project
         self.ownership = Ownership(project, workers)
         self.workers = range(workers)
-        self.log = PartitionedLog(folder / "log")
+        self.log = PartitionedLog(folder / "log") if log is None else log
         self.rng = random.Random(seed)
         self.answers: dict[str, bytes] = {}
         """By event id, the window values that a client's decision was made from."""
@@ -63,7 +70,9 @@ class World:
         shutil.rmtree(self._folder / "snapshots", ignore_errors=True)
 
     def seal(self) -> None:
-        """Move all rows to Parquet, as upkeep does with old ones."""
+        """Move all rows of an embedded log to Parquet, as upkeep does with old ones."""
+        if not isinstance(self.log, PartitionedLog):
+            return
         for worker in self.workers:
             log = self.log.of(worker)
             while log.compact(worker, log.end(worker)).ranges:

@@ -27,6 +27,9 @@ from raypipe.runtime.worker.intake import Bulk
 from raypipe.tables.merging import merge
 from raypipe.tenancy.keys import Credential, Presented
 
+INLINE_ROWS = 1_000
+"""Rows of a request whose owners are found sooner than a thread would begin."""
+
 _T = TypeVar("_T")
 
 
@@ -106,7 +109,10 @@ class RoutingClient:
         An answer with another ``received_at`` is of an earlier try, and says no more than that:
         ask again with the rows as they were read then.
         """
-        split = await asyncio.to_thread(self._ownership.split, bulk.group)
+        if len(bulk.group) > INLINE_ROWS:
+            split = await asyncio.to_thread(self._ownership.split, bulk.group)
+        else:
+            split = self._ownership.split(bulk.group)
         if bulk.refused:
             # They have no worker; of a request one must keep them, and the same one each time.
             split.setdefault(0, (Group(()), np.empty(0, np.int64)))

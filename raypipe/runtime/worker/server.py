@@ -153,12 +153,20 @@ class WorkerServer:
         self._core.tick()
 
     def _due(self, asked: Asked) -> Iterator[tuple[Connection, protocol.Request]]:
-        """What this round works on: all that is small, then as much of the bulk as it may take."""
+        """What this round works on: all that is small, then as much of the bulk as it may take.
+
+        Parts of other workers' events come after this one's own, so that the log gets each kind at
+        once: a row alone costs the commit three times as much.
+        """
+        parts: Asked = []
         for connection, request in asked:
             if isinstance(request, protocol.Ingest | protocol.Hear):
                 self._bulk.append((connection, request))
+            elif isinstance(request, protocol.HearOne):
+                parts.append((connection, request))
             else:
                 yield connection, request
+        yield from parts
         end = self._core.next_offset + BULK_ROWS
         while self._bulk and self._core.next_offset < end:
             yield self._bulk.popleft()
