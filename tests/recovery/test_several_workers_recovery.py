@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 WORKERS = 2
 START = 1_790_000_000_000
 DECISIONS, REQUESTS, ROWS = 120, 40, 12
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 
 
 class Supervised:
@@ -134,27 +134,37 @@ async def run(workers: Supervised, kills: int) -> tuple[list[dict[str, Any]], di
         partial(send, client, rows, f"k-{i}" if i % 2 else None) for i, rows in enumerate(requests)
     ]
     rng.shuffle(todo)
-    share = kills / len(todo)
+    doomed = set(rng.sample(range(len(todo)), kills))
 
     async def caller() -> None:
         while todo:
-            await todo.pop()()
-            if rng.random() < share:
+            ask = todo.pop()
+            if len(todo) in doomed:
                 workers.kill(rng.randrange(WORKERS))
+            await ask()
 
-    async with asyncio.timeout(PATIENCE_S):
-        await client.stats()
-        await asyncio.gather(*(caller() for _ in range(8)))
-        found = await client.decision("default", decision_id("default", alone[0]["event_id"]))
-        assert found is not None
-        assert found.features == answers[alone[0]["event_id"]]
-        rows = [*alone, *(row for request in requests for row in request)]
-        await heard(workers.home, rows)
-    await client.close()
-    supervising.cancel()
-    for worker in range(WORKERS):
-        workers.kill(worker)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            await client.stats()
+            await asyncio.gather(*(caller() for _ in range(8)))
+            found = await client.decision("default", decision_id("default", alone[0]["event_id"]))
+            assert found is not None
+            assert found.features == answers[alone[0]["event_id"]]
+            rows = [*alone, *(row for request in requests for row in request)]
+            await heard(workers.home, rows)
+            await told(client)
+        await client.close()
+    finally:
+        supervising.cancel()
+        for worker in range(WORKERS):
+            workers.kill(worker)
     return rows, answers
+
+
+async def told(client: RoutingClient) -> None:
+    """Wait until the forwarders say themselves that nothing is left to tell."""
+    while (figures := await client.stats())["untold_0"] + figures["untold_1"]:
+        await asyncio.sleep(0.05)
 
 
 async def heard(home: Path, rows: list[dict[str, Any]]) -> None:
@@ -170,11 +180,7 @@ async def heard(home: Path, rows: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize(
     ("abort_at", "kills"),
-    [
-        ("worker.before_commit:9", 0),
-        ("worker.after_commit:9", 0),
-        ("", 5),
-    ],
+    [("worker.after_commit:9", 0), ("", 3)],
 )
 def test_killed_workers_lose_nothing_and_count_nothing_twice(
     tmp_path: Path, abort_at: str, kills: int

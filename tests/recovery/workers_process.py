@@ -41,16 +41,16 @@ def main(home: Path, partition: int, workers: int) -> None:
         ),
         ownership=ownership,
     )
-    listener = UnixListener(socket_of(home, partition))
-    server = WorkerServer(core, KeyStore(home / STORE_FILE), [listener])
     others = set(range(workers)) - {partition}
-    Forwarder(
+    forwarder = Forwarder(
         log,
         ownership,
         partition,
         {other: partial(reach.unix, str(socket_of(home, other))) for other in others},
     )
-    server.run()
+    listener = UnixListener(socket_of(home, partition))
+    keys = KeyStore(home / STORE_FILE)
+    WorkerServer(core, keys, [listener], forwarder.figures).run()
 
 
 if __name__ == "__main__":

@@ -98,15 +98,20 @@ class WorkerActor:
         if settings.tls_dir is not None:
             at = self._address
             listeners.append(TlsListener(at.host, at.port, settings.tls_dir))
-        self._server = WorkerServer(self._core, KeyStore(settings.home / STORE_FILE), listeners)
-        self._upkeep = upkeep.start(settings, project, partition)
-        self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
-        self._thread.start()
         self._forwarder = None
         if ownership is not None:
             others = set(range(settings.workers)) - {partition}
             connects = {other: connector(settings.tls_dir, other) for other in others}
             self._forwarder = Forwarder(log, ownership, partition, connects)
+        self._server = WorkerServer(
+            self._core,
+            KeyStore(settings.home / STORE_FILE),
+            listeners,
+            dict if self._forwarder is None else self._forwarder.figures,
+        )
+        self._upkeep = upkeep.start(settings, project, partition)
+        self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
+        self._thread.start()
 
     def _serve(self) -> None:
         try:

@@ -49,10 +49,15 @@ class Forwarder:
         self._partition = partition
         self._others = others
         self._end = 0
+        self._told = dict.fromkeys(others, 0)
         self._grown: asyncio.Condition
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="forwarder", daemon=True)
         self._thread.start()
+
+    def figures(self) -> dict[str, float]:
+        """Rows of the log that each other worker has yet to be told of, if they concern it."""
+        return {f"untold_{w}": float(max(0, self._end - at)) for w, at in self._told.items()}
 
     def stop(self) -> None:
         """End; what was not told is told by the next one."""
@@ -122,6 +127,7 @@ class Forwarder:
             at = load.end
             if load or at - heard >= FAR:
                 heard = await client.hear(self._ownership.project, self._partition, load)
+            self._told[worker] = at
 
     async def _beyond(self, offset: int) -> None:
         """Wait until the log ends after an offset."""

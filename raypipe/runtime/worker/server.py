@@ -13,7 +13,7 @@ import logging
 import selectors
 import socket
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 import pyarrow as pa
@@ -55,14 +55,24 @@ class WorkerServer:
     """Serves one WorkerCore, and the API keys that lie beside it, to whoever ``listeners`` let in.
 
     ``run`` returns after ``stop``; it raises when a commit failed, and the process must end then.
+
+    Args:
+        figures: what ``Stats`` tells besides the core's own.
     """
 
-    def __init__(self, core: WorkerCore, keys: KeyStore, listeners: Sequence[Listener]) -> None:
+    def __init__(
+        self,
+        core: WorkerCore,
+        keys: KeyStore,
+        listeners: Sequence[Listener],
+        figures: Callable[[], dict[str, float]] = dict,
+    ) -> None:
         self._core = core
         self._project = core.project
         self._event_schemas = [event.arrow_schema for event in core.project.events]
         self._keys = keys
         self._listeners = listeners
+        self._figures = figures
         self._strangers: dict[Connection, None] = {}
         self._wake_in, self._wake_out = socket.socketpair()
         self._selector = selectors.DefaultSelector()
@@ -232,7 +242,7 @@ class WorkerServer:
                     self._core.use_patterns(patterns)
                     return protocol.PatternsUsed(number, [p.name for p in patterns])
                 case protocol.Stats(id=number):
-                    return protocol.StatsReply(number, self._core.stats())
+                    return protocol.StatsReply(number, self._core.stats() | self._figures())
         except RaypipeError as e:
             return protocol.Failed(request.id, e.code, e.detail, e.hint)
         except msgspec.MsgspecError as e:
