@@ -37,6 +37,9 @@ CLASS_BITS, CLASS_MASK = 8, 255
 COMPACT_EACH = 4
 USED_BITS, USED_MASK = 32, 2**32 - 1
 
+SLOT_BITS, SORT_BITS = 31, 11
+SLOT_MASK, SORT_MASK = 2**SLOT_BITS - 1, 2**SORT_BITS - 1
+
 BUCKET_BITS = 10
 _BUCKET_SHIFT = np.uint64(64 - BUCKET_BITS)
 
@@ -1039,6 +1042,31 @@ def rehash(old, new):  # type: ignore[no-untyped-def]
             at = find(new, old[i, KEY])
             for w in range(SLOT_WORDS):
                 new[at, w] = old[i, w]
+
+
+@compiled
+def blocks(slots, out):  # type: ignore[no-untyped-def]
+    """Note where each used slot's block lies, and behind it the slot: SLOT_BITS bits."""
+    n = 0
+    for at in range(slots.shape[0]):
+        if slots[at, KEY] != 0:
+            out[n] = (slots[at, PLACE] >> CLASS_BITS << SLOT_BITS) | at
+            n += 1
+
+
+@compiled
+def sort_digit(values, out, shift, counts):  # type: ignore[no-untyped-def]
+    """Sort by SORT_BITS bits above ``shift``, stably; ``counts`` [2 ** SORT_BITS] is scratch."""
+    counts[:] = 0
+    for i in range(values.shape[0]):
+        counts[(values[i] >> shift) & SORT_MASK] += 1
+    before = np.int64(0)
+    for c in range(counts.shape[0]):
+        before, counts[c] = before + counts[c], before
+    for i in range(values.shape[0]):
+        digit = (values[i] >> shift) & SORT_MASK
+        out[counts[digit]] = values[i]
+        counts[digit] += 1
 
 
 @compiled

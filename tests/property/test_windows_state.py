@@ -292,7 +292,7 @@ def test_closed_gaps_and_shrunk_blocks_change_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(kernel, "pack", lambda *a: packs.append(1) or pack(*a))
     monkeypatch.setattr("raypipe.windows.state.THRIFTY_WORDS", 1)
     values, state = run(v, rows)
-    assert len(packs) > 10
+    assert len(packs) > 3, len(packs)
     assert asked_bits(values, rows) == asked_bits(expected, rows)
     assert same(state.snapshot(), roomy.snapshot())
     assert state.nbytes < roomy.nbytes
