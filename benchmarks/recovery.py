@@ -66,7 +66,7 @@ def _measure(home: Path, customers: int, repeats: int) -> Result:
     with closing(SqliteLog.open(settings.log_url)) as log:
         history.preload(log, customers, round(time.time() * 1_000), SEED)
     shop = Shop(customers, SEED)
-    traffic = _Traffic(project, [Template(shop.rows(ROWS)) for _ in range(20)])
+    traffic = _Traffic(project, [Template(shop.rows(ROWS), customers) for _ in range(20)])
     seconds: dict[int, list[float]] = {age: [] for age in AGES_S}
     starts: dict[int, list[float]] = {age: [] for age in AGES_S}
     lost, state = 0, dict[str, float]()

@@ -81,7 +81,7 @@ def plant(shop: Shop, rows: int, share: float, seed: int) -> Planted:
     # A twin that was spoilt afterwards takes no id, so its copy is no duplicate.
     for row in [row for row, twin in twins.items() if twin in outcomes]:
         del twins[row], outcomes[row]
-    return Planted(Template(made), outcomes, twins, np.array(late, np.int64))
+    return Planted(Template(made, shop.customers), outcomes, twins, np.array(late, np.int64))
 
 
 def _changed(row: Row, changes: dict[str, Any]) -> Row:

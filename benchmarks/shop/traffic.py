@@ -7,6 +7,7 @@ articles and sellers by a power law, and each customer has a card, a device and 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,7 @@ MERCHANTS = 5_000
 
 ID_DIGITS = 12
 TIME_DIGITS = 13
+CUSTOMER_DIGITS = 7
 _ID = "e" + "0" * ID_DIGITS
 _TIME = 10 ** (TIME_DIGITS - 1)
 
@@ -47,14 +49,14 @@ class Shop:
 
     def __init__(self, customers: int, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self._customers = customers
+        self.customers = customers
 
     def rows(self, count: int, kinds: Sequence[str] | None = None) -> list[Row]:
         """So many rows, of ``kinds`` or of the whole mix."""
         names = list(MIX) if kinds is None else list(kinds)
         shares = np.array([MIX[name] for name in names])
         which = self._rng.choice(len(names), count, p=shares / shares.sum())
-        customers = self._rng.integers(0, self._customers, count)
+        customers = self._rng.integers(0, self.customers, count)
         items, sellers = self._popular(ITEMS, count), self._popular(MERCHANTS, count)
         amounts = self._rng.integers(100, 50_000, count)
         luck = self._rng.random(count)
@@ -166,9 +168,13 @@ _FIELDS: dict[str, Callable[[_Draw], dict[str, Any]]] = {
 
 
 class Template:
-    """A body of JSON lines whose ids and times are filled in when it is sent."""
+    """A body of JSON lines whose ids, times and customers are filled in when it is sent.
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    Args:
+        customers: how many there are; None: the rows keep theirs.
+    """
+
+    def __init__(self, rows: Sequence[Row], customers: int | None = None) -> None:
         lines = [
             json.dumps(
                 {"type": r.kind, "event_id": _ID, "event_time": _TIME, **r.fields},
@@ -182,16 +188,34 @@ class Template:
         starts = np.cumsum([0, *(len(line.encode()) + 1 for line in lines[:-1])])
         self._ids = _places(lines, starts, f'"event_id":"{_ID}', 1 + ID_DIGITS)
         self._times = _places(lines, starts, f'"event_time":{_TIME}', TIME_DIGITS)
+        self._customers = customers
+        found = [m.start(1) for m in _OF_CUSTOMER.finditer(text)]
+        self._named = np.array(found, np.int64)[:, None] + np.arange(CUSTOMER_DIGITS)
+        digits = self._bytes[self._named].astype(np.int64) - ord("0")
+        self._numbers = digits @ 10 ** np.arange(CUSTOMER_DIGITS - 1, -1, -1)
 
     def fill(self, first_id: int, times: npt.NDArray[np.int64]) -> bytes:
         """The body with ids ``first_id``, ``first_id + 1``, ... and these times (ms)."""
         return self.fill_ids(np.arange(first_id, first_id + self.rows), times)
 
     def fill_ids(self, ids: npt.NDArray[np.int64], times: npt.NDArray[np.int64]) -> bytes:
-        """The body with these numbers in its ids and these times (ms)."""
+        """The body with these numbers in its ids and these times (ms).
+
+        Its customers are others each time, with all that is theirs; they fall evenly.
+        """
+        if self._customers is not None:
+            shifted = (self._numbers + int(ids[0]) * _STRIDE) % self._customers
+            self._bytes[self._named] = _digits(shifted, CUSTOMER_DIGITS)
         self._bytes[self._ids[:, 1:]] = _digits(ids, ID_DIGITS)
         self._bytes[self._times] = _digits(times, TIME_DIGITS)
         return self._bytes.tobytes()
+
+
+_STRIDE = 7_919
+"""From one filling to the next customers move by so many for each row: a prime."""
+
+_OF_CUSTOMER = re.compile(rb'"[cskdop](\d{7})\d*"')
+"""What bears a customer's number: customer, session, card, device, order, payment."""
 
 
 def event_id(number: int) -> str:
