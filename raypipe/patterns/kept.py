@@ -16,8 +16,6 @@ import pyarrow as pa
 Ints = npt.NDArray[np.int64]
 
 _SPARE_ROWS = 16_384
-_MOST_PIECES = 64
-
 
 Event = tuple[str, Mapping[str, Any]]
 """An event type and the kept columns."""
@@ -60,8 +58,9 @@ class KeptEvents:
         """Hold rows of one event type, in ascending order of their offsets."""
         pieces = self._pieces[kind]
         pieces.append(_Piece(offsets, pa.Table.from_batches([rows])))
-        if len(pieces) > _MOST_PIECES:
-            self._pieces[kind] = [_joined(pieces)]
+        # Each is at least twice as long as the next: few pieces, and a row is seldom copied.
+        while len(pieces) > 1 and len(pieces[-2].offsets) < 2 * len(pieces[-1].offsets):
+            pieces[-2:] = [_joined(pieces[-2:])]
 
     def keep(self, offsets: Ints) -> None:
         """Let go of all rows but those at these offsets (sorted)."""

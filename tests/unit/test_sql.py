@@ -119,7 +119,8 @@ def test_decisions_show_every_field_of_the_record(home: Path, tmp_path: Path) ->
     [record] = [r for r in served.write(tmp_path) if r.event_id == "o-77"]
     result = ask(home, "select * from decisions where event_id = 'o-77'")
     [row] = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
-    assert set(row) == {*record.__struct_fields__, "offset"}
+    # The other offsets are those of several workers, whose logs SQL doesn't read.
+    assert set(row) == {*record.__struct_fields__, "offset"} - {"owner_offsets"}
     assert row["reasons"] == [{"code": "LITRES", "feature": "litres", "contribution": 0.25}]
     assert row["rule_hits"] == ["review_threshold"]
     assert (row["event_offset"], row["score"]) == (record.event_offset, 0.5)
