@@ -343,8 +343,8 @@ def test_a_snapshot_takes_its_share_of_the_time(tmp_path: Path) -> None:
     time.now = 61
     assert made.tick(1, 1, lambda: [piece] * 3) is None
     assert taken == [1]
-    assert made.idle_s(2) == pytest.approx(4)
-    time.now += 3.9
+    assert made.idle_s(2) == pytest.approx(9)
+    time.now += 8.9
     made.tick(2, 1, list)
     assert taken == [1]
     time.now += 0.2

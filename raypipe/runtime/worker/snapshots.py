@@ -24,7 +24,7 @@ KEPT = 2
 _WAITING = 2
 """Pieces that wait for the disk: memory that a snapshot may take."""
 
-_SHARE = 0.2
+_SHARE = 0.1
 """Of the worker's time that a snapshot may take: that of a large state takes longer."""
 
 _POLL_S = 0.005
