@@ -45,7 +45,7 @@ class SealedReader:
         streams = list(self.streams(span, offset).values())
         stop = min(span.end, offset + limit)
         while offset < stop:
-            bound = min(stop, *(s.loaded for s in streams))
+            bound = min([stop, *(s.loaded for s in streams)])
             chunks = [chunk for s in streams for chunk in s.before(bound)]
             if sum(map(len, chunks)) != bound - offset:
                 there = np.concatenate([np.empty(0, np.int64), *(c.offsets for c in chunks)])
