@@ -21,6 +21,8 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from raypipe.windows.prefetch import prefetch
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 
@@ -175,6 +177,10 @@ compiled = njit(**_options, nogil=True)
 # A call passes each array as nine words, which costs more than the body of what most rows need.
 inner = njit(**_options, nogil=True, forceinline=True)
 
+SLOTS_AHEAD, RECORDS_AHEAD = 16, 8
+"""How many rows before its own a key's slot is fetched, and then its first record: with a million
+keys a row would wait for both longer than it takes."""
+
 _RADIANS = np.pi / 180.0
 _EARTH_KM = 6371.0088
 _DAY_MS = 86_400_000.0
@@ -188,10 +194,16 @@ def _mix(key):  # type: ignore[no-untyped-def]
 
 
 @inner
+def _home(slots, key):  # type: ignore[no-untyped-def]
+    """The slot where a key belongs unless another took it."""
+    return _mix(key) & (slots.shape[0] - 1)
+
+
+@inner
 def find(slots, key):  # type: ignore[no-untyped-def]
     """The slot of a key, or the empty one where it belongs."""
     mask = slots.shape[0] - 1
-    s = _mix(key) & mask
+    s = _home(slots, key)
     while slots[s, KEY] != 0 and slots[s, KEY] != key:
         s = (s + 1) & mask
     return s
@@ -708,6 +720,17 @@ def _short(plan, state, out):  # type: ignore[no-untyped-def]
     )
 
 
+@inner
+def _fetch_ahead(state, keys, r):  # type: ignore[no-untyped-def]
+    """Have on its way from memory what the rows after row r read."""
+    if r + SLOTS_AHEAD < keys.shape[0]:
+        prefetch(state.slots, _home(state.slots, keys[r + SLOTS_AHEAD]) * SLOT_WORDS)
+    if r + RECORDS_AHEAD < keys.shape[0]:
+        rec = state.slots[find(state.slots, keys[r + RECORDS_AHEAD]), HEAD]
+        prefetch(state.recs, rec * state.recs.shape[1])
+        prefetch(state.recs, (rec + 1) * state.recs.shape[1] - 1)
+
+
 @compiled
 def process(plan, state, rows, out, start, watermark):  # type: ignore[no-untyped-def]
     """Take rows from ``start`` on; the row to go on with, n + 1 when all is done.
@@ -722,6 +745,7 @@ def process(plan, state, rows, out, start, watermark):  # type: ignore[no-untype
                 return r
             _fire(plan, state, out)
         if r < n:
+            _fetch_ahead(state, rows.keys, r)
             if _short(plan, state, out):
                 return r
             _take(plan, state, rows, out, r)
@@ -784,7 +808,7 @@ def rehash(slots, larger):  # type: ignore[no-untyped-def]
     return keys
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def walk(state, slots, counts):  # type: ignore[no-untyped-def]
     """The records of some slots, slot by slot; ``counts`` [slots] becomes how many each has."""
     order, n = np.empty(state.top[T_LIVE], np.int64), 0

@@ -11,7 +11,7 @@ from raypipe.windows.kernel import RANKS, cardinality
 Registers = npt.NDArray[np.uint8]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def raise_registers(registers, rows, hashes):  # type: ignore[no-untyped-def]
     """Take hashed values in: hashes[i] into the sketch of rows[i]; hash 0 is no value.
 

@@ -45,7 +45,7 @@ def _round(acc, lane):  # type: ignore[no-untyped-def]
     return _rotate(acc + lane * _P2, 31) * _P1
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _xxh64(data, start, end, seed):  # type: ignore[no-untyped-def]
     n = end - start
     i = start
@@ -80,7 +80,7 @@ def _xxh64(data, start, end, seed):  # type: ignore[no-untyped-def]
     return h ^ (h >> np.uint64(32))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _hash_strings(offsets, data, valid, first, seed, out):  # type: ignore[no-untyped-def]
     """``valid`` holds a bit a row from bit ``first`` on; empty: no row is null."""
     for i in range(out.shape[0]):
@@ -92,7 +92,7 @@ def _hash_strings(offsets, data, valid, first, seed, out):  # type: ignore[no-un
         out[i] = np.int64(h) if h != 0 else 1
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _equal_strings(offsets, data):  # type: ignore[no-untyped-def]
     first = offsets[0]
     size = offsets[1] - first

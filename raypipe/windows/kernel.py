@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from raypipe.windows.prefetch import prefetch
+
 SLOT_WORDS = 5
 KEY, CLOCK, NEWEST, PLACE, SIZE = range(SLOT_WORDS)
 """A slot: key hash (0 is empty), clock (ms), offset of the newest event, first word of the block
@@ -53,6 +55,10 @@ LOW_BITS = 2**START_BITS - 1
 TILE = 1
 HEADER_BITS = START_BITS - 1
 """Bits of an event that fit its header."""
+
+SLOTS_AHEAD, BLOCKS_AHEAD = 16, 8
+"""How many rows before its own a key's slot is fetched, and then its block: with millions of keys
+a row would wait for both longer than it takes."""
 
 READ, UPDATE, READ_AFTER = 1, 2, 4
 """What a row asks for: the value before it, to count it, the value after it."""
@@ -695,11 +701,16 @@ def _remember(arena, tail, time, flags, amounts, row, lay):  # type: ignore[no-u
 # Slots and blocks.
 
 
+@inline
+def _home(slots, key):  # type: ignore[no-untyped-def]
+    """Index of the slot where a key belongs unless another took it."""
+    return np.int64(((_mix(key) >> _32) * np.uint64(slots.shape[0])) >> _32)
+
+
 @inner
 def find(slots, key):  # type: ignore[no-untyped-def]
     """Index of a key's slot, or of the empty slot where it belongs."""
-    n = np.uint64(slots.shape[0])
-    at = np.int64(((_mix(key) >> _32) * n) >> _32)
+    at = _home(slots, key)
     while slots[at, KEY] != key and slots[at, KEY] != 0:
         at += 1
         if at == slots.shape[0]:
@@ -707,10 +718,37 @@ def find(slots, key):  # type: ignore[no-untyped-def]
     return at
 
 
+@inner
+def _fetch_slot(slots, at):  # type: ignore[no-untyped-def]
+    """Have a slot on its way from memory."""
+    prefetch(slots, at * SLOT_WORDS)
+    prefetch(slots, at * SLOT_WORDS + SLOT_WORDS - 1)
+
+
+@inner
+def _fetch_block(slots, arena, at, lay, dims):  # type: ignore[no-untyped-def]
+    """Have the newest entries of a slot's key on their way, and its tail."""
+    end = _block_end(slots[at, PLACE], lay, dims)
+    prefetch(arena, end - (slots[at, SIZE] & USED_MASK))
+    if dims[TAIL_WORDS] > 0:
+        prefetch(arena, end)
+
+
+@inner
+def _fetch_listed(slots, arena, order, i, lay, dims):  # type: ignore[no-untyped-def]
+    """Have on its way what comes after place i of a list of slots."""
+    if i + SLOTS_AHEAD < order.shape[0]:
+        _fetch_slot(slots, order[i + SLOTS_AHEAD])
+    if i + BLOCKS_AHEAD < order.shape[0]:
+        _fetch_block(slots, arena, order[i + BLOCKS_AHEAD], lay, dims)
+
+
 @compiled
 def clocks_of(slots, keys, out):  # type: ignore[no-untyped-def]
     """The clock of each key in ms; NEVER for one that is not known."""
     for i in range(keys.shape[0]):
+        if i + SLOTS_AHEAD < keys.shape[0]:
+            _fetch_slot(slots, _home(slots, keys[i + SLOTS_AHEAD]))
         at = find(slots, keys[i])
         out[i] = slots[at, CLOCK] if slots[at, KEY] == keys[i] else NEVER
 
@@ -861,6 +899,10 @@ def process(  # type: ignore[no-untyped-def]
     for i in range(start, keys.shape[0]):
         if crowded(slots, top) or (top[TOP_KEPT] + 1) * kept_words > sums.shape[0]:
             return i
+        if i + SLOTS_AHEAD < keys.shape[0]:
+            _fetch_slot(slots, _home(slots, keys[i + SLOTS_AHEAD]))
+        if i + BLOCKS_AHEAD < keys.shape[0]:
+            _fetch_block(slots, arena, find(slots, keys[i + BLOCKS_AHEAD]), lay, dims)
         key, time, mode = keys[i], times[i], modes[i]
         if key == 0:
             if mode & READ:
@@ -953,6 +995,7 @@ def canonical_sizes(slots, order, arena, lay, edges, tile, out):  # type: ignore
     """Bring every key of ``order`` (slot indices) into its one form and note its words."""
     dims = numbers(lay)
     for i in range(order.shape[0]):
+        _fetch_listed(slots, arena, order, i, lay, dims)
         at = order[i]
         end = _block_end(slots[at, PLACE], lay, dims)
         used = slots[at, SIZE] & USED_MASK
@@ -1004,6 +1047,7 @@ def gather(slots, order, arena, lay, out):  # type: ignore[no-untyped-def]
     dims = numbers(lay)
     to = 0
     for i in range(order.shape[0]):
+        _fetch_listed(slots, arena, order, i, lay, dims)
         end = _block_end(slots[order[i], PLACE], lay, dims)
         used = slots[order[i], SIZE] & USED_MASK
         _copy(out, to, arena, end - used, used + dims[TAIL_WORDS])

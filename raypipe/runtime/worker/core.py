@@ -11,6 +11,8 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -26,7 +28,7 @@ from raypipe.events.evolution import align
 from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
-from raypipe.log.port import Appended, Chunk, EventLog, Group, chunks_of
+from raypipe.log.port import Appended, Chunk, EventLog, Group, Offsets, chunks_of
 from raypipe.ownership.checks import check_patterns
 from raypipe.ownership.claim import claim
 from raypipe.ownership.parts import kinds_of_parts
@@ -50,6 +52,9 @@ RECENT = 100_000
 """Observed events that a retry finds without asking the log."""
 
 REPLAY_ROWS = 131_072
+
+_BESIDE_ROWS = 1_024
+"""Bulk rows from which on a second thread counts them while the first one writes them."""
 
 Told = tuple[int, str, Mapping[str, Any], bytes]
 """Of an event of another worker: its offset there, its type, its part, and its body's hash."""
@@ -109,6 +114,7 @@ class WorkerCore:
         self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
         self._events: list[tuple[str, Entry] | Group] = []
         self._unapplied: list[Chunk] = []
+        self._second = ThreadPoolExecutor(1, "windows")
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
         self._found: list[Appended] = []
         self._seq = 0
@@ -328,6 +334,19 @@ class WorkerCore:
             self._state.apply(self._unapplied)
             self._unapplied.clear()
 
+    @contextmanager
+    def _applying(self) -> Iterator[None]:
+        """Count the bulk rows that were taken in; many of them beside what is done inside."""
+        if sum(map(len, self._unapplied)) < _BESIDE_ROWS:
+            self._apply()
+            yield
+            return
+        applied = self._second.submit(self._apply)
+        try:
+            yield
+        finally:
+            applied.result()
+
     def _remember(self, key: tuple[str, str, str], entry: Entry) -> None:
         self._recent[key] = entry
         if len(self._recent) > RECENT:
@@ -436,22 +455,10 @@ class WorkerCore:
         if not self.dirty:
             return
         started = time.monotonic()
-        self._apply()
-        batches = [*self._event_batches(), *self._intake.before_commit()]
-        if self._decisions:
-            batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
-        batches += self._found
+        with self._applying():
+            batches, offsets = self._append()
         if not batches:
             return  # rows were refused, and no others came
-        reach("worker.before_commit")
-        offsets = self._log.append(
-            self._partition,
-            batches,
-            producer=f"worker-{self._partition}-{self._epoch}",
-            seq=self._seq,
-            epoch=self._epoch,
-        )
-        reach("worker.after_commit")
         if int(offsets[0][0]) != self._committed:
             raise IntegrityError(f"the log gave offset {offsets[0][0]}, expected {self._committed}")
         self._seq += 1
@@ -464,6 +471,25 @@ class WorkerCore:
         self._decisions.clear()
         self._counters["commits"] += 1
         self._counters["commit_seconds"] += time.monotonic() - started
+
+    def _append(self) -> tuple[list[Appended], list[Offsets]]:
+        """Write all that waits; what the log was given and its offsets."""
+        batches = [*self._event_batches(), *self._intake.before_commit()]
+        if self._decisions:
+            batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
+        batches += self._found
+        if not batches:
+            return [], []
+        reach("worker.before_commit")
+        offsets = self._log.append(
+            self._partition,
+            batches,
+            producer=f"worker-{self._partition}-{self._epoch}",
+            seq=self._seq,
+            epoch=self._epoch,
+        )
+        reach("worker.after_commit")
+        return batches, offsets
 
     def _event_batches(self) -> Iterator[Appended]:
         """The waiting events in order: runs of single ones by kind, and groups as they came."""
@@ -497,8 +523,7 @@ class WorkerCore:
 
     def tick(self) -> None:
         """Do what can wait: patterns, snapshots; call it after ``commit``."""
-        saving = self._snapshots is not None and self._snapshots.wants_state(self._next)
-        self._look(all_=saving)
+        self._look(all_=self._snapshots is not None and self._snapshots.wants_last(self._next))
         if self._snapshots is not None:
             done = self._snapshots.tick(self._next, self._epoch, self._state.pieces)
             if done is not None:

@@ -6,10 +6,15 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from raypipe.windows.prefetch import prefetch
+
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
 _SMALLEST = 1 << 12
+
+_AHEAD = 16
+"""How many hashes before its own a place in the table is fetched: a large one is in no cache."""
 
 
 class HashQueue:
@@ -72,7 +77,7 @@ def _home(table, hash):  # type: ignore[no-untyped-def]
     return hash & (len(table) - 1)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _find(table, hash):  # type: ignore[no-untyped-def]
     at = _home(table, hash)
     while table[at] != 0:
@@ -82,11 +87,13 @@ def _find(table, hash):  # type: ignore[no-untyped-def]
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _add(table, hashes, ring, end, new):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     added = 0
     for i in range(len(hashes)):
+        if i + _AHEAD < len(hashes):
+            prefetch(table, _home(table, hashes[i + _AHEAD]))
         hash = hashes[i]
         at = _home(table, hash)
         while table[at] != 0 and table[at] != hash:
@@ -99,7 +106,7 @@ def _add(table, hashes, ring, end, new):  # type: ignore[no-untyped-def]
     return added
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _fill(table, hashes):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     for i in range(len(hashes)):
@@ -109,11 +116,13 @@ def _fill(table, hashes):  # type: ignore[no-untyped-def]
         table[at] = hashes[i]
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _remove(table, ring, first, count):  # type: ignore[no-untyped-def]
     """Knuth's deletion for linear probing (TAOCP 6.4, algorithm R): no graves are left."""
     mask = len(table) - 1
     for i in range(count):
+        if i + _AHEAD < count:
+            prefetch(table, _home(table, ring[(first + i + _AHEAD) & (len(ring) - 1)]))
         hash = ring[(first + i) & (len(ring) - 1)]
         hole = _home(table, hash)
         while table[hole] != hash:

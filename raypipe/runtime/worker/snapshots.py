@@ -15,7 +15,8 @@ from raypipe.errors import RaypipeError
 from raypipe.lake import Place
 from raypipe.windows import snapshot
 
-Piece = Callable[[int], Sequence[pa.Table]]
+Tables = Sequence[pa.Table]
+Piece = Callable[[int], Tables | Future[Tables]]
 """Takes a part of the state as of now; its argument is the offset up to which that has counted."""
 
 KEPT = 2
@@ -43,12 +44,13 @@ class _Making:
     taken: int = 0
     resume: float = 0.0
     """When the next piece may be taken."""
-    written: dict[str, Future[str]] = field(default_factory=dict)
+    written: list[Future[dict[str, str]]] = field(default_factory=list)
+    """Of each piece, its files and their sha256."""
     sealed: Future[None] | None = None
 
     @property
     def waiting(self) -> int:
-        return sum(not f.done() for f in self.written.values())
+        return sum(not f.done() for f in self.written)
 
 
 class Snapshots:
@@ -77,9 +79,11 @@ class Snapshots:
         self.seconds = 0.0
         """How long the last one took."""
 
-    def wants_state(self, offset: int) -> bool:
-        """Whether the next ``tick`` may take a piece."""
-        return self.idle_s(offset) == 0.0
+    def wants_last(self, offset: int) -> bool:
+        """Whether the next ``tick`` may take the last piece."""
+        making = self._making
+        last = making is not None and making.taken == len(making.pieces) - 1
+        return last and self.idle_s(offset) == 0.0
 
     def idle_s(self, offset: int) -> float | None:
         """After how long ``tick`` has something to do; None: not before more events came."""
@@ -150,16 +154,15 @@ class Snapshots:
     def _step(self, making: _Making, offset: int) -> tuple[int, str] | None:
         if making.taken < len(making.pieces):
             if making.waiting < _WAITING:
-                for table in making.pieces[making.taken](offset):
-                    name = f"part-{len(making.written):05d}.arrow"
-                    place = making.folder / name
-                    making.written[name] = self._writer.submit(_write, place, table)
+                made = making.pieces[making.taken](offset)
+                written = self._writer.submit(_write, making.folder, making.taken, made)
+                making.written.append(written)
                 making.taken += 1
             return None
         if making.waiting:
             return None
         if making.sealed is None:
-            files = {name: written.result() for name, written in making.written.items()}
+            files = {k: v for written in making.written for k, v in written.result().items()}
             making.sealed = self._writer.submit(
                 snapshot.seal, making.folder, making.offset, self._made_by, files
             )
@@ -175,10 +178,13 @@ class Snapshots:
         making, self._making = self._making, None
         if making is None:
             return
-        for written in making.written.values():
+        for written in making.written:
             written.cancel()
         self._writer.submit(making.folder.remove_tree)
 
 
-def _write(place: Place, table: pa.Table) -> str:
-    return place.write(snapshot.part_bytes(table))
+def _write(folder: Place, number: int, made: Tables | Future[Tables]) -> dict[str, str]:
+    tables = made.result() if isinstance(made, Future) else made
+    names = [f"part-{number:05d}-{i:03d}.arrow" for i in range(len(tables))]
+    pairs = zip(names, tables, strict=True)
+    return {name: (folder / name).write(snapshot.part_bytes(table)) for name, table in pairs}

@@ -88,7 +88,8 @@ class WorkerState:
         self.windows.settle()
 
     def pieces(self) -> list[Piece]:
-        """The parts of a snapshot."""
+        """The parts of a snapshot; before the last one is taken, all that the patterns wait for
+        must be taken, and what they found logged."""
         windows = self.windows
         found: list[Piece] = [
             partial(self._windows, name, buckets) for name, buckets in windows.pieces(PIECE_KEYS)

@@ -1,6 +1,7 @@
 """Event patterns beside the worker's windows: they see committed events a moment later, in numbers.
 
-A pattern costs about as much for one event as for a thousand, so events wait shortly for others. An
+A pattern costs about as much for one event as for a thousand, so events wait shortly for others,
+and many are looked at in a thread of its own, while the worker goes on. An
 alert is a log record of its own; after a crash those that were found again are compared with those
 that were logged, so each is there once. Which patterns ran is a log record too: a replay finds what
 was found then.
@@ -13,6 +14,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -38,6 +40,8 @@ DELAY_S = 0.1
 
 ROWS = 4_096
 """So many don't wait."""
+
+_POLL_S = 0.005
 
 CLOCK_S = 5.0
 
@@ -71,6 +75,9 @@ class Watch:
         self._events = tuple(events)
         self._clock = clock
         self._engine = PatternEngine((), self._events)
+        self._thread = ThreadPoolExecutor(1, "patterns")
+        self._looking: Future[list[Alert]] | None = None
+        self._copying: Future[Sequence[pa.Table]] | None = None
         self._waiting: list[Chunk] = []
         self._since = 0.0
         self._counted = 0
@@ -88,6 +95,7 @@ class Watch:
     def use(self, patterns: Sequence[Pattern], now_ms: int) -> list[Appended]:
         """Run these from now on; returns what the log must say of it. What waits must be taken
         before."""
+        self._settle_copy()
         if [p.definition_hash for p in patterns] == [p.definition_hash for p in self.patterns]:
             return []
         self._engine.replace(patterns)
@@ -103,30 +111,57 @@ class Watch:
     @property
     def idle_s(self) -> float | None:
         """After how many seconds ``take`` has something to do; None: not by itself."""
+        if self._looking is not None:
+            return 0.0 if self._looking.done() else _POLL_S
+        if self._busy:
+            return _POLL_S
         now = self._clock()
         if self._waiting:
             many = sum(map(len, self._waiting)) >= ROWS
             return 0.0 if many else max(0.0, self._since + DELAY_S - now)
         return max(0.0, self._ticked + CLOCK_S - now) if self._engine.awaiting else None
 
+    @property
+    def _busy(self) -> bool:
+        """Whether the state is being copied for a snapshot."""
+        return self._copying is not None and not self._copying.done()
+
     def take(self, now_ms: int, *, all_: bool = False) -> list[Appended]:
         """Look at what has waited long enough; returns what the log must hold of what was found.
 
+        Many rows are looked at beside, and what they show comes with a later call.
+
         Args:
             now_ms: the time that a clock record may give to the log.
-            all_: don't wait any longer.
+            all_: look at everything now.
         """
+        found: list[Appended] = []
+        if self._looking is not None and (all_ or self._looking.done()):
+            found = self._alerts(self._looking.result())
+            self._looking = None
+        if self._looking is not None or (self._busy and not all_):
+            return found
+        self._settle_copy()
         if self._waiting:
             if not all_ and self.idle_s:
-                return []
+                return found
             waiting, self._waiting = self._waiting, []
             self._ticked = self._clock()
-            return self._alerts(self._engine.apply(waiting))
+            if all_ or sum(map(len, waiting)) < ROWS:
+                return found + self._alerts(self._engine.apply(waiting))
+            self._looking = self._thread.submit(self._engine.apply, waiting)
+            return found
         if not self._engine.awaiting or self._clock() < self._ticked + CLOCK_S:
-            return []
+            return found
         self._ticked = self._clock()
-        found = self._engine.advance(now_ms)
-        return [(CLOCK, _record(now_ms, "[]")), *self._alerts(found)]
+        due = self._engine.advance(now_ms)
+        return [*found, (CLOCK, _record(now_ms, "[]")), *self._alerts(due)]
+
+    def _settle_copy(self) -> None:
+        """Nothing may touch the state while it is copied."""
+        if self._copying is not None:
+            self._copying.exception()
+            self._copying = None
 
     def _alerts(self, found: Sequence[Alert]) -> list[Appended]:
         self.alerts += len(found)
@@ -189,11 +224,13 @@ class Watch:
         self._found, self._logged, self._counted = [], set(), 0
         return self._alerts(missing)
 
-    def pieces(self, offset: int) -> list[pa.Table]:
-        """The whole state; what waits must be taken, and what was found logged, before."""
+    def pieces(self, offset: int) -> Future[Sequence[pa.Table]]:
+        """The whole state, made beside; what waits must be taken, and what was found logged,
+        before. Until it is done events wait."""
         texts = pa.table({"text": pa.array([p.text for p in self.patterns], pa.string())})
         head = texts.replace_schema_metadata({PART: _SET, b"offset": str(offset)})
-        return [head, *self._engine.snapshot()]
+        self._copying = self._thread.submit(lambda: [head, *self._engine.snapshot()])
+        return self._copying
 
     def restore(self, table: pa.Table) -> bool:
         """Take one of these tables over, the first one first; False if it is something else."""
