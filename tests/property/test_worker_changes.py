@@ -56,7 +56,7 @@ def test_nothing_that_changed_is_forgotten(todo: list[tuple[str, Any]]) -> None:
             if what == "add" and given_to:
                 changes.add([chunk(given_to)])
         elif what == "restart":
-            kept = changes.snapshot()
+            kept = changes.snapshot()()[0]
             changes = Changes(views, "default")
             assert changes.restore(kept)
             written, taken = True, set()
@@ -71,11 +71,11 @@ def test_nothing_that_changed_is_forgotten(todo: list[tuple[str, Any]]) -> None:
             taken = {(view, key) for key in keys.to_pylist()}
             # A key that changes again after it was taken waits once more.
             written = what == "write"
-        waiting = changes.snapshot().to_pylist()
+        waiting = changes.snapshot()()[0].to_pylist()
         assert dirty - taken <= {(row["view"], row["key"]) for row in waiting} | taken
     if not written:
         changes.undo()
-    left = {(row["view"], row["key"]) for row in changes.snapshot().to_pylist()}
+    left = {(row["view"], row["key"]) for row in changes.snapshot()()[0].to_pylist()}
     assert dirty <= left | taken
 
 
@@ -83,5 +83,5 @@ def test_waiting_keys_are_held_once() -> None:
     changes = Changes(project.views, "default")
     for _ in range(100):
         changes.add([chunk([("default", "v1", "g1"), ("default", "v2", None)])])
-    keys = [(row["view"], row["key"]) for row in changes.snapshot().to_pylist()]
+    keys = [(row["view"], row["key"]) for row in changes.snapshot()()[0].to_pylist()]
     assert len(changes) == len(keys) == len(set(keys)) == 3

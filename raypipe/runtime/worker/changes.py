@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -82,10 +82,10 @@ class Waiting:
         self._queue.drop(limit - left)
         return pa.concat_arrays(found)
 
-    def keys(self) -> pa.Array:
+    def keys(self) -> list[pa.Array]:
         """All that wait."""
         self._gather()
-        return pa.concat_arrays([_EMPTY, *self._arrays])
+        return [*self._arrays]
 
 
 class Changes:
@@ -168,20 +168,12 @@ class Changes:
             self._waiting[view].add_keys(keys)
             self._taken = None
 
-    def snapshot(self) -> pa.Table:
-        """All that waits, for ``restore``."""
-        taken = {} if self._taken is None else dict([self._taken])
-        views = [
-            (name, pa.concat_arrays([taken.get(name, _EMPTY), waiting.keys()]))
-            for name, waiting in self._waiting.items()
-        ]
-        names = [name for name, _ in views]
-        places = np.repeat(np.arange(len(views), dtype=np.int32), [len(keys) for _, keys in views])
-        columns = {
-            "view": pa.DictionaryArray.from_arrays(pa.array(places), pa.array(names, pa.string())),
-            "key": pa.concat_arrays([_EMPTY, *(keys for _, keys in views)]),
-        }
-        return pa.table(columns).replace_schema_metadata({PART: CHANGES})
+    def snapshot(self) -> Callable[[], list[pa.Table]]:
+        """What makes a table of all that waits now, for ``restore``."""
+        found = {name: waiting.keys() for name, waiting in self._waiting.items()}
+        if self._taken is not None:
+            found[self._taken[0]].append(self._taken[1])
+        return lambda: [_table(found)]
 
     def restore(self, table: pa.Table) -> bool:
         """Have these keys wait too; False if the table is something else."""
@@ -192,3 +184,14 @@ class Changes:
             if len(keys):
                 waiting.add_keys(keys.combine_chunks().cast(pa.string()))
         return True
+
+
+def _table(found: Mapping[str, Sequence[pa.Array]]) -> pa.Table:
+    keys = {name: pa.concat_arrays([_EMPTY, *arrays]) for name, arrays in found.items()}
+    places = np.repeat(np.arange(len(keys), dtype=np.int32), [len(k) for k in keys.values()])
+    names = pa.array(list(keys), pa.string())
+    columns = {
+        "view": pa.DictionaryArray.from_arrays(pa.array(places), names),
+        "key": pa.concat_arrays([_EMPTY, *keys.values()]),
+    }
+    return pa.table(columns).replace_schema_metadata({PART: CHANGES})

@@ -16,7 +16,10 @@ from raypipe.lake import Place
 from raypipe.windows import snapshot
 
 Tables = Sequence[pa.Table]
-Piece = Callable[[int], Tables | Future[Tables]]
+Taken = Tables | Callable[[], Tables]
+"""A part of the state, or what makes it in another thread."""
+
+Piece = Callable[[int], Taken]
 """Takes a part of the state as of now; its argument is the offset up to which that has counted."""
 
 KEPT = 2
@@ -154,8 +157,8 @@ class Snapshots:
     def _step(self, making: _Making, offset: int) -> tuple[int, str] | None:
         if making.taken < len(making.pieces):
             if making.waiting < _WAITING:
-                made = making.pieces[making.taken](offset)
-                written = self._writer.submit(_write, making.folder, making.taken, made)
+                taken = making.pieces[making.taken](offset)
+                written = self._writer.submit(_write, making.folder, making.taken, taken)
                 making.written.append(written)
                 making.taken += 1
             return None
@@ -183,8 +186,8 @@ class Snapshots:
         self._writer.submit(making.folder.remove_tree)
 
 
-def _write(folder: Place, number: int, made: Tables | Future[Tables]) -> dict[str, str]:
-    tables = made.result() if isinstance(made, Future) else made
+def _write(folder: Place, number: int, taken: Taken) -> dict[str, str]:
+    tables = taken() if callable(taken) else taken
     names = [f"part-{number:05d}-{i:03d}.arrow" for i in range(len(tables))]
     pairs = zip(names, tables, strict=True)
     return {name: (folder / name).write(snapshot.part_bytes(table)) for name, table in pairs}

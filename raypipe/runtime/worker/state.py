@@ -99,7 +99,7 @@ class WorkerState:
             *found,
             lambda _: self.heard.snapshot(),
             lambda _: [self.ids.snapshot()],
-            lambda _: [self.changes.snapshot()],
+            lambda _: self.changes.snapshot(),
             self.watch.pieces,
         ]
 

@@ -224,13 +224,13 @@ class Watch:
         self._found, self._logged, self._counted = [], set(), 0
         return self._alerts(missing)
 
-    def pieces(self, offset: int) -> Future[Sequence[pa.Table]]:
+    def pieces(self, offset: int) -> Callable[[], Sequence[pa.Table]]:
         """The whole state, made beside; what waits must be taken, and what was found logged,
         before. Until it is done events wait."""
         texts = pa.table({"text": pa.array([p.text for p in self.patterns], pa.string())})
         head = texts.replace_schema_metadata({PART: _SET, b"offset": str(offset)})
         self._copying = self._thread.submit(lambda: [head, *self._engine.snapshot()])
-        return self._copying
+        return self._copying.result
 
     def restore(self, table: pa.Table) -> bool:
         """Take one of these tables over, the first one first; False if it is something else."""
