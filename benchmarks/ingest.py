@@ -35,6 +35,8 @@ from benchmarks.shop.traffic import Shop
 SUITE = "ingest"
 SEED = 11
 CONNECTIONS = 8
+COURSE_S = 10.0
+
 WARM_S = 5.0
 CLIMB = (1.1, 1.25, 1.4, 1.6, 1.8, 2.0, 2.3)
 LIMIT_MS = 500.0
@@ -153,12 +155,13 @@ def _measure(args: argparse.Namespace, home: Path, seconds: float, customers: in
     return Result(
         SUITE,
         figures,
-        {},
+        {f"p95 ms of each {COURSE_S:g} s": sent.course_ms(95, COURSE_S)},
         (
             f"{args.rows} rows a post of JSON lines, {CONNECTIONS} connections, open loop",
             f"{customers} customers with 30 days of history; every id and every answer checked",
             "embedded log: SQLite, synchronous=FULL, one commit a round",
         ),
+        seconds_per_sample=False,
     )
 
 

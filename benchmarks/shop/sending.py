@@ -33,6 +33,8 @@ class Sent:
     seconds: float = 0.0
     rows: int = 0
     latencies: list[np.ndarray[Any, np.dtype[np.float64]]] = field(default_factory=list)
+    happened: list[float] = field(default_factory=list)
+    """Of each of ``latencies``, when its last event happened: seconds from the beginning."""
     counts: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     late: int = 0
@@ -41,6 +43,13 @@ class Sent:
     def percentile_ms(self, q: float) -> float:
         """Over events: from when each happened to the answer to its post."""
         return float(np.percentile(np.concatenate(self.latencies), q) * 1_000)
+
+    def course_ms(self, q: float, step_s: float) -> list[float]:
+        """The same for the events of each step of so many seconds."""
+        steps: dict[int, list[np.ndarray[Any, np.dtype[np.float64]]]] = {}
+        for at, took in zip(self.happened, self.latencies, strict=True):
+            steps.setdefault(int(at / step_s), []).append(took)
+        return [float(np.percentile(np.concatenate(steps[n]), q) * 1_000) for n in sorted(steps)]
 
 
 Answered = Callable[[Post, int, dict[str, Any]], None]
@@ -69,6 +78,7 @@ async def send(
         else:
             took = time.time() - np.linspace(post.first, post.last, post.rows)
             sent.latencies.append(took)
+            sent.happened.append(post.last - started)
             if status in (200, 207):
                 for name in ("accepted", "duplicates", "refused"):
                     sent.counts[name] += answer[name]
