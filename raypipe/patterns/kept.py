@@ -6,7 +6,7 @@ out when most of their rows belong to no partial match any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,9 @@ import pyarrow as pa
 Ints = npt.NDArray[np.int64]
 
 _SPARE_ROWS = 16_384
+
+_PIECE_ROWS = 65_536
+"""Rows of the largest piece that others are joined with: of millions, a copy takes seconds."""
 
 Event = tuple[str, Mapping[str, Any]]
 """An event type and the kept columns."""
@@ -58,19 +61,16 @@ class KeptEvents:
         """Hold rows of one event type, in ascending order of their offsets."""
         pieces = self._pieces[kind]
         pieces.append(_Piece(offsets, pa.Table.from_batches([rows])))
-        # Each is at least twice as long as the next: few pieces, and a row is seldom copied.
-        while len(pieces) > 1 and len(pieces[-2].offsets) < 2 * len(pieces[-1].offsets):
+        # Each is full or at least twice as long as the next: a row is seldom copied.
+        while len(pieces) > 1 and len(pieces[-2].offsets) < min(
+            2 * len(pieces[-1].offsets), _PIECE_ROWS
+        ):
             pieces[-2:] = [_joined(pieces[-2:])]
 
     def keep(self, offsets: Ints) -> None:
         """Let go of all rows but those at these offsets (sorted)."""
         for kind, pieces in self._pieces.items():
-            if pieces:
-                whole = _joined(pieces)
-                at = np.searchsorted(offsets, whole.offsets)
-                at = np.flatnonzero(_same(offsets, at, whole.offsets))
-                piece = _Piece(whole.offsets[at], whole.rows.take(pa.array(at)))
-                self._pieces[kind] = [piece] if len(piece.offsets) else []
+            self._pieces[kind] = _gathered([_thinned(piece, offsets) for piece in pieces])
         self._live = self.rows
 
     def find(self, offsets: Ints) -> dict[int, Event]:
@@ -89,7 +89,7 @@ class KeptEvents:
         found = {}
         for kind, pieces in self._pieces.items():
             if pieces:
-                offsets, rows = _joined(pieces)
+                offsets, rows = _ordered(pieces)
                 found[kind] = rows.add_column(0, "offset", pa.array(offsets))
         return found
 
@@ -108,10 +108,39 @@ def _same(offsets: Ints, at: Ints, wanted: Ints) -> npt.NDArray[np.bool_]:
     return inside
 
 
-def _joined(pieces: list[_Piece]) -> _Piece:
+def _thinned(piece: _Piece, offsets: Ints) -> _Piece:
+    """Only the rows at these offsets (sorted)."""
+    at = np.flatnonzero(_same(offsets, np.searchsorted(offsets, piece.offsets), piece.offsets))
+    if len(at) == len(piece.offsets):
+        return piece
+    return _Piece(piece.offsets[at], piece.rows.take(pa.array(at)))
+
+
+def _gathered(pieces: Sequence[_Piece]) -> list[_Piece]:
+    """Neighbours joined as far as they fit one piece; none is empty."""
+    found: list[list[_Piece]] = []
+    room = 0
+    for piece in pieces:
+        size = len(piece.offsets)
+        if not size:
+            continue
+        if size > room:
+            found.append([])
+            room = _PIECE_ROWS
+        found[-1].append(piece)
+        room -= size
+    return [some[0] if len(some) == 1 else _joined(some) for some in found]
+
+
+def _joined(pieces: Sequence[_Piece]) -> _Piece:
+    offsets, rows = _ordered(pieces)
+    return _Piece(offsets, rows.combine_chunks())
+
+
+def _ordered(pieces: Sequence[_Piece]) -> _Piece:
     offsets = np.concatenate([p.offsets for p in pieces])
     rows = pa.concat_tables([p.rows for p in pieces])
     if (np.diff(offsets) < 0).any():
         order = np.argsort(offsets, kind="stable")
         offsets, rows = offsets[order], rows.take(pa.array(order))
-    return _Piece(offsets, rows.combine_chunks())
+    return _Piece(offsets, rows)

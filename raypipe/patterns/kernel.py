@@ -800,6 +800,8 @@ def rehash(slots, larger):  # type: ignore[no-untyped-def]
     """Move the keys that have something into empty slots; how many they are."""
     keys = 0
     for s in range(slots.shape[0]):
+        if s + SLOTS_AHEAD < slots.shape[0]:
+            prefetch(larger, _home(larger, slots[s + SLOTS_AHEAD, KEY]) * SLOT_WORDS)
         if slots[s, KEY] != 0 and (slots[s, HEAD] != NONE or slots[s, RING] != NONE):
             place = find(larger, slots[s, KEY])
             for w in range(SLOT_WORDS):

@@ -1082,6 +1082,8 @@ def scatter(slots, arena, free, top, lay, start, keys, clocks, newest, ends, wor
 def rehash(old, new):  # type: ignore[no-untyped-def]
     """Move every used slot into a larger table."""
     for i in range(old.shape[0]):
+        if i + SLOTS_AHEAD < old.shape[0]:
+            _fetch_slot(new, _home(new, old[i + SLOTS_AHEAD, KEY]))
         if old[i, KEY] != 0:
             at = find(new, old[i, KEY])
             for w in range(SLOT_WORDS):
@@ -1119,6 +1121,8 @@ def pack(slots, order, arena, free, top, lay):  # type: ignore[no-untyped-def]
     dims = numbers(lay)
     to, tail = np.int64(0), dims[TAIL_WORDS]
     for i in range(order.shape[0]):
+        if i + SLOTS_AHEAD < order.shape[0]:
+            _fetch_slot(slots, order[i + SLOTS_AHEAD])
         at = order[i]
         old, used = slots[at, PLACE], slots[at, SIZE] & USED_MASK
         size_class = old & CLASS_MASK

@@ -110,6 +110,8 @@ def _add(table, hashes, ring, end, new):  # type: ignore[no-untyped-def]
 def _fill(table, hashes):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     for i in range(len(hashes)):
+        if i + _AHEAD < len(hashes):
+            prefetch(table, _home(table, hashes[i + _AHEAD]))
         at = _home(table, hashes[i])
         while table[at] != 0:
             at = (at + 1) & mask
