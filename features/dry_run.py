@@ -6,7 +6,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,13 @@ import msgspec
 import numpy as np
 
 from features.log_files import LogFiles, open_log
-from raypipe.config import moment
-from raypipe.errors import DeclarationError, UsageError
+from features.moments import iso, point
 from raypipe.events.schema import FUTURE_TOLERANCE_MS
 from raypipe.log.port import OFFSET, Chunk
 from raypipe.patterns.alerts import Alert
 from raypipe.patterns.engine import PatternEngine
 from raypipe.patterns.files import runnable
 from raypipe.project import Project, load_project
-from raypipe.windows.spec import seconds
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -130,7 +127,7 @@ class _Tally:
             self.total += 1
             self.alerts[alert.pattern] += 1
             self.keys[alert.pattern].add(alert.key)
-            self.days[alert.pattern][_iso(alert.event_time)[:10]] += 1
+            self.days[alert.pattern][iso(alert.event_time)[:10]] += 1
             if len(self.first) < self._limit:
                 self.first.append(asdict(alert) | {"events": json.loads(alert.events)})
 
@@ -156,8 +153,8 @@ def run(
     with open_log(settings, project) as rows, progress.stage("patterns", unit="events") as stage:
         sources = _Sources(rows, project, engine.columns)
         oldest, newest = sources.span()
-        start = oldest if since is None else _time("--since", since, newest)
-        end = newest + 1 if until is None else _time("--until", until, newest)
+        start = oldest if since is None else point("--since", since, newest)
+        end = newest + 1 if until is None else point("--until", until, newest)
         for parts in sources.batches(start - before, end):
             tally.add(a for a in engine.apply(parts) if a.received_at >= start)
             for part in parts:
@@ -177,25 +174,4 @@ def run(
         )
         for p in patterns
     ]
-    return Report(count, _iso(start), _iso(end), found, tally.first)
-
-
-def _time(flag: str, text: str, newest: int) -> int:
-    """A date, a time, or a duration before the newest event, as ms UTC."""
-    try:
-        return newest - 1_000 * seconds(text)
-    except DeclarationError:
-        pass
-    try:
-        if len(text) == len("2026-03-01"):
-            text += "T00:00:00Z"
-        return int(str(moment(text)))
-    except ValueError as e:
-        raise UsageError(
-            f"{flag} {text!r} is neither a duration nor a time: {e}",
-            hint="As in 7d, 2026-03-01, 2026-03-01T12:00:00Z.",
-        ) from e
-
-
-def _iso(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1_000, UTC).isoformat("T", "seconds")
+    return Report(count, iso(start), iso(end), found, tally.first)

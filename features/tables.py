@@ -42,7 +42,12 @@ MOMENT = pa.timestamp("us")
 """UTC, and not said so: DuckDB can do little with time zones without an extension."""
 
 _REASON = pa.struct(
-    [("code", pa.string()), ("feature", pa.string()), ("contribution", pa.float64())]
+    [
+        ("code", pa.string()),
+        ("feature", pa.string()),
+        ("contribution", pa.float64()),
+        ("words", pa.string()),
+    ]
 )
 DECISION_SCHEMA = pa.schema(
     [
@@ -63,6 +68,10 @@ DECISION_SCHEMA = pa.schema(
         pa.field("degraded", pa.bool_()),
         pa.field("features", pa.list_(pa.float32())),
         pa.field("profile_times", pa.list_(pa.int64())),
+        pa.field("codes", pa.list_(pa.string())),
+        pa.field("segment", pa.string()),
+        pa.field("lists", pa.string()),
+        pa.field("list_hits", pa.list_(pa.string())),
     ]
 )
 """The fields of a decision record, and the decision's own place in the log."""

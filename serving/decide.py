@@ -23,7 +23,8 @@ from raypipe.errors import Conflict, EventLost, InputError, Unavailable, Violati
 from raypipe.events.body import parse_object
 from raypipe.events.schema import EventType, canonical_json
 from raypipe.ledger.record import DecisionRecord, OwnerOffsets, Reason, decision_id, decode
-from raypipe.policy.policy import Action, Policy
+from raypipe.policy.lists import EMPTY, Lists
+from raypipe.policy.policy import Action, Decides, Verdict, failed
 from raypipe.vector.assemble import FEATURE_VALUE
 
 Vector = npt.NDArray[np.float32]
@@ -146,16 +147,35 @@ class Scorer(Protocol):
         """What raised the score most, strongest first."""
 
 
+class KnownLists(Protocol):
+    """The lists of every tenant, as this process knows them."""
+
+    def of(self, tenant: str) -> Lists:
+        """A tenant's lists; not read anew for it."""
+
+
+class NoLists:
+    """Of a policy that reads none."""
+
+    def of(self, tenant: str) -> Lists:
+        """Nothing is on a list."""
+        return EMPTY
+
+
+NO_LISTS = NoLists()
+
+
 @dataclass(frozen=True)
 class Judge:
-    """One immutable set of versions that decides: features, model, policy."""
+    """One immutable set of versions that decides: features, model, policy. Lists may change."""
 
     features: Features
     scorer: Scorer
     model: str
     model_sha256: str
-    policy: Policy
+    policy: Decides
     definition_hash: str
+    lists: KnownLists = NO_LISTS
 
     def judge(self, seen: Observation, profiles: Known | None, clock: Clock) -> DecisionRecord:
         """Decide about an observed event.
@@ -175,14 +195,20 @@ class Judge:
         if score is not None and not math.isfinite(score):
             _log.error("model %s gave %s to %s", self.model, score, seen.event["event_id"])
             score = None
-        verdict = self.policy.decide(score)
+        event = seen.event
+        lists = self.lists.of(event["tenant"])
+        decided_at = clock.now_ms()
+        try:
+            verdict = self.policy.decide(score, event, row, lists, decided_at)
+        except Exception:  # noqa: BLE001 - whatever fails in a rule, on_error answers
+            _log.exception("policy %s failed on event %s", self.policy.id, event["event_id"])
+            verdict = failed(self.policy.on_error)
         if row is not None and verdict.action is not Action.APPROVE and not verdict.degraded:
             try:
                 reasons = self.scorer.reasons(row)
             except Exception:  # noqa: BLE001 - the action stands; that it is unexplained is recorded
-                _log.exception("no reasons from %s for %s", self.model, seen.event["event_id"])
+                _log.exception("no reasons from %s for %s", self.model, event["event_id"])
                 broken = True
-        event = seen.event
         return DecisionRecord(
             decision_id=decision_id(event["tenant"], event["event_id"]),
             tenant=event["tenant"],
@@ -190,7 +216,7 @@ class Judge:
             event_offset=seen.offset,
             event_time=event["event_time"],
             received_at=event["received_at"],
-            decided_at=clock.now_ms(),
+            decided_at=decided_at,
             model=self.model,
             model_sha256=self.model_sha256,
             policy=self.policy.id,
@@ -199,12 +225,25 @@ class Judge:
             features=b"" if row is None else row.astype(FEATURE_VALUE, copy=False).tobytes(),
             score=score,
             action=verdict.action.value,
-            reasons=reasons,
-            rule_hits=(verdict.rule,) if verdict.rule else (),
+            reasons=(*_said(verdict), *(self._worded(r) for r in reasons)),
+            rule_hits=verdict.rules,
             degraded=verdict.degraded or broken,
             profile_times=() if profiles is None else profiles.times,
             owner_offsets=seen.owner_offsets,
+            codes=verdict.codes,
+            segment=verdict.segment,
+            lists=lists.version if self.policy.lists else "",
+            list_hits=verdict.list_hits,
         )
+
+    def _worded(self, reason: Reason) -> Reason:
+        code, words = self.policy.words(reason.feature)
+        return Reason(code, reason.feature, reason.contribution, words)
+
+
+def _said(verdict: Verdict) -> list[Reason]:
+    """The rules that fired and say why; thresholds and on_error have no words of their own."""
+    return [Reason(h.code, "", 0.0, h.words) for h in verdict.hits if h.words]
 
 
 class Decided(NamedTuple):

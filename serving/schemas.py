@@ -23,7 +23,13 @@ class _Decision(msgspec.Struct, frozen=True, kw_only=True):
     event_id: str
     action: Annotated[str, Meta(extra_json_schema={"enum": [a.value for a in Action]})]
     score: Annotated[float | None, Meta(description="from 0 to 1; null when degraded")]
-    reasons: Annotated[tuple[Reason, ...], Meta(description="strongest first; empty when approved")]
+    reasons: Annotated[
+        tuple[Reason, ...],
+        Meta(
+            description="the rules that fired, in their order, then what raised the score, "
+            "strongest first, where it was not approved; code for machines, words for people"
+        ),
+    ]
     model: Annotated[str, Meta(description="name@version")]
     policy: str
     definition_hash: str
@@ -47,7 +53,11 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
 
     model_sha256: str
     policy_sha256: str
-    rule_hits: tuple[str, ...]
+    rule_hits: Annotated[tuple[str, ...], Meta(description="what fired, in order of evaluation")]
+    codes: Annotated[tuple[str, ...], Meta(description="reason codes of what fired")]
+    segment: Annotated[str, Meta(description="whose thresholds were used")]
+    lists: Annotated[str, Meta(description="version of the lists; empty if the policy reads none")]
+    list_hits: Annotated[tuple[str, ...], Meta(description="list:column of what was on a list")]
     experiment: str | None
     features: Annotated[
         dict[str, float | None] | None,
@@ -187,6 +197,10 @@ def detail(record: DecisionRecord, names: Sequence[str] | None) -> DecisionDetai
         model_sha256=record.model_sha256,
         policy_sha256=record.policy_sha256,
         rule_hits=record.rule_hits,
+        codes=record.codes,
+        segment=record.segment,
+        lists=record.lists,
+        list_hits=record.list_hits,
         experiment=record.experiment,
         features=named,
         feature_bytes=base64.b64encode(record.features).decode(),

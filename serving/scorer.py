@@ -10,10 +10,11 @@ import numpy as np
 from raypipe.errors import IntegrityError, NotFound
 from raypipe.lake import Place
 from raypipe.ledger.record import Reason
-from raypipe.policy.policy import Policy
+from raypipe.policy.policy import Decides, Policy
+from raypipe.policy.rules import RuleSet
 from raypipe.project import Project
 from raypipe.vector.assemble import Assembler
-from serving.decide import Judge, Vector
+from serving.decide import NO_LISTS, Judge, KnownLists, Vector
 from training import artefact, registry
 
 if TYPE_CHECKING:
@@ -58,25 +59,37 @@ class BoosterScorer:
 
 
 def load_judge(
-    models: Place, project: Project, name: str, version: str | None, on_error: str
+    models: Place,
+    project: Project,
+    name: str,
+    version: str | None,
+    on_error: str,
+    rules: RuleSet | None = None,
+    lists: KnownLists = NO_LISTS,
 ) -> Judge:
     """A verified model version, by default the current one, with its features and its policy.
 
-    The policy is the manifest's thresholds. The model scores one row here, so that a model that
-    can't is refused at load and not at the first request. Raises NotFound and IntegrityError.
+    The policy is ``rules`` bound to the model, else the manifest's thresholds with ``on_error``.
+    The model scores one row here, so that a model that can't is refused at load and not at the
+    first request. Raises NotFound, IntegrityError, and DeclarationError for rules that read what
+    the model does not have.
     """
     loaded = artefact.load(registry.locate(models, name, version), project)
     manifest = loaded.manifest
+    policy: Decides = (
+        Policy.from_thresholds(f"{loaded.reference}/thresholds", manifest.thresholds, on_error)
+        if rules is None
+        else rules.bind(manifest.features)
+    )
     scorer = BoosterScorer(loaded.booster, manifest.features)
     judge = Judge(
         features=Assembler(project, project.model(name)),
         scorer=scorer,
         model=loaded.reference,
         model_sha256=manifest.sha256,
-        policy=Policy.from_thresholds(
-            f"{loaded.reference}/thresholds", manifest.thresholds, on_error
-        ),
+        policy=policy,
         definition_hash=manifest.definition_hash,
+        lists=lists,
     )
     probe = np.full(len(manifest.features), np.nan, np.float32)
     if not 0.0 <= scorer.score(probe) <= 1.0:

@@ -16,6 +16,7 @@ from raypipe.cli import (
     parity,
     patterns,
     plan,
+    policy,
     quarantine,
     serve,
     simulate,
@@ -57,6 +58,7 @@ for _verb in (
 ):
     app.command()(_verb)
 app.add_typer(patterns.app)
+app.add_typer(policy.app)
 app.add_typer(quarantine.app)
 app.add_typer(cluster.app)
 app.add_typer(log.app)

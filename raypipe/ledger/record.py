@@ -11,11 +11,15 @@ import pyarrow as pa
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """One feature's share in a score, in log-odds; positive speaks for fraud."""
+    """One feature's share in a score, in log-odds, positive speaks for fraud; or a rule that fired.
+
+    A rule has no feature and no share. ``words`` are for people; "" where nobody wrote any.
+    """
 
     code: str
     feature: str
     contribution: float
+    words: str = ""
 
 
 OwnerOffsets = tuple[tuple[int, int], ...] | msgspec.UnsetType
@@ -28,6 +32,9 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     ``features`` are little-endian float32 in the model's feature order. ``profile_times`` are, by
     declared profile, the midnight that its values are of (ms, -1 where nothing was known); none
     when the profiles couldn't be read. ``owner_offsets`` are of several workers alone.
+    ``rule_hits`` are the names of rules that fired, ``codes`` their reason codes. ``lists`` is the
+    version of the tenant's lists that the policy was given, "" if it reads none, and ``list_hits``
+    are the ``list:column`` that were on one: all it takes to decide again without the lists.
     """
 
     decision_id: str
@@ -51,6 +58,10 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     degraded: bool = False
     profile_times: tuple[int, ...] = ()
     owner_offsets: OwnerOffsets = msgspec.UNSET
+    codes: tuple[str, ...] = ()
+    segment: str = ""
+    lists: str = ""
+    list_hits: tuple[str, ...] = ()
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -25,11 +25,11 @@ from typing import Any, NamedTuple, NoReturn
 from raypipe.errors import DeclarationError
 from raypipe.events.schema import EventType, Kind
 from raypipe.patterns.kernel import Agg, Code
-from raypipe.patterns.reading import nearest
 from raypipe.patterns.spec import Pattern, Step
 from raypipe.patterns.values import text_number
 from raypipe.vector.expressions import ARITY
 from raypipe.windows.conditions import Condition
+from raypipe.yaml_nodes import nearest
 
 DEEPEST = 64
 """Values that a program's stack holds; Python's parser sets a bound of its own."""

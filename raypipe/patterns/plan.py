@@ -10,10 +10,10 @@ import numpy as np
 from raypipe.events.schema import EventType, Kind
 from raypipe.patterns import kernel
 from raypipe.patterns.expressions import Compiled, Memory, Scope, compile_where
-from raypipe.patterns.reading import nearest
 from raypipe.patterns.reasons import Reason
 from raypipe.patterns.spec import Pattern
 from raypipe.windows.conditions import Condition
+from raypipe.yaml_nodes import nearest
 
 _ANY_MORE = 2**62
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
 
 from raypipe.errors import DeclarationError
+from raypipe.yaml_nodes import Place
 
 SEVERITIES = ("low", "medium", "high")
 AFTER_MATCH = ("skip_past_last", "skip_to_next")
@@ -30,21 +30,6 @@ MOST_EVENTS = 64
 
 MOST_STEPS = 16
 LONGEST_MS = 400 * 86_400_000
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a declaration stands: a file and the line of each part, ``steps.big.where``."""
-
-    file: str = ""
-    lines: Mapping[str, int] = field(default_factory=dict)
-
-    def of(self, part: str) -> str:
-        """``file:line: `` of a part, or of what holds it; empty when no file is known."""
-        while part and part not in self.lines:
-            part = part.rpartition(".")[0]
-        line = self.lines.get(part)
-        return f"{self.file}:{line}: " if line else ""
 
 
 @dataclass(frozen=True, slots=True)

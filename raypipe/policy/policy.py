@@ -8,26 +8,123 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from raypipe.errors import DeclarationError
 from raypipe.events.schema import canonical_json
+from raypipe.policy.lists import EMPTY, Lists
 
 
 class Action(StrEnum):
     """What the caller should do with the event, from mild to severe."""
 
     APPROVE = "approve"
+    STEP_UP = "step_up"
     REVIEW = "review"
     BLOCK = "block"
 
+    @property
+    def severity(self) -> int:
+        """0 for the mildest."""
+        return _SEVERITY[self]
+
+
+_SEVERITY = {action: place for place, action in enumerate(Action)}
+
+
+class Hit(NamedTuple):
+    """A rule that fired: its name, the action it asks for, why, for machines and for people."""
+
+    rule: str
+    action: Action
+    code: str
+    words: str = ""
+
 
 class Verdict(NamedTuple):
-    """An action, the rule that gave it ("" for none), whether it stands in for an error."""
+    """An action and what led to it.
+
+    ``hits`` are in order of evaluation, a threshold or ``on_error`` last. ``degraded``: the action
+    stands in for an error. ``list_hits`` are the ``list:column`` that were on a list.
+    """
 
     action: Action
-    rule: str
-    degraded: bool
+    hits: tuple[Hit, ...] = ()
+    degraded: bool = False
+    segment: str = ""
+    list_hits: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """The names of what fired."""
+        return tuple(h.rule for h in self.hits)
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The reason codes of what fired, each once."""
+        return tuple(dict.fromkeys(h.code for h in self.hits))
+
+
+class Decides(Protocol):
+    """What a decision asks for its action."""
+
+    @property
+    def id(self) -> str:
+        """``name@version``, as decisions record it."""
+
+    @property
+    def sha256(self) -> str:
+        """Of everything that decides."""
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The lists that it reads."""
+
+    @property
+    def on_error(self) -> Action:
+        """The action where there is no score; never ``approve``."""
+
+    def decide(
+        self,
+        score: float | None,
+        event: Mapping[str, Any],
+        row: npt.NDArray[np.float32] | None,
+        lists: Lists,
+        at_ms: int,
+    ) -> Verdict:
+        """The action for an event.
+
+        Args:
+            score: from 0 to 1; None, NaN and anything else is an error.
+            event: a validated decision event.
+            row: the model's feature vector, None where it could not be built.
+            lists: the tenant's.
+            at_ms: when it is decided: lists and overrides expire by it.
+        """
+
+    def words(self, feature: str) -> tuple[str, str]:
+        """The reason code and the words for a feature that raised the score."""
+
+
+ON_ERROR = "on_error"
+ON_ERROR_CODE = "NO_SCORE"
+
+
+def threshold_hit(action: Action) -> Hit:
+    """The hit of a score above the threshold of an action.
+
+    >>> threshold_hit(Action.BLOCK)[:3]
+    ('block_threshold', <Action.BLOCK: 'block'>, 'SCORE_BLOCK')
+    """
+    return Hit(f"{action.value}_threshold", action, f"SCORE_{action.name}")
+
+
+def failed(on_error: Action) -> Verdict:
+    """The verdict where nothing else can be said."""
+    return Verdict(on_error, (Hit(ON_ERROR, on_error, ON_ERROR_CODE),), True)
 
 
 @dataclass(frozen=True)
@@ -40,8 +137,9 @@ class Policy:
     >>> policy = Policy("default", review_threshold=0.5, block_threshold=0.9)
     >>> policy.decide(0.5).action.value, policy.decide(0.51).action.value
     ('approve', 'review')
-    >>> policy.decide(None)
-    Verdict(action=<Action.REVIEW: 'review'>, rule='on_error', degraded=True)
+    >>> verdict = policy.decide(None)
+    >>> verdict.action.value, verdict.rules, verdict.degraded
+    ('review', ('on_error',), True)
     """
 
     id: str
@@ -72,15 +170,31 @@ class Policy:
             )
         object.__setattr__(self, "on_error", Action(self.on_error))
 
-    def decide(self, score: float | None) -> Verdict:
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """None: a score alone decides."""
+        return ()
+
+    def decide(
+        self,
+        score: float | None,
+        event: Mapping[str, Any] | None = None,
+        row: npt.NDArray[np.float32] | None = None,
+        lists: Lists = EMPTY,
+        at_ms: int = 0,
+    ) -> Verdict:
         """The action for a score; None, NaN and anything outside [0, 1] is an error."""
         if score is None or not 0.0 <= score <= 1.0:
-            return Verdict(self.on_error, "on_error", True)
+            return failed(self.on_error)
         if self.block_threshold is not None and score > self.block_threshold:
-            return Verdict(Action.BLOCK, "block_threshold", False)
+            return _BLOCK
         if self.review_threshold is not None and score > self.review_threshold:
-            return Verdict(Action.REVIEW, "review_threshold", False)
-        return Verdict(Action.APPROVE, "", False)
+            return _REVIEW
+        return _APPROVE
+
+    def words(self, feature: str) -> tuple[str, str]:
+        """The feature's own name as a code, and no words."""
+        return feature.upper(), ""
 
     def describe(self) -> dict[str, Any]:
         """Plain data for hashes and documents."""
@@ -107,6 +221,11 @@ class Policy:
                 hint="Train again, so that the manifest carries an operating point.",
             )
         return cls(id, review, block, Action(on_error))
+
+
+_APPROVE = Verdict(Action.APPROVE)
+_REVIEW = Verdict(Action.REVIEW, (threshold_hit(Action.REVIEW),))
+_BLOCK = Verdict(Action.BLOCK, (threshold_hit(Action.BLOCK),))
 
 
 def _is_number(value: object) -> bool:

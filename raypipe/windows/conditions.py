@@ -48,8 +48,7 @@ class Condition:
         self.text = text
         self._tests: dict[TextTest, str] = {}
         try:
-            tree = ast.parse(text.strip(), mode="eval").body
-            tree = _Rewriter(self._tests).visit(tree)
+            tree = expression(ast.parse(text.strip(), mode="eval").body, self._tests)
             self._derived = (Derived(_HOLDS, ast.unparse(tree)),)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
             raise DeclarationError(
@@ -105,6 +104,16 @@ class Condition:
         holds: npt.NDArray[np.float64] = self._columns(values)[_HOLDS]
         out: npt.NDArray[np.bool_] = (holds != 0.0) & ~np.isnan(holds)
         return out
+
+
+def expression(tree: ast.expr, tests: dict[TextTest, str]) -> ast.expr:
+    """A condition as an expression of raypipe.vector.expressions: neither 0 nor NaN where it holds.
+
+    Args:
+        tests: gains the condition's text comparisons, each with the name that stands for it.
+    """
+    rewritten: ast.expr = _Rewriter(tests).visit(tree)
+    return rewritten
 
 
 class _Rewriter(ast.NodeTransformer):

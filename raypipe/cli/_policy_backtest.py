@@ -1,0 +1,105 @@
+"""``raypipe policy backtest``: what a policy would have decided about recorded decisions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from raypipe.cli import _options, _output, _stage
+from raypipe.cli._options import Config, Home, Json, Quiet, Set
+
+
+def backtest(
+    policy: Annotated[
+        str, typer.Argument(metavar="POLICY", help="A file, name@version, or name for the newest.")
+    ],
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", metavar="TIME", help="7d before the newest decision, or 2026-03-01 [all]."
+        ),
+    ] = None,
+    until: Annotated[
+        str | None,
+        typer.Option("--until", metavar="TIME", help="As --since [the newest decision]."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    home: Home = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """Show what a policy would have changed in the recorded decisions.
+
+    Decides again from what was recorded: the score, the features, the event, with the lists as
+    they were then. Counts and money from the old to the new action; false positives and false
+    negatives where the truth is known by now. Reads the log also while the system serves, and
+    writes nothing.
+    """
+    settings = _options.settings(home, config, set_)
+    report = _stage.call(
+        "training.backtest:run",
+        settings,
+        _options.progress(quiet),
+        policy,
+        since=since,
+        until=until,
+    )
+    import msgspec
+
+    _output.write(msgspec.to_builtins(report), as_json=json, text=_text(report))
+    return 0
+
+
+def _text(report: Any) -> str:
+    parts = [
+        f"{report.policy} over {report.decisions:,} decisions from {report.since} to "
+        f"{report.until}: {report.changed:,} would be others"
+    ]
+    if report.moves:
+        rows = [
+            (m.before, m.after, f"{m.count:,}", _money(m.amount), f"{m.positives:,}/{m.labelled:,}")
+            for m in report.moves
+        ]
+        header = ("WAS", "WOULD BE", "DECISIONS", "AMOUNT", "POSITIVE/LABELLED")
+        parts.append(_output.table(header, rows))
+    if report.labelled:
+        rows_ = [
+            (
+                what,
+                f"{o.false_positives:,}",
+                _money(o.false_positive_amount),
+                f"{o.false_negatives:,}",
+                _money(o.false_negative_amount),
+            )
+            for what, o in (("was", report.before), ("would be", report.after))
+        ]
+        header_ = ("", "FALSE POSITIVES", "AMOUNT", "FALSE NEGATIVES", "AMOUNT")
+        parts.append(_output.table(header_, rows_))
+    if len(report.segments) > 1:
+        rows__ = [
+            (
+                s.segment,
+                f"{s.decisions:,}",
+                f"{s.changed:,}",
+                f"{s.before.false_positives:,} -> {s.after.false_positives:,}",
+                f"{s.before.false_negatives:,} -> {s.after.false_negatives:,}",
+            )
+            for s in report.segments
+        ]
+        header__ = ("SEGMENT", "DECISIONS", "CHANGED", "FALSE POSITIVES", "FALSE NEGATIVES")
+        parts.append(_output.table(header__, rows__))
+    if report.rules:
+        parts.append(
+            _output.table(("RULE", "HITS"), [(n, f"{c:,}") for n, c in report.rules.items()])
+        )
+    left_out = {n: c for n, c in report.left_out.items() if c}
+    if left_out:
+        parts.append("Left out: " + ", ".join(f"{c:,} {n}" for n, c in left_out.items()))
+    return "\n\n".join(parts)
+
+
+def _money(amount: dict[str, int]) -> str:
+    """Minor units as people write them, two decimals."""
+    return ", ".join(f"{value / 100:,.2f} {code}" for code, value in amount.items()) or "-"
