@@ -23,6 +23,8 @@ class WatchedLists:
     def __init__(self, lake: Place, every_s: float = EVERY_S) -> None:
         self._book = ListBook(lake)
         self._every_s = every_s
+        self.failures = 0
+        """How often a look failed."""
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -51,4 +53,5 @@ class WatchedLists:
             try:
                 self._book.refresh()
             except Exception:  # noqa: BLE001 - the last good lists stand, and the next look may work
+                self.failures += 1
                 _log.exception("the lists can't be read; decisions use those of the last look")

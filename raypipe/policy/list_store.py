@@ -7,7 +7,6 @@ change lists at once: both files are there, and every reader folds them in the o
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import secrets
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 import msgspec
 
 from raypipe.clock import Clock, SystemClock
-from raypipe.errors import Conflict, IntegrityError, NotFound, UsageError
+from raypipe.errors import Conflict, IntegrityError, NotFound, RaypipeError, UsageError
 from raypipe.lake import Place
 from raypipe.policy.lists import EMPTY, Change, Kind, Lists, versions
 
@@ -24,8 +23,6 @@ FOLDER = "lists"
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}")
 _FILE = re.compile(r"(\d{10})-[0-9a-f]{8}\.json")
 _LONGEST_KEY = 256
-
-_log = logging.getLogger("raypipe.policy")
 
 
 class ListStore:
@@ -144,7 +141,16 @@ class ListBook:
         return self._lists.get(tenant, EMPTY)
 
     def refresh(self) -> None:
-        """Read what was changed; raises like ``ListStore.refresh``, and keeps what it had then."""
+        """Read what was changed; raises like ``ListStore.refresh``.
+
+        A tenant whose lists can't be read keeps those of before, and is no harm to the others.
+        """
+        failure: RaypipeError | OSError | None = None
         for tenant in (self._lake / FOLDER).names():
             store = self._stores.setdefault(tenant, ListStore(self._lake, tenant))
-            self._lists[tenant] = store.refresh()
+            try:
+                self._lists[tenant] = store.refresh()
+            except (RaypipeError, OSError) as e:
+                failure = e
+        if failure is not None:
+            raise failure

@@ -31,7 +31,9 @@ def test_a_threshold_flags_strictly_above_it(score: float, action: str) -> None:
 def test_no_usable_score_takes_on_error_and_is_degraded(
     score: float | None, on_error: Action
 ) -> None:
-    assert Policy("p", 0.5, 0.9, on_error).decide(score) == (on_error, "on_error", True)
+    verdict = Policy("p", 0.5, 0.9, on_error).decide(score)
+    assert (verdict.action, verdict.rules, verdict.degraded) == (on_error, ("on_error",), True)
+    assert verdict.codes == ("NO_SCORE",)
 
 
 def test_zero_is_a_threshold_and_none_is_not() -> None:
@@ -43,10 +45,19 @@ def test_zero_is_a_threshold_and_none_is_not() -> None:
 
 def test_a_verdict_names_the_rule_that_fired() -> None:
     policy = Policy("p", 0.5, 0.9)
-    assert [policy.decide(s).rule for s in (0.1, 0.6, 0.95)] == [
-        "",
-        "review_threshold",
-        "block_threshold",
+    assert [policy.decide(s).rules for s in (0.1, 0.6, 0.95)] == [
+        (),
+        ("review_threshold",),
+        ("block_threshold",),
+    ]
+
+
+def test_actions_are_in_order_of_severity() -> None:
+    assert [a.value for a in sorted(Action, key=lambda a: a.severity)] == [
+        "approve",
+        "step_up",
+        "review",
+        "block",
     ]
 
 
