@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-import yaml
 
 from features import payments
 from raypipe.errors import Conflict, DeclarationError, IntegrityError, NotFound
@@ -85,7 +85,7 @@ def spec(*pairs: tuple[str, str]) -> PolicySpec:
         ("version: 3", "version: 3\non_error: approve", 4, "on_error"),
         ("    reason: That is a lot of water.\n", "", 24, "lacks 'reason'"),
         ("action: review", "action: revew", 26, "Did you mean 'review'"),
-        ("rank: 2", "rank: 1.5", 17, "rank"),
+        ("rank: 2", "rank: 1.5", 16, "rank"),
         ("LOT_OF_WATER", "lot", 27, "code"),
         ("name: trusted\n", "name: much\n", 12, "twice"),
         ("    until: 2026-08-01T00:00:00Z\n", "", 30, "lacks 'until'"),
@@ -126,7 +126,7 @@ def test_a_refusal_names_the_line_and_the_way_out(old: str, new: str, line: int,
     ],
 )
 def test_a_condition_reads_only_what_there_is(condition: str, says: str) -> None:
-    bad = spec(("litres >= 1000", yaml.safe_dump(condition, width=999).strip()))
+    bad = spec(("litres >= 1000", json.dumps(condition)))
     [finding] = [f for f in findings(bad, project, 0) if f.level == "error"]
     assert "water.yaml:25: policy 'water': rule 'much': condition" in finding.detail
     assert says in f"{finding.detail} {finding.hint}"
@@ -159,10 +159,7 @@ def test_lint_is_silent_about_a_good_policy() -> None:
     ],
 )
 def test_lint_sees_rules_that_never_fire(condition: str) -> None:
-    quoted = yaml.safe_dump(condition, width=999).strip().removesuffix("\n...")
-    if condition == "0":
-        quoted = "'0'"
-    assert codes(("litres >= 1000", quoted)) == [("warning", "dead_rule")]
+    assert codes(("litres >= 1000", json.dumps(condition))) == [("warning", "dead_rule")]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +175,7 @@ def test_lint_sees_rules_that_never_fire(condition: str) -> None:
     ],
 )
 def test_lint_leaves_rules_that_may_fire(condition: str) -> None:
-    assert codes(("litres >= 1000", yaml.safe_dump(condition, width=999).strip())) == []
+    assert codes(("litres >= 1000", json.dumps(condition))) == []
 
 
 def test_lint_sees_rules_of_one_rank_that_contradict_each_other() -> None:
@@ -315,9 +312,7 @@ def publish(lake: Place, text: str = WATER) -> registry.Manifest:
 
 def test_a_published_version_never_changes(lake: Place) -> None:
     manifest = publish(lake)
-    again, new = registry.publish(
-        lake, spec(("# ", "# ") if "# " in WATER else ("name", "name")), b"other", project, NOW + 1
-    )
+    again, new = registry.publish(lake, spec(), b"# another text", project, NOW + 1)
     assert (again, new) == (manifest, False)
     assert (lake / "policies/water/3/source.yaml").read().decode() == WATER
     with pytest.raises(Conflict, match="write version: 4"):
