@@ -125,9 +125,9 @@ def _thresholds(
 ) -> npt.NDArray[np.int8]:
     """The severest action whose threshold a score exceeds, 0 for none [n]."""
     out = np.zeros(len(score), np.int8)
-    for place, thresholds in enumerate(phase.thresholds):
+    for place, flags in enumerate(phase.flags):
         mine = segment == place
-        for action, least in thresholds.given:
+        for least, hit in reversed(flags):  # the severest last
             with np.errstate(invalid="ignore"):
-                out[mine & (score > least)] = action.severity
+                out[mine & (score > least)] = hit.action.severity
     return out

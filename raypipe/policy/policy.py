@@ -29,10 +29,11 @@ class Action(StrEnum):
     @property
     def severity(self) -> int:
         """0 for the mildest."""
-        return _SEVERITY[self]
+        return SEVERITY[self]
 
 
-_SEVERITY = {action: place for place, action in enumerate(Action)}
+SEVERITY = {action: place for place, action in enumerate(Action)}
+"""0 for the mildest."""
 
 
 class Hit(NamedTuple):

@@ -10,22 +10,20 @@ from typing import NamedTuple
 from raypipe.errors import DeclarationError
 from raypipe.policy.names import SCORE, Names, Terms, When, features_of, read_condition
 from raypipe.policy.policy import Hit, threshold_hit
-from raypipe.policy.spec import DEFAULT, FLAGS, PolicySpec, Thresholds
+from raypipe.policy.spec import DEFAULT, PolicySpec
 from raypipe.project import Project
 from raypipe.vector.expressions import Derived, compile_columns, compile_row
-
-FLAG_HITS = {action: threshold_hit(action) for action in FLAGS}
 
 
 class Phase(NamedTuple):
     """What is in force between two moments: no override begins or ends in it.
 
-    ``hits`` are by rule in order of evaluation, None for a rule that is switched off;
-    ``thresholds`` by segment, those of ``default`` last.
+    ``hits`` are by rule in order of evaluation, None for a rule that is switched off; ``flags`` by
+    segment, those of ``default`` last: thresholds from severe to mild, with what they ask for.
     """
 
     hits: tuple[Hit | None, ...]
-    thresholds: tuple[Thresholds, ...]
+    flags: tuple[tuple[tuple[float, Hit], ...], ...]
     overrides: tuple[str, ...]
 
 
@@ -115,10 +113,10 @@ class Program:
                 action = o.actions.get(rule.name, action)
             off = any(rule.name in o.disable for o in active)
             hits.append(None if off else Hit(rule.name, action, rule.code, rule.words))
-        thresholds = []
+        flags = []
         for segment in self.segment_names:
             mine = self.spec.thresholds_of(segment)
             for o in active:
                 mine = o.thresholds.get(segment, mine)
-            thresholds.append(mine)
-        return Phase(tuple(hits), tuple(thresholds), tuple(o.name for o in active))
+            flags.append(tuple((t, threshold_hit(a)) for a, t in reversed(mine.given)))
+        return Phase(tuple(hits), tuple(flags), tuple(o.name for o in active))

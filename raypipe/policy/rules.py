@@ -12,10 +12,12 @@ import numpy.typing as npt
 from raypipe.errors import DeclarationError
 from raypipe.policy.lists import Lists
 from raypipe.policy.names import SCORE
-from raypipe.policy.policy import ON_ERROR, ON_ERROR_CODE, Action, Hit, Verdict
-from raypipe.policy.program import FLAG_HITS, Program, check
+from raypipe.policy.policy import ON_ERROR, ON_ERROR_CODE, SEVERITY, Action, Hit, Verdict
+from raypipe.policy.program import Program, check
 from raypipe.policy.spec import PolicySpec
 from raypipe.project import Project
+
+_MILDEST = Action.APPROVE
 
 
 class RuleSet:
@@ -122,23 +124,20 @@ class BoundPolicy:
         ended = False
         for place, name, independent, final in self._rules:
             if values[name] and (usable or independent):
-                hit = phase.hits[place]
-                if hit is not None:
-                    hits.append(hit)
+                fired = phase.hits[place]
+                if fired is not None:
+                    hits.append(fired)
                     if final:
                         ended = True
                         break
         if not usable:
             hits.append(self._no_score)
         elif not ended:
-            flag = phase.thresholds[segment].action(values[SCORE])
-            if flag is not None:
-                hits.append(FLAG_HITS[flag])
-        action = max((h.action for h in hits), key=_severity, default=Action.APPROVE)
+            for threshold, hit in phase.flags[segment]:
+                if score > threshold:  # type: ignore[operator]
+                    hits.append(hit)
+                    break
+        action = max([h.action for h in hits], key=SEVERITY.__getitem__) if hits else _MILDEST
         return Verdict(
             action, tuple(hits), not usable, program.segment_names[segment], tuple(listed)
         )
-
-
-def _severity(action: Action) -> int:
-    return action.severity

@@ -79,10 +79,6 @@ class Thresholds:
         """Those that are on, from mild to severe."""
         return [(a, t) for a in FLAGS if (t := self.of(a)) is not None]
 
-    def action(self, score: float) -> Action | None:
-        """The severest action whose threshold a score exceeds."""
-        return next((a for a, t in reversed(self.given) if score > t), None)
-
     def describe(self) -> dict[str, float]:
         """Plain data in the words of a policy file."""
         return {a.value: t for a, t in self.given}
