@@ -49,6 +49,12 @@ class Metrics:
             ("replica", "action", "replayed"),
             registry=self._registry,
         )
+        self._hits = Counter(
+            "raypipe_rule_hits_total",
+            "New decisions in which a rule of the policy fired, thresholds and on_error too.",
+            ("replica", "policy", "rule"),
+            registry=self._registry,
+        )
         self._degraded = Counter(
             "raypipe_decisions_degraded_total",
             "New decisions taken by on_error, or without the reasons they should have.",
@@ -78,8 +84,11 @@ class Metrics:
     def decided(self, record: DecisionRecord, replayed: bool, seconds: float) -> None:
         """Count an answered decision."""
         self._decisions.labels(self._replica, record.action, str(replayed).lower()).inc()
-        if record.degraded and not replayed:
-            self._degraded.inc()
+        if not replayed:
+            for rule in record.rule_hits:
+                self._hits.labels(self._replica, record.policy, rule).inc()
+            if record.degraded:
+                self._degraded.inc()
         self._seconds.observe(seconds)
 
     def render(

@@ -53,51 +53,58 @@ def backtest(
 
 
 def _text(report: Any) -> str:
-    parts = [
+    head = (
         f"{report.policy} over {report.decisions:,} decisions from {report.since} to "
         f"{report.until}: {report.changed:,} would be others"
+    )
+    parts = [head, _moves(report), _outcomes(report), _segments(report), _rules(report)]
+    if report.left_out:
+        parts.append("Left out: " + ", ".join(f"{n:,} {why}" for why, n in report.left_out.items()))
+    return "\n\n".join(p for p in parts if p)
+
+
+def _moves(report: Any) -> str:
+    rows = [
+        (m.before, m.after, f"{m.count:,}", _money(m.amount), f"{m.positives:,}/{m.labelled:,}")
+        for m in report.moves
     ]
-    if report.moves:
-        rows = [
-            (m.before, m.after, f"{m.count:,}", _money(m.amount), f"{m.positives:,}/{m.labelled:,}")
-            for m in report.moves
-        ]
-        header = ("WAS", "WOULD BE", "DECISIONS", "AMOUNT", "POSITIVE/LABELLED")
-        parts.append(_output.table(header, rows))
-    if report.labelled:
-        rows_ = [
-            (
-                what,
-                f"{o.false_positives:,}",
-                _money(o.false_positive_amount),
-                f"{o.false_negatives:,}",
-                _money(o.false_negative_amount),
-            )
-            for what, o in (("was", report.before), ("would be", report.after))
-        ]
-        header_ = ("", "FALSE POSITIVES", "AMOUNT", "FALSE NEGATIVES", "AMOUNT")
-        parts.append(_output.table(header_, rows_))
-    if len(report.segments) > 1:
-        rows__ = [
-            (
-                s.segment,
-                f"{s.decisions:,}",
-                f"{s.changed:,}",
-                f"{s.before.false_positives:,} -> {s.after.false_positives:,}",
-                f"{s.before.false_negatives:,} -> {s.after.false_negatives:,}",
-            )
-            for s in report.segments
-        ]
-        header__ = ("SEGMENT", "DECISIONS", "CHANGED", "FALSE POSITIVES", "FALSE NEGATIVES")
-        parts.append(_output.table(header__, rows__))
-    if report.rules:
-        parts.append(
-            _output.table(("RULE", "HITS"), [(n, f"{c:,}") for n, c in report.rules.items()])
+    header = ("WAS", "WOULD BE", "DECISIONS", "AMOUNT", "POSITIVE/LABELLED")
+    return _output.table(header, rows) if rows else ""
+
+
+def _outcomes(report: Any) -> str:
+    rows = [
+        (
+            what,
+            f"{o.false_positives:,}",
+            _money(o.false_positive_amount),
+            f"{o.false_negatives:,}",
+            _money(o.false_negative_amount),
         )
-    left_out = {n: c for n, c in report.left_out.items() if c}
-    if left_out:
-        parts.append("Left out: " + ", ".join(f"{c:,} {n}" for n, c in left_out.items()))
-    return "\n\n".join(parts)
+        for what, o in (("was", report.before), ("would be", report.after))
+    ]
+    header = ("", "FALSE POSITIVES", "AMOUNT", "FALSE NEGATIVES", "AMOUNT")
+    return _output.table(header, rows) if report.labelled else ""
+
+
+def _segments(report: Any) -> str:
+    rows = [
+        (
+            s.segment,
+            f"{s.decisions:,}",
+            f"{s.changed:,}",
+            f"{s.before.false_positives:,} -> {s.after.false_positives:,}",
+            f"{s.before.false_negatives:,} -> {s.after.false_negatives:,}",
+        )
+        for s in report.segments
+    ]
+    header = ("SEGMENT", "DECISIONS", "CHANGED", "FALSE POSITIVES", "FALSE NEGATIVES")
+    return _output.table(header, rows) if len(rows) > 1 else ""
+
+
+def _rules(report: Any) -> str:
+    rows = [(name, f"{count:,}") for name, count in report.rules.items()]
+    return _output.table(("RULE", "HITS"), rows) if rows else ""
 
 
 def _money(amount: dict[str, int]) -> str:

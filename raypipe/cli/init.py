@@ -15,6 +15,8 @@ FILES = {
     "{name}.py": "project.txt",
     "raypipe.toml": "settings.txt",
     "serving.yaml": "serving.txt",
+    "policy.yaml": "policy.txt",
+    "policy.cases.yaml": "cases.txt",
     "mapping.toml": "mapping.txt",
     "test_{name}.py": "test.txt",
     "README.md": "readme.txt",
@@ -32,7 +34,7 @@ def init(
     """Begin a project of your own, in a new folder NAME.
 
     Writes declarations (events, windows, a model), a mapping file with made-up tables for it,
-    settings with the policy, a test and a README. All of it works as it comes. Refuses a folder
+    settings, a policy with its cases, a test and a README. All of it works as it comes. Refuses a folder
     that is there already.
     """
     _check_name(name)

@@ -34,16 +34,18 @@ def lint(
     """Check a policy against the events and features of the project.
 
     Errors: what can't be read, unknown names. Warnings: rules of one rank that can both fire and
-    contradict each other, rules and segments that never apply, unused lists, overrides that are
-    over. Exits with 1 if there is a finding.
+    contradict each other, rules and segments that never apply, lists that are not used or of
+    another kind than those of the setting tenant, overrides that are over. Exits with 1 if there is a finding.
     """
     settings = _options.settings(home, config, set_)
     from dataclasses import asdict
 
     from raypipe.clock import SystemClock
     from raypipe.policy.lint import lint as check
+    from raypipe.policy.list_store import ListStore
 
-    spec, found = check(file, _project(settings), SystemClock().now_ms())
+    kinds = ListStore(settings.lake, settings.tenant).refresh().kinds
+    spec, found = check(file, _project(settings), SystemClock().now_ms(), kinds)
     texts = [f"{f.level}: {f.detail}\n  {f.hint}".rstrip() for f in found]
     errors = sum(f.level == "error" for f in found)
     summary = f"Errors: {errors}. Warnings: {len(found) - errors}."

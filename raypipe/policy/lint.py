@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from raypipe.errors import DeclarationError
 from raypipe.policy.bounds import Asked, asked
+from raypipe.policy.lists import Kind
 from raypipe.policy.names import When
 from raypipe.policy.policy import Action
 from raypipe.policy.program import condition, names_of
@@ -27,18 +28,34 @@ class Finding:
     hint: str = ""
 
 
-def lint(file: Path, project: Project, now_ms: int) -> tuple[PolicySpec | None, list[Finding]]:
-    """The policy of a file, None if it can't be read at all, and what was found in it."""
+def lint(
+    file: Path, project: Project, now_ms: int, kinds: Mapping[str, Kind] | None = None
+) -> tuple[PolicySpec | None, list[Finding]]:
+    """The policy of a file, None if it can't be read at all, and what was found in it.
+
+    Args:
+        kinds: the lists that there are.
+    """
     try:
         spec = read_policy(file)
     except DeclarationError as e:
         return None, [Finding("error", "unreadable", e.detail, e.hint)]
-    return spec, findings(spec, project, now_ms)
+    return spec, findings(spec, project, now_ms, kinds)
 
 
-def findings(spec: PolicySpec, project: Project, now_ms: int) -> list[Finding]:
+def findings(
+    spec: PolicySpec, project: Project, now_ms: int, kinds: Mapping[str, Kind] | None = None
+) -> list[Finding]:
     """Everything that is wrong with a policy, errors first."""
-    return sorted(_findings(spec, project, now_ms), key=lambda f: f.level != "error")
+    found = [*_findings(spec, project, now_ms), *_kinds(spec, kinds or {})]
+    return sorted(found, key=lambda f: f.level != "error")
+
+
+def _kinds(spec: PolicySpec, kinds: Mapping[str, Kind]) -> Iterator[Finding]:
+    for name, kind in spec.lists.items():
+        if kinds.get(name, kind) is not kind:
+            what = f"list {name!r} is declared as {kind}, and was made as {kinds[name]}"
+            yield _finding(spec, "warning", "list_kind", "lists", what)
 
 
 def _findings(spec: PolicySpec, project: Project, now_ms: int) -> Iterator[Finding]:

@@ -91,6 +91,13 @@ def test_its_settings_and_its_policy_are_read(shop: Path) -> None:
         changed.write_text(text)
 
 
+def test_its_policy_is_clean_and_its_cases_come_out(shop: Path) -> None:
+    linted = command(shop, "raypipe", "policy", "lint", "policy.yaml", "--json")
+    assert json.loads(linted.stdout)["findings"] == []
+    tried = json.loads(command(shop, "raypipe", "policy", "test", "policy.yaml", "--json").stdout)
+    assert (tried["ok"], len(tried["cases"]), tried["untried_rules"]) == (True, 5, [])
+
+
 def test_what_is_there_is_never_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

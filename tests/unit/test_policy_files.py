@@ -13,6 +13,7 @@ from raypipe.lake import Place
 from raypipe.policy import cases, registry
 from raypipe.policy.diff import diff
 from raypipe.policy.lint import findings
+from raypipe.policy.lists import Kind
 from raypipe.policy.reading import parse_policy, read_policy
 from raypipe.policy.rules import RuleSet
 from raypipe.policy.spec import PolicySpec
@@ -192,6 +193,8 @@ def test_lint_sees_what_is_left_over() -> None:
     assert codes(now=1_785_542_400_000) == [("warning", "expired_override")]  # 2026-08-01
     assert codes(now=1_785_542_399_999) == []
     assert codes(("  default: {review: 0.5, block: 0.9}\n", "")) == [("warning", "no_default")]
+    kinds = {"broken": Kind.WATCH, "other": Kind.DENY}
+    assert [f.code for f in findings(spec(), project, 0, kinds)] == ["list_kind"]
     second = "mode == 'spray'}\n  - {name: wet, when: mode == 'spray' and litres > 9}"
     assert codes(("mode == 'spray'}", second)) == [("warning", "dead_segment")]
 

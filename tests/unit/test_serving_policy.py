@@ -88,6 +88,10 @@ def test_rules_say_why_before_the_model_does(service: Service) -> None:
     elsewhere = service.post(body(event_id=next(ids), side="right", **HOT)).json()
     assert elsewhere["action"] == "review"
     assert whole(service, elsewhere)["codes"] == ["TOO_HOT", "SCORE_REVIEW"]
+    service.post(body(event_id=said["event_id"], **HOT))  # a retry fires no rule
+    figures = service.get("/metrics", key=None).text
+    assert 'raypipe_rule_hits_total{policy="plant@2",replica="r1",rule="hot"} 2.0' in figures
+    assert 'raypipe_decisions_total{action="step_up",replayed="true",replica="r1"} 1.0' in figures
 
 
 def test_lists_decide_and_their_version_is_recorded(service: Service, tmp_path: Path) -> None:
