@@ -34,8 +34,8 @@ def init(
     """Begin a project of your own, in a new folder NAME.
 
     Writes declarations (events, windows, a model), a mapping file with made-up tables for it,
-    settings, a policy with its cases, a test and a README. All of it works as it comes. Refuses a folder
-    that is there already.
+    settings, a policy with its cases, a test and a README. All of it works as it comes. Refuses a
+    folder that is there already.
     """
     _check_name(name)
     folder = Path(name)

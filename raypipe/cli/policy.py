@@ -35,7 +35,8 @@ def lint(
 
     Errors: what can't be read, unknown names. Warnings: rules of one rank that can both fire and
     contradict each other, rules and segments that never apply, lists that are not used or of
-    another kind than those of the setting tenant, overrides that are over. Exits with 1 if there is a finding.
+    another kind than those of the setting tenant, overrides that are over. Exits with
+    1 if there is a finding.
     """
     settings = _options.settings(home, config, set_)
     from dataclasses import asdict

@@ -3,7 +3,8 @@
 The grammar is that of raypipe.windows.conditions. Beside it: ``score``; the model's features, as
 the decision record keeps them (float32); ``in_list("name", column)``; and
 ``country in ('DE', 'FR')``, which is short for comparisons joined by ``or``.
-A name that an event column and a feature share means the event column. Missing values have one
+A name that an event column and a feature share means the event column, and ``score`` always means
+the model's. Missing values have one
 meaning: a comparison with one never holds, ``is_missing(x)`` does.
 """
 
@@ -44,8 +45,8 @@ class Names:
 
     @cached_property
     def fields(self) -> dict[str, Field]:
-        """The event's columns by name."""
-        return {f.name: f for f in self.event.all_fields}
+        """The event's columns by name, but for one called as the score is."""
+        return {f.name: f for f in self.event.all_fields if f.name != SCORE}
 
     @cached_property
     def known(self) -> tuple[str, ...]:
@@ -81,11 +82,11 @@ def read_condition(text: str, names: Names) -> When:
     """Check a condition; raises DeclarationError with the nearest valid name."""
     try:
         tree = _Expander().visit(ast.parse(text.strip(), mode="eval").body)
+        return _Reader(text, names).read(tree)
     except SyntaxError as e:
         raise DeclarationError(f"condition {text!r} can't be read: {e.msg}", hint=_HINT) from e
     except (ValueError, RecursionError, MemoryError) as e:
-        raise DeclarationError(f"condition {text!r} can't be read: {e}", hint=_HINT) from e
-    return _Reader(text, names).read(tree)
+        raise DeclarationError(f"condition {text[:80]!r} can't be read: {e}", hint=_HINT) from e
 
 
 class _Reader:
@@ -118,7 +119,7 @@ class _Reader:
             tree,
             columns,
             features,
-            SCORE in numbers and SCORE not in columns,
+            SCORE in numbers,
             tuple(terms.tests),
             tuple(terms.lists),
         )

@@ -9,11 +9,14 @@ import pytest
 
 from features import payments
 from raypipe.errors import Conflict, DeclarationError, IntegrityError, NotFound
+from raypipe.events.schema import EventType, Field
+from raypipe.events.schema import Kind as ColumnKind
 from raypipe.lake import Place
 from raypipe.policy import cases, registry
 from raypipe.policy.diff import diff
 from raypipe.policy.lint import findings
 from raypipe.policy.lists import Kind
+from raypipe.policy.names import Names, read_condition
 from raypipe.policy.reading import parse_policy, read_policy
 from raypipe.policy.rules import RuleSet
 from raypipe.policy.spec import PolicySpec
@@ -133,6 +136,21 @@ def test_a_condition_reads_only_what_there_is(condition: str, says: str) -> None
     assert says in f"{finding.detail} {finding.hint}"
     with pytest.raises(DeclarationError, match="much"):
         RuleSet(bad, project)
+
+
+def test_a_condition_that_is_too_long_is_refused() -> None:
+    names = Names(project.decision_event, project.feature_names, ())
+    for text in (" and ".join(["litres > 1"] * 5_000), "(" * 250 + "litres" + ")" * 250):
+        with pytest.raises(DeclarationError):
+            read_condition(text, names)
+
+
+def test_score_means_the_models_even_where_an_event_has_such_a_column() -> None:
+    event = EventType(
+        "exam", (Field("score", ColumnKind.INTEGER), Field("grade", ColumnKind.STRING))
+    )
+    when = read_condition("score > 0.5 and grade == 'a'", Names(event, ("score",), ()))
+    assert (when.reads_score, when.columns, when.features) == (True, (), ())
 
 
 def codes(*pairs: tuple[str, str], now: int = 0) -> list[tuple[str, str]]:
