@@ -72,7 +72,7 @@ decided = st.tuples(
     events(),
     st.tuples(*(numbers for _ in FEATURES)),
     st.sampled_from([None, math.nan, -0.1, 0.0, 0.2, 0.25, 0.5, 0.7, 0.9, 1.0, 1.1]),
-    st.integers(-1, 7 * 24),
+    st.integers(-1, 7 * 24) | st.integers(0, 7).map(lambda day: day * 24),
 )
 
 
