@@ -227,8 +227,20 @@ class Settings(BaseSettings):
     body_limit_bytes: int = Field(
         65_536, ge=1_024, le=64 * 2**20, description="largest body of a decision request"
     )
+    batch_body_bytes: int = Field(
+        4 * 2**20,
+        ge=1_024,
+        le=64 * 2**20,
+        description="largest body of a batch of decision requests, unpacked",
+    )
+    batch_rows: int = Field(
+        1_000, ge=1, le=100_000, description="rows of a batch of decision requests at most"
+    )
     decision_deadline_ms: int = Field(
-        5_000, ge=10, le=120_000, description="a decision not made by then is answered with 503"
+        5_000,
+        ge=10,
+        le=120_000,
+        description="a decision not made by then is answered with 503; of a batch, as a whole",
     )
     ingest_port: int = Field(
         default_factory=lambda data: data["http_port"] + 1,
@@ -279,6 +291,13 @@ class Settings(BaseSettings):
         ge=0,
         description="refused rows kept for each tenant; beyond it they are refused and counted, "
         "and not kept",
+    )
+    reasons_table_bytes: int = Field(
+        64 * 2**20,
+        ge=0,
+        le=2**32,
+        description="largest table of a model's contributions; where it would be larger, the "
+        "library that trained the model finds reasons, which is slower; 0: always",
     )
     min_replicas: int = Field(1, ge=1, le=10_000, description="serving replicas at rest")
     max_replicas: int = Field(2, ge=1, le=10_000, description="serving replicas under load")

@@ -137,8 +137,19 @@ class Features(Protocol):
         """float32 [features]."""
 
 
+class Ways(NamedTuple):
+    """How a model is computed here, as the metric names it."""
+
+    scores: str
+    reasons: str
+
+
 class Scorer(Protocol):
     """A loaded model. An object is used by one thread."""
+
+    @property
+    def ways(self) -> Ways:
+        """By what it scores and finds reasons."""
 
     def score(self, row: Vector) -> float:
         """A probability."""

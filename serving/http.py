@@ -22,8 +22,11 @@ from raypipe.errors import (
 from raypipe.tenancy.keys import Scope as KeyScope
 from serving import schemas
 from serving.auth import Keys, authorize
+from serving.batch import Batches
+from serving.batch import Limits as BatchLimits
 from serving.decide import Decider, Worker, deadline
 from serving.events import Events
+from serving.explain import Explainer, wants_reasons
 from serving.face import Face, idempotency_key, read_body
 from serving.key_values import KeyValues
 from serving.metrics import CONTENT_TYPE, Metrics
@@ -62,12 +65,14 @@ class HttpApp(Face):
         key_values: KeyValues,
         tables: TableReader,
         events: Events,
+        explainer: Explainer,
         metrics: Metrics,
         documents: Documents,
         feature_names: Callable[[str], Sequence[str] | None],
         last_parity: Callable[[], Report | None],
         replica: str,
         body_limit: int,
+        batch_limits: BatchLimits,
         patience_s: float = READ_TIMEOUT_S,
         echo_request_id: bool = True,
     ) -> None:
@@ -76,6 +81,8 @@ class HttpApp(Face):
         self._metrics = metrics
         self._worker = worker
         self._events = events
+        self._explainer = explainer
+        self._batches = Batches(batch_limits, explainer, metrics)
         self._key_values = key_values
         self._tables = tables
         self._documents = documents
@@ -86,6 +93,7 @@ class HttpApp(Face):
         super().__init__(
             (
                 ("/v1/decisions", self._decide, "POST"),
+                ("/v1/decisions:batch", self._decide_batch, "POST"),
                 ("/v1/decisions/{decision_id}", self._decision, "GET"),
                 ("/v1/events", self._take_events, "POST"),
                 ("/v1/features/{entity}/{key:path}", self._features, "GET"),
@@ -107,13 +115,21 @@ class HttpApp(Face):
         credential = await self._authorize(request, KeyScope.DECISIONS_WRITE)
         waited_s = time.perf_counter() - started
         _require_json(request)
+        explain, decider = wants_reasons(request.scope.get("query_string", b"")), self._loaded()
         body = await read_body(request, self._body_limit, "One event is a few hundred.")
-        record, replayed = await self._loaded().decide(
+        record, replayed = await decider.decide(
             credential.tenant, body, idempotency_key(request), waited_s
         )
+        if explain:
+            record = await self._explainer.tried(record, decider.judge)
         answer = _json(schemas.answer(record, replayed))
         self._metrics.decided(record, replayed, time.perf_counter() - started)
         return answer
+
+    async def _decide_batch(self, request: Request) -> Response:
+        started = time.perf_counter()
+        credential = await self._authorize(request, KeyScope.DECISIONS_WRITE)
+        return await self._batches.take(request, credential.tenant, self._loaded(), started)
 
     async def _take_events(self, request: Request) -> Response:
         credential = await self._authorize(request, KeyScope.EVENTS_WRITE)
@@ -126,6 +142,8 @@ class HttpApp(Face):
             record = await self._worker.decision(credential.tenant, wanted)
         if record is None or record.tenant != credential.tenant:
             raise NotFound("there is no decision of that id", hint="Ids start with 'dec_'.")
+        if wants_reasons(request.scope.get("query_string", b"")):
+            record = await self._explainer.explained(record, self._loaded().judge)
         return _json(schemas.detail(record, self._feature_names(record.model)))
 
     async def _features(self, request: Request) -> Response:

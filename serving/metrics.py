@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     disable_created_metrics,
     generate_latest,
@@ -17,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from features.parity_report import Report
 from raypipe.ledger.record import DecisionRecord
+from serving.decide import Ways
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5)
@@ -68,6 +70,12 @@ class Metrics:
             buckets=BUCKETS_S,
             registry=self._registry,
         ).labels(replica)
+        self._ways = Gauge(
+            "raypipe_model_ways",
+            "1 for each loaded model, by what scores it and what finds its reasons.",
+            ("replica", "model", "scores", "reasons"),
+            registry=self._registry,
+        )
         self._worker = _WorkerFigures(replica)
         self._registry.register(self._worker)
         self._parity = _Parity(replica)
@@ -90,6 +98,12 @@ class Metrics:
             if record.degraded:
                 self._degraded.inc()
         self._seconds.observe(seconds)
+
+    def loaded(self, models: Mapping[str, Ways]) -> None:
+        """Tell of the models that are loaded now, by ``name@version``."""
+        self._ways.clear()
+        for model, ways in models.items():
+            self._ways.labels(self._replica, model, *ways).set(1)
 
     def render(
         self, workers: Sequence[Mapping[str, float] | None], parity: Report | None = None

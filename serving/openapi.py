@@ -23,6 +23,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
     answers = (
         schemas.Decision,
         schemas.DecisionDetail,
+        schemas.DecidedBatch,
         schemas.Taken,
         schemas.KeyFeatures,
         schemas.TableRows,
@@ -44,6 +45,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
         },
         "paths": {
             "/v1/decisions": {"post": _decide(event, name, currency, body_limit)},
+            "/v1/decisions:batch": {"post": _batch(event, name, currency)},
             "/v1/decisions/{decision_id}": {"get": _decision()},
             "/v1/events": {"post": _events(project, currency)},
             "/v1/features/{entity}/{key}": {"get": _features(project)},
@@ -163,7 +165,7 @@ def _decide(event: EventType, name: str, currency: str, body_limit: int) -> dict
         "gets the stored decision (replayed); another body for the same event_id is a conflict. "
         f"One JSON object of at most {body_limit} bytes; unknown fields are refused.",
         "security": [{"key": ["decisions:write"]}],
-        "parameters": [header],
+        "parameters": [header, _EXPLAIN],
         "requestBody": {
             "required": True,
             "content": {
@@ -180,6 +182,45 @@ def _decide(event: EventType, name: str, currency: str, body_limit: int) -> dict
     }
 
 
+def _batch(event: EventType, name: str, currency: str) -> dict[str, Any]:
+    sample = example(event, currency)
+    return {
+        "operationId": "decideBatch",
+        "summary": f"Decide about many {event.name} events",
+        "description": "Each row is decided, recorded and counted as if it had come alone, by its "
+        "own event_id; the answers stand in the order of the rows, and a row that fails has a "
+        "problem instead of a decision. Rows begin in their order and share one deadline. "
+        "JSON lines or a JSON array, plain or with Content-Encoding gzip or zstd; the settings "
+        "batch_rows and batch_body_bytes limit it.",
+        "security": [{"key": ["decisions:write"]}],
+        "parameters": [_EXPLAIN],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"type": "array", "items": {"$ref": _REF.format(name=name)}},
+                    "example": [sample],
+                },
+                "application/x-ndjson": {"schema": {"type": "string"}},
+            },
+        },
+        "responses": {
+            "200": _json("Every row was decided", "DecidedBatch"),
+            "207": _json("Some rows were not", "DecidedBatch"),
+            **_problems("400", "401", "403", "413", "415", "503"),
+        },
+    }
+
+
+_EXPLAIN: dict[str, Any] = {
+    "name": "explain",
+    "in": "query",
+    "schema": {"type": "string", "enum": ["true", "false"]},
+    "description": "true: with reasons where the record has none, as of an approved event. They "
+    "are computed from the recorded features by the model that decided, and not recorded.",
+}
+
+
 def _decision() -> dict[str, Any]:
     return {
         "operationId": "decision",
@@ -191,11 +232,12 @@ def _decision() -> dict[str, Any]:
                 "in": "path",
                 "required": True,
                 "schema": {"type": "string"},
-            }
+            },
+            _EXPLAIN,
         ],
         "responses": {
             "200": _json("The record", "DecisionDetail"),
-            **_problems("401", "403", "404", "503"),
+            **_problems("400", "401", "403", "404", "503"),
         },
     }
 

@@ -31,14 +31,16 @@ class Replica:
         from raypipe.project import load_project
         from raypipe.runtime.worker import actor
         from serving import loopback
+        from serving.batch import Limits
         from serving.credentials import Credentials
         from serving.docs import render
         from serving.events import Events
+        from serving.explain import Explainer
         from serving.key_values import KeyValues, OnlineStore
         from serving.metrics import Metrics
         from serving.openapi import document
         from serving.profiles import OnlineProfiles
-        from serving.scorer import feature_names
+        from serving.scoring import feature_names
         from serving.tables import TableReader
 
         loopback.narrow()
@@ -54,6 +56,7 @@ class Replica:
             self._profiles = OnlineProfiles(reader, settings.tenant)
         models = settings.lake / "models"
         replica = serve.get_replica_context().replica_id.unique_id
+        self._metrics = Metrics(replica)
         self._app = HttpApp(
             keys=Credentials(self._worker),
             worker=self._worker,
@@ -67,12 +70,14 @@ class Replica:
             ),
             tables=TableReader(self._project, self._worker, SystemClock()),
             events=Events.of(settings, self._project, self._worker),
-            metrics=Metrics(replica),
+            explainer=Explainer(models),
+            metrics=self._metrics,
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),
             feature_names=lambda reference: feature_names(models, reference),
             last_parity=lambda: parity_report.last(settings.lake),
             replica=replica,
             body_limit=settings.body_limit_bytes,
+            batch_limits=Limits.of(settings),
             patience_s=settings.decision_deadline_ms / 1000,
             echo_request_id=False,  # Serve's own middleware does
         )
@@ -87,18 +92,21 @@ class Replica:
         """
         from raypipe.runtime.worker.actor import ensure
         from serving.decide import Decider
-        from serving.scorer import load_judge
+        from serving.scoring import load_judge
 
         if user_config.keys() != {"model", "version"}:
             raise ConfigError(
                 f"user_config has {sorted(user_config)}", hint="It needs model and version."
             )
-        judge = load_judge(
+        # Loading takes a second; requests go on meanwhile, with the model before.
+        judge = await asyncio.to_thread(
+            load_judge,
             self._settings.lake / "models",
             self._project,
             user_config["model"],
             user_config["version"],
             self._options.policy.on_error,
+            table_bytes=self._settings.reasons_table_bytes,
         )
         # Whoever starts the application need not have started the worker; there is only one.
         await asyncio.to_thread(ensure, self._settings)
@@ -111,6 +119,7 @@ class Replica:
             self._settings.decision_deadline_ms / 1000,
             self._profiles,
         )
+        self._metrics.loaded({judge.model: judge.scorer.ways})
         # What is loaded now stays: no collection needs to walk it again within a request.
         gc.collect()
         gc.freeze()

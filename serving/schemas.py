@@ -73,6 +73,22 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
     ]
 
 
+class BatchRow(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of one row: its decision, or why there is none."""
+
+    status: Annotated[int, Meta(description="as if the row had come alone")]
+    decision: Decision | None = None
+    problem: Problem | None = None
+
+
+class DecidedBatch(msgspec.Struct, frozen=True):
+    """The answers to a batch, in the order of its rows."""
+
+    decided: int
+    failed: int
+    results: list[BatchRow]
+
+
 class Exceptional(msgspec.Struct, frozen=True, omit_defaults=True):
     """A row that was not taken in."""
 

@@ -1,4 +1,6 @@
-"""One model version in the lake: ``model.ubj`` and ``manifest.json``. No pickle is ever loaded.
+"""One model version in the lake: the model and ``manifest.json``. No pickle is ever loaded.
+
+The model is ``model.ubj``, XGBoost's, or ``model.txt``, LightGBM's.
 
 The manifest is written last, and with it the version exists. It carries the model's sha256 and its
 own; a load that finds any byte changed, or features other than the project's, is refused.
@@ -8,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
@@ -23,24 +25,30 @@ from raypipe.lake import Place
 from raypipe.project import Project
 
 if TYPE_CHECKING:
+    import lightgbm
     import xgboost
 
-MODEL = "model.ubj"
+XGBOOST = "model.ubj"
+LIGHTGBM = "model.txt"
 MANIFEST = "manifest.json"
 
-_LIBRARIES = ("xgboost", "numpy", "ray", "optuna", "scikit-learn")
+_LIBRARIES = ("xgboost", "lightgbm", "numpy", "ray", "optuna", "scikit-learn")
 _OTHER = "Train a new version, or promote an older one whose declarations match."
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a model is, where it comes from and how it is to be used."""
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a model is, where it comes from and how it is to be used.
+
+    A default is left out of the JSON, so that a version from before a field existed keeps its
+    digest.
+    """
 
     name: str
     version: str
     created_ms: int
     project: str
     sha256: str
-    """Of ``model.ubj``."""
+    """Of the model's file."""
     features: tuple[str, ...]
     """Inputs in order."""
     definition_hash: str
@@ -56,11 +64,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     libraries: dict[str, str]
     manifest_sha256: str = ""
     """Of the canonical JSON of all other fields."""
+    model_file: str = XGBOOST
 
     def digest(self) -> str:
         """sha256 of everything but itself."""
         body = msgspec.to_builtins(self)
-        del body["manifest_sha256"]
+        body.pop("manifest_sha256", None)
         return hashlib.sha256(canonical_json(body)).hexdigest()
 
 
@@ -68,7 +77,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LoadedModel:
     """A verified model. ``booster`` wants float32 [n, len(manifest.features)]."""
 
-    booster: xgboost.Booster
+    booster: xgboost.Booster | lightgbm.Booster
     manifest: Manifest
     place: Place
 
@@ -111,6 +120,9 @@ def write(
 ) -> Place:
     """Write ``models/<name>/<version>`` as a whole or not at all; the folder.
 
+    Args:
+        model: UBJSON of XGBoost, or the text of LightGBM.
+
     Raises:
         Conflict: this very version exists.
     """
@@ -129,12 +141,13 @@ def write(
         thresholds=dict(thresholds),
         calibration=None,
         libraries=libraries(),
+        model_file=LIGHTGBM if model.startswith(_LIGHTGBM_BEGIN) else XGBOOST,
     )
     manifest = msgspec.structs.replace(manifest, manifest_sha256=manifest.digest())
     target = models / name / manifest.version
     if (target / MANIFEST).exists():
         raise Conflict(f"model version {target.url} exists", hint="A version never changes.")
-    (target / MODEL).write(model)
+    (target / manifest.model_file).write(model)
     reach("training.before_manifest")
     (target / MANIFEST).write(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     return target
@@ -164,20 +177,7 @@ def load(version: Place, project: Project) -> LoadedModel:
         NotFound: there is none.
         IntegrityError: bytes were changed, or the features are not those of the project.
     """
-    import xgboost
-
     manifest = read_manifest(version)
-    file = version / MODEL
-    try:
-        model = file.read()
-    except FileNotFoundError as e:
-        raise IntegrityError(f"{version.url} has a manifest but no {MODEL}", hint=_OTHER) from e
-    found = hashlib.sha256(model).hexdigest()
-    if found != manifest.sha256:
-        raise IntegrityError(
-            f"{file.url} has sha256 {found[:12]}, its manifest says {manifest.sha256[:12]}",
-            hint="Restore it from a backup or train a new version.",
-        )
     if manifest.definition_hash != project.definition_hash:
         raise IntegrityError(
             f"model {manifest.name}@{manifest.version} was trained on other declarations "
@@ -192,9 +192,31 @@ def load(version: Place, project: Project) -> LoadedModel:
             + _difference(manifest.features, declared),
             hint=_OTHER,
         )
-    booster = xgboost.Booster()
-    booster.load_model(bytearray(model))
-    inside = tuple(booster.feature_names or ())
+    return open_version(version, manifest)
+
+
+def open_version(version: Place, manifest: Manifest) -> LoadedModel:
+    """Load a version as ``load`` does, whatever the project declares now.
+
+    Raises IntegrityError when bytes were changed.
+    """
+    if manifest.model_file not in _OPEN:
+        raise IntegrityError(
+            f"{version.url} has a model in {manifest.model_file!r}",
+            hint=f"This release reads {' and '.join(_OPEN)}.",
+        )
+    file = version / manifest.model_file
+    try:
+        model = file.read()
+    except FileNotFoundError as e:
+        raise IntegrityError(f"{version.url} has a manifest but no {file.name}", hint=_OTHER) from e
+    found = hashlib.sha256(model).hexdigest()
+    if found != manifest.sha256:
+        raise IntegrityError(
+            f"{file.url} has sha256 {found[:12]}, its manifest says {manifest.sha256[:12]}",
+            hint="Restore it from a backup or train a new version.",
+        )
+    booster, inside = _OPEN[manifest.model_file](model)
     if inside != manifest.features:
         raise IntegrityError(
             f"{file.url} was trained on other features than its manifest lists: "
@@ -202,6 +224,28 @@ def load(version: Place, project: Project) -> LoadedModel:
             hint="Restore it from a backup or train a new version.",
         )
     return LoadedModel(booster, manifest, version)
+
+
+def _open_xgboost(model: bytes) -> tuple[xgboost.Booster, tuple[str, ...]]:
+    import xgboost
+
+    booster = xgboost.Booster()
+    booster.load_model(bytearray(model))
+    return booster, tuple(booster.feature_names or ())
+
+
+def _open_lightgbm(model: bytes) -> tuple[lightgbm.Booster, tuple[str, ...]]:
+    import lightgbm
+
+    booster = lightgbm.Booster(model_str=model.decode())
+    return booster, tuple(booster.feature_name())
+
+
+_OPEN: Mapping[str, Callable[[bytes], tuple[Any, tuple[str, ...]]]] = {
+    XGBOOST: _open_xgboost,
+    LIGHTGBM: _open_lightgbm,
+}
+_LIGHTGBM_BEGIN = b"tree\n"
 
 
 def _difference(found: tuple[str, ...], expected: tuple[str, ...]) -> str:

@@ -46,7 +46,7 @@ def parity(
         report = _stage.call(
             "features.parity:run",
             settings,
-            partial(_stage.call, "serving.scorer:feature_names", models),
+            partial(_stage.call, "serving.scoring:feature_names", models),
             keys=keys,
             since_ms=since_ms,
             entity=entity,

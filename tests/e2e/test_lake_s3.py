@@ -23,7 +23,7 @@ from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.progress import Quiet
 from raypipe.runtime.worker.core import GROUP, WorkerCore
-from serving.scorer import load_judge
+from serving.scoring import load_judge
 from tests.domains.greenhouse import INPUTS, project
 from training import artefact, registry
 from training.dataset import Dataset

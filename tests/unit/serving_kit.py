@@ -35,15 +35,17 @@ from raypipe.tables.spec import total as total_of
 from raypipe.tenancy.keys import Credential, KeyStore, Presented
 from raypipe.vector.expressions import Derived
 from raypipe.windows.spec import WindowView, count, spans
+from serving.batch import Limits
 from serving.credentials import Credentials
 from serving.decide import Decider, Profiles
 from serving.docs import render
 from serving.events import Events
+from serving.explain import Explainer
 from serving.http import HttpApp
 from serving.key_values import KeyValues
 from serving.metrics import Metrics
 from serving.openapi import document
-from serving.scorer import feature_names, load_judge
+from serving.scoring import feature_names, load_judge
 from serving.tables import TableReader
 from training import artefact, registry
 
@@ -142,9 +144,19 @@ def train(
         xgboost.DMatrix(X, y, feature_names=list(names)),
         num_boost_round=12,
     )
-    path = artefact.write(
+    return save_model(home, bytes(booster.save_raw("ubj")), thresholds, project).name
+
+
+def save_model(
+    home: Path,
+    model: bytes,
+    thresholds: dict[str, float] | None = None,
+    project: Project = PROJECT,
+) -> Place:
+    """A version of any model in home/models, made current."""
+    place = artefact.write(
         Place.at(home) / "models",
-        bytes(booster.save_raw("ubj")),
+        model,
         project=project,
         name="fault",
         created_ms=NOW,
@@ -154,8 +166,8 @@ def train(
         metrics={},
         thresholds=thresholds or {"review": 0.3, "block": 0.99},
     )
-    registry.promote(Place.at(home) / "models", "fault", path.name)
-    return path.name
+    registry.promote(Place.at(home) / "models", "fault", place.name)
+    return place
 
 
 @dataclass
@@ -282,11 +294,13 @@ class Service:
             events=Events(
                 PROJECT, self.worker, "EUR", self.clock, body_limit=BODY_LIMIT, waiting_limit=2**20
             ),
+            explainer=Explainer(Place.at(home) / "models"),
             metrics=Metrics("r1"),
             documents=DOCUMENTS,
             feature_names=lambda reference: feature_names(Place.at(home) / "models", reference),
             last_parity=lambda: parity_report.last(Place.at(home)),
             replica="r1",
+            batch_limits=Limits(rows=20, body_bytes=16_384, row_bytes=BODY_LIMIT),
             **{"body_limit": BODY_LIMIT} | options,
         )
         self.judge = load_judge(Place.at(home) / "models", project, "fault", None, "review")
@@ -307,14 +321,20 @@ class Service:
         return asyncio.run(self.call(method, path, headers=self._headers(key)))
 
     def raw(
-        self, content: bytes | AsyncIterator[bytes], key: str | None = "own", **headers: str
+        self,
+        content: bytes | AsyncIterator[bytes],
+        key: str | None = "own",
+        path: str = "/v1/decisions",
+        **headers: str,
     ) -> httpx.Response:
         named = {k.replace("_", "-"): v for k, v in headers.items()}
         sent = {"Content-Type": "application/json"} | self._headers(key) | named
-        return asyncio.run(self.call("POST", "/v1/decisions", content=content, headers=sent))
+        return asyncio.run(self.call("POST", path, content=content, headers=sent))
 
-    def post(self, payload: Any, key: str | None = "own", **headers: str) -> httpx.Response:
-        return self.raw(json.dumps(payload).encode(), key, **headers)
+    def post(
+        self, payload: Any, key: str | None = "own", path: str = "/v1/decisions", **headers: str
+    ) -> httpx.Response:
+        return self.raw(json.dumps(payload).encode(), key, path, **headers)
 
     def _headers(self, key: str | None) -> dict[str, str]:
         text = self.key if key == "own" else key

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from raypipe.events.schema import EventType, Field, Kind
 from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord
 from serving.decide import Decider
-from serving.scorer import load_judge
+from serving.scoring import load_judge
 from tests.unit.serving_kit import (
     BODY_LIMIT,
     FEATURES,
@@ -673,6 +674,57 @@ def test_reasons_that_fail_leave_the_action_and_are_recorded_as_degraded(
     said = service.post(body(**HOT)).json()
     assert (said["action"], said["degraded"], said["reasons"]) == ("review", True, [])
     assert said["score"] > 0.3
+
+
+def test_reasons_of_an_approved_decision_come_on_request_and_change_no_record(
+    service: Service,
+) -> None:
+    plain = service.post(body(heat=400)).json()
+    assert (plain["action"], plain["reasons"]) == ("approve", [])
+    path = f"/v1/decisions/{plain['decision_id']}"
+    whole = service.get(path + "?explain=true").json()
+    assert whole["reasons"]
+    row = np.frombuffer(base64.b64decode(whole["feature_bytes"]), np.float32)
+    given = {r["feature"]: r["contribution"] for r in whole["reasons"]}
+    assert given == {r.feature: r.contribution for r in service.judge.scorer.reasons(row)}
+    assert service.get(path).json()["reasons"] == []
+    again = service.post(body(heat=400), path="/v1/decisions?explain=true").json()
+    assert again == plain | {"replayed": True, "reasons": whole["reasons"]}
+    assert service.get(path + "?explain=false").json()["reasons"] == []
+    for wrong in ("", "1", "True"):
+        answer = service.get(f"{path}?explain={wrong}")
+        assert (answer.status_code, answer.json()["code"]) == (400, "usage")
+
+
+def test_a_decision_is_explained_by_the_version_that_made_it(service: Service, home: Path) -> None:
+    plain = service.post(body(heat=400)).json()
+    path = f"/v1/decisions/{plain['decision_id']}?explain=true"
+    before = service.get(path).json()["reasons"]
+    other = dataclasses.replace(
+        service.judge, model_sha256="0" * 64, scorer=_Failing(service.judge.scorer)
+    )
+    service.use(other)  # whatever is current now does not explain it
+    found = service.get(path).json()["reasons"]
+    assert [r["feature"] for r in found] == [r["feature"] for r in before]
+    assert [r["contribution"] for r in found] == pytest.approx(
+        [r["contribution"] for r in before], abs=1e-5
+    )
+
+
+def test_a_decision_whose_model_is_gone_can_not_be_explained_but_read(
+    tmp_path: Path,
+) -> None:
+    train(tmp_path)
+    service = Service(tmp_path, tmp_path / "tenants.db")
+    plain = service.post(body(heat=400)).json()
+    service.use(dataclasses.replace(service.judge, model_sha256="0" * 64))
+    shutil.rmtree(tmp_path / "models" / "fault" / plain["model"].partition("@")[2])
+    answer = service.get(f"/v1/decisions/{plain['decision_id']}?explain=true")
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    assert plain["model"] in answer.json()["detail"]
+    assert service.get(f"/v1/decisions/{plain['decision_id']}").status_code == 200
+    again = service.post(body(heat=400), path="/v1/decisions?explain=true")
+    assert (again.status_code, again.json()["reasons"]) == (200, [])
 
 
 def test_a_worker_that_is_away_is_a_503_that_says_when_to_retry(service: Service) -> None:
