@@ -23,8 +23,11 @@ def _module(path: Path) -> str:
 
 MODULES = {_module(p): p for layer in LAYERS for p in sorted((ROOT / layer).rglob("*.py"))}
 ENGINE = [
-    m for m in MODULES if m.split(".")[0] == "raypipe" and not m.startswith("raypipe.runtime")
+    m
+    for m in MODULES
+    if m.split(".")[0] == "raypipe" and not m.startswith(("raypipe.runtime", "raypipe.client"))
 ]
+CLIENT = [m for m in MODULES if m.startswith("raypipe.client")]
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,13 @@ def test_a_layer_imports_only_those_below_it_not_even_inside_functions(layer: st
 def test_the_engine_outside_runtime_knows_no_ray_feast_or_http() -> None:
     assert ENGINE
     assert not list(_offences(ENGINE, ENGINE_NEVER))
+
+
+def test_the_client_speaks_http_and_is_used_by_nothing_of_the_engine() -> None:
+    assert CLIENT
+    assert not list(_offences(CLIENT, ENGINE_NEVER - {"httpx"}))
+    users = [m for m in ENGINE if any(i.target.startswith("raypipe.client") for i in _imports(m))]
+    assert users == []
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -23,6 +24,8 @@ import psutil
 import pytest
 
 from features.payments import project
+from raypipe.client import AsyncClient, Client, Decision
+from raypipe.errors import InputError
 from raypipe.lake import Place
 from raypipe.ledger.record import decode
 from raypipe.log.sqlite import SqliteLog
@@ -241,6 +244,44 @@ def test_the_printed_curl_decides(up: Up) -> None:
             timeout=60,
         )
         assert json.loads(pasted.stdout) == decision | {"replayed": True}
+
+
+def test_the_client_decides_explains_reports_and_reads(up: Up) -> None:
+    body = json.loads(shlex.split(up.summary["try"])[-1])
+    before = logged(up.shell.home)[0]
+    ingest = f"http://127.0.0.1:{up.shell.port + 1}"
+    with Client(up.url, up.key, ingest_url=ingest, timeout_s=60, trust_env=False) as client:
+        single = client.decide(body | {"event_id": "client-0"}, explain=True)
+        assert (single.event_id, single.replayed) == ("client-0", False)
+        whole = client.decision(single.decision_id, explain=True)
+        assert whole.reasons == single.reasons
+        assert len(whole.feature_bytes) == 4 * len(project.model("fraud").features)
+
+        rows = [body | {"event_id": f"client-{n}"} for n in range(200)]
+        outcomes = client.decide_batch([*rows, {"event_id": "client-bad"}], rows=100)
+        decisions = [o.get() for o in outcomes[:-1]]
+        assert [d.event_id for d in decisions] == [r["event_id"] for r in rows]
+        assert [d.replayed for d in decisions] == [n == 0 for n in range(200)]
+        assert decisions[0].reasons == client.decide(rows[0]).reasons
+        offsets = [d.event_offset for d in decisions]
+        assert offsets == sorted(offsets)
+        assert isinstance(outcomes[-1].error, InputError)
+
+        events = [body | {"event_id": f"bulk-{n}"} for n in range(50)]
+        assert client.send_events(events, kind="transaction", rows=20).accepted == 50
+        assert client.features("merchant", body["merchant_id"]).values["merchant_count_1d"] > 200
+        assert client.table(project.tables[0].name).definition_hash == project.definition_hash
+    after, decided = logged(up.shell.home)
+    assert after["transaction"] == before["transaction"] + 250
+    assert sum(i.startswith("client-") for i in decided) == 200
+    record = decided["client-0"]
+    assert (record.decision_id, record.score) == (single.decision_id, single.score)
+
+    async def at_once() -> list[Decision]:
+        async with AsyncClient(up.url, up.key, timeout_s=60, trust_env=False) as client:
+            return await asyncio.gather(*(client.decide(row) for row in rows[:20]))
+
+    assert all(d.replayed for d in asyncio.run(at_once()))
 
 
 def test_nobody_decides_without_a_key(up: Up) -> None:
