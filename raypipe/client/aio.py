@@ -83,7 +83,8 @@ class AsyncClient:
         """
         found: list[Outcome] = []
         for call in calls.decide_batch(events, explain, rows):
-            found.extend(await self._send(call, timeout_s))
+            outcomes = await self._send(call, timeout_s)
+            found += outcomes
         return found
 
     async def send_events(
@@ -154,7 +155,8 @@ class AsyncClient:
                         timeout=None,
                     )
             except (httpx.TransportError, TimeoutError) as e:
-                failed = unreachable(to, e)
+                # A timeout is the whole call's.
+                failed = unreachable(to, e, again=not isinstance(e, TimeoutError))
             else:
                 if answer.is_success:
                     return calls.read(call, answer.content)

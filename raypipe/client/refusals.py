@@ -90,12 +90,12 @@ def refused(status: int, headers: Mapping[str, str], body: bytes) -> Failed:
     )
 
 
-def unreachable(url: str, cause: Exception) -> Failed:
+def unreachable(url: str, cause: Exception, *, again: bool) -> Failed:
     """A connection that wasn't made, or was lost before the answer."""
     reason = str(cause) or type(cause).__name__
     failed = Unavailable(f"{url} doesn't answer: {reason}", hint="Is it running? `raypipe status`")
     failed.__cause__ = cause
-    return Failed(failed, again=True)
+    return Failed(failed, again)
 
 
 def _after_s(text: str) -> float:

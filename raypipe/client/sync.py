@@ -85,7 +85,8 @@ class Client:
         """
         found: list[Outcome] = []
         for call in calls.decide_batch(events, explain, rows):
-            found.extend(self._send(call, timeout_s))
+            outcomes = self._send(call, timeout_s)
+            found += outcomes
         return found
 
     def send_events(
@@ -153,7 +154,8 @@ class Client:
                     timeout=attempts.left_s,
                 )
             except httpx.TransportError as e:
-                failed = unreachable(to, e)
+                # A timeout is the whole call's.
+                failed = unreachable(to, e, again=not isinstance(e, httpx.TimeoutException))
             else:
                 if answer.is_success:
                     return calls.read(call, answer.content)

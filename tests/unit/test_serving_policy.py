@@ -19,7 +19,7 @@ from raypipe.policy.lists import Kind, Recorded
 from raypipe.policy.reading import parse_policy
 from raypipe.policy.rules import RuleSet
 from serving.lists import WatchedLists
-from serving.scorer import load_judge
+from serving.scoring import load_judge
 from tests.unit.serving_kit import HOT, NOW, PROJECT, Service, body, ids, train
 
 POLICY = """

@@ -13,6 +13,8 @@ import xgboost
 from raypipe.errors import DeclarationError, IntegrityError, NotFound
 from raypipe.lake import Place
 from raypipe.policy.policy import Action
+from serving.decide import Ways
+from serving.metrics import Metrics
 from serving.scoring import TreeScorer, feature_names, load_judge, load_scorer
 from serving.scoring import scorer as scorer_module
 from serving.scoring.cut import cut
@@ -289,3 +291,13 @@ def test_a_model_that_gives_no_probabilities_is_not_loaded(tmp_path: Path) -> No
     train(tmp_path, objective="reg:squarederror", scale=100.0)
     with pytest.raises(IntegrityError, match="probabilities"):
         load_judge(Place.at(tmp_path) / "models", PROJECT, "fault", None, "review")
+
+
+def test_the_metric_names_the_ways_of_the_models_that_are_loaded_now() -> None:
+    metrics = Metrics("r1")
+    metrics.loaded({"fault@1": Ways("xgboost_inplace", "table")})
+    metrics.loaded({"fault@2": Ways("xgboost_c_api", "table")})
+    shown = [x for x in metrics.render([None]).decode().splitlines() if x.startswith("raypipe_mod")]
+    assert shown == [
+        'raypipe_model_ways{model="fault@2",reasons="table",replica="r1",scores="xgboost_c_api"} 1.0'
+    ]

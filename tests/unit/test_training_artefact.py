@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,23 @@ def test_a_loaded_model_is_the_written_one(tmp_path: Path) -> None:
     assert manifest.calibration is None
     assert manifest.libraries["xgboost"] == xgboost.__version__
     assert loaded.reference == f"fraud@{path.name}"
+
+
+def test_a_manifest_says_what_it_said_before_there_were_other_libraries(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    written = json.loads((path / "manifest.json").read_bytes())
+    assert "model_file" not in written
+    digest = written.pop("manifest_sha256")
+    text = json.dumps(written, sort_keys=True, separators=(",", ":"))
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
+
+
+def test_a_model_of_a_strange_library_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    reseal(path, model_file="../../model.pkl")
+    with pytest.raises(IntegrityError, match=r"model\.pkl") as e:
+        load(path)
+    assert "model.ubj and model.txt" in e.value.hint
 
 
 def test_only_the_two_files_are_left(tmp_path: Path) -> None:
