@@ -53,7 +53,7 @@ RECENT = 100_000
 
 REPLAY_ROWS = 131_072
 
-_BESIDE_ROWS = 1_024
+_BESIDE_ROWS = 32
 """Bulk rows from which on a second thread counts them while the first one writes them."""
 
 Told = tuple[int, str, Mapping[str, Any], bytes]
