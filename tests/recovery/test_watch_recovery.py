@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from raypipe.clock import ManualClock
 from raypipe.errors import DeclarationError
 from raypipe.lake import Place
-from raypipe.log.port import Group
+from raypipe.log.port import Chunk, Group
 from raypipe.log.sqlite import SqliteLog
 from raypipe.patterns.engine import PatternEngine
 from raypipe.patterns.reading import parse_patterns
@@ -67,9 +69,10 @@ class Aborted(Exception):
 class Worker:
     """A core that can die and start again over the same folder; its clocks are cranked by hand."""
 
-    def __init__(self, home: Path, *texts: str) -> None:
+    def __init__(self, home: Path, *texts: str, snapshot_s: float = 60) -> None:
         self.home = home
         self.texts = texts
+        self.snapshot_s = snapshot_s
         self.clock = ManualClock(NOW)
         self.start()
 
@@ -79,7 +82,10 @@ class Worker:
             project,
             self.log,
             snapshots=Snapshots(
-                Place.at(self.home / "snapshots"), project.definition_hash, 60, lambda: 0.0
+                Place.at(self.home / "snapshots"),
+                project.definition_hash,
+                self.snapshot_s,
+                lambda: 0.0,
             ),
             patterns=patterns(*self.texts),
             clock=self.clock,
@@ -154,6 +160,47 @@ def test_every_alert_is_logged_once(
             worker.start()
     worker.core._look(all_=True)
     assert [a["event_id"] for a in worker.logged()] == worker.dry_run()
+
+
+@given(steps)
+def test_every_alert_is_logged_once_by_patterns_that_run_beside(
+    tmp_path_factory: pytest.TempPathFactory, todo: list[tuple[str, list[int] | None]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(watch, "ROWS", 2)
+        worker = Worker(tmp_path_factory.mktemp("home"), BURST, snapshot_s=0)
+        count = 0
+        for what, litres in todo:
+            if what == "take":
+                rows = [
+                    opening(count + i, much, (count + i) * 900) for i, much in enumerate(litres)
+                ]
+                worker.take(*rows)
+                count += len(rows)
+            elif what == "die":
+                worker.start()
+            else:
+                for _ in range(12 if what == "save" else 1):
+                    worker.core.tick()
+        worker.core._look(all_=True)
+        assert [a["event_id"] for a in worker.logged()] == worker.dry_run()
+
+
+def test_events_wait_while_the_patterns_are_copied(tmp_path: Path) -> None:
+    seen = watch.Watch(project.events)
+    seen.use(patterns(BURST), NOW)
+    held = threading.Event()
+    seen._thread.submit(held.wait)
+    tables = seen.pieces(7)
+    rows = [opening(2 * i, 60, i * 1_000) for i in range(3)]
+    batch = pa.RecordBatch.from_pylist(rows, project.event("opening").arrow_schema)
+    seen.add([Chunk("opening", np.arange(3), batch)])
+    assert seen.idle_s
+    assert seen.take(NOW) == []
+    held.set()
+    assert len(tables()) > 1
+    (found,) = seen.take(NOW, all_=True)
+    assert found[1].num_rows == 1
 
 
 @pytest.mark.usefixtures("at_once")
