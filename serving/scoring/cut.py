@@ -19,7 +19,7 @@ from serving.scoring.forest import Tree
 MAX_BITS = 16
 VALUE_BYTES = 4
 _LANES = 4
-_CASES_PER_UNIT = 512
+_CASES_PER_UNIT = 64
 """Tabulated values that weigh as much as one element of work: a guess at what caches do."""
 
 
