@@ -65,7 +65,8 @@ class World:
     ingest: ingest_kit.Service
 
     def client(self, key: str | None = None, **options: Any) -> Client:
-        return Client(self.url, key or self.service.key, trust_env=False, **options)
+        # Long enough for what is compiled at the first request.
+        return Client(self.url, key or self.service.key, timeout_s=120, trust_env=False, **options)
 
 
 @pytest.fixture(scope="module")

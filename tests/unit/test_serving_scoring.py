@@ -299,5 +299,6 @@ def test_the_metric_names_the_ways_of_the_models_that_are_loaded_now() -> None:
     metrics.loaded({"fault@2": Ways("xgboost_c_api", "table")})
     shown = [x for x in metrics.render([None]).decode().splitlines() if x.startswith("raypipe_mod")]
     assert shown == [
-        'raypipe_model_ways{model="fault@2",reasons="table",replica="r1",scores="xgboost_c_api"} 1.0'
+        'raypipe_model_ways{model="fault@2",reasons="table",replica="r1",scores="xgboost_c_api"} '
+        "1.0"
     ]
