@@ -236,7 +236,7 @@ class Judge:
             features=b"" if row is None else row.astype(FEATURE_VALUE, copy=False).tobytes(),
             score=score,
             action=verdict.action.value,
-            reasons=(*_said(verdict), *(self._worded(r) for r in reasons)),
+            reasons=(*_said(verdict), *map(self.worded, reasons)),
             rule_hits=verdict.rules,
             degraded=verdict.degraded or broken,
             profile_times=() if profiles is None else profiles.times,
@@ -247,7 +247,8 @@ class Judge:
             list_hits=verdict.list_hits,
         )
 
-    def _worded(self, reason: Reason) -> Reason:
+    def worded(self, reason: Reason) -> Reason:
+        """A reason of the model's with the policy's code and words for its feature."""
         code, words = self.policy.words(reason.feature)
         return Reason(code, reason.feature, reason.contribution, words)
 

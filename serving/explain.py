@@ -45,15 +45,17 @@ class Explainer:
         self._alone = asyncio.Lock()  # a scorer is used by one thread at a time
 
     async def explained(self, record: DecisionRecord, judge: Judge) -> DecisionRecord:
-        """The record with reasons where it had none. Without features nothing can be told.
+        """The record with the model's reasons where it had none. Without features nothing can be
+        told.
 
         Args:
-            judge: what decides now; its model is loaded already.
+            judge: what decides now; its model is loaded already, and its policy has words for
+                reasons if it is still the one that decided.
 
         Raises NotFound when the model that decided is not here any more, IntegrityError when it
         was changed.
         """
-        if record.reasons or not record.features:
+        if not record.features or any(reason.feature for reason in record.reasons):
             return record
         row = np.frombuffer(record.features, FEATURE_VALUE)
         if record.model_sha256 == judge.model_sha256:
@@ -62,7 +64,9 @@ class Explainer:
             async with self._alone:
                 older = await asyncio.to_thread(self._older, record.model, record.model_sha256)
                 reasons = await asyncio.to_thread(older.reasons, row)
-        return msgspec.structs.replace(record, reasons=reasons)
+        if record.policy_sha256 == judge.policy.sha256:
+            reasons = tuple(map(judge.worded, reasons))
+        return msgspec.structs.replace(record, reasons=(*record.reasons, *reasons))
 
     async def tried(self, record: DecisionRecord, judge: Judge) -> DecisionRecord:
         """The same, or the record as it is when no reasons can be found: the decision stands."""

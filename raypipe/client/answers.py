@@ -10,11 +10,14 @@ from raypipe.errors import RaypipeError
 
 
 class Reason(msgspec.Struct, frozen=True):
-    """A feature's share in a score, in log-odds; positive speaks for what the model looks for."""
+    """A feature's share in a score, in log-odds, positive speaks for what the model looks for; or
+    a rule that fired, which has no feature and no share."""
 
     code: str
     feature: str
     contribution: float
+    words: str = ""
+    """For people; "" where nobody wrote any."""
 
 
 class _Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +49,10 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
     model_sha256: str
     policy_sha256: str
     rule_hits: tuple[str, ...]
+    codes: tuple[str, ...] = ()
+    segment: str = ""
+    lists: str = ""
+    list_hits: tuple[str, ...] = ()
     experiment: str | None
     features: dict[str, float | None] | None
     """By name; None where missing, or as a whole when the server has not the model any more."""

@@ -115,6 +115,22 @@ def test_lists_decide_and_their_version_is_recorded(service: Service, tmp_path: 
     assert service.post(body(event_id=next(ids)), key=key).json()["action"] == "approve"
 
 
+def test_an_explained_decision_has_the_rules_then_what_raised_the_score_in_its_words(
+    service: Service, tmp_path: Path
+) -> None:
+    listed(tmp_path, "known", Kind.ALLOW)
+    judged(service, Place.at(tmp_path / "lake"))
+    trusted = service.post(body(event_id=next(ids), **HOT), path="/v1/decisions?explain=true")
+    first, *rest = trusted.json()["reasons"]
+    assert (first["words"], first["feature"]) == ("Known.", "")
+    words = {r["feature"]: (r["code"], r["words"]) for r in rest}
+    assert words["cost"] == ("EXPENSIVE", "It costs a lot.")
+    assert words["heat"] == ("HEAT", "")
+    path = f"/v1/decisions/{trusted.json()['decision_id']}"
+    assert service.get(f"{path}?explain=true").json()["reasons"] == [first, *rest]
+    assert service.get(path).json()["reasons"] == [first]
+
+
 def test_a_record_decides_again_without_the_lists(service: Service, tmp_path: Path) -> None:
     import numpy as np
 
