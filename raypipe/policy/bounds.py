@@ -55,6 +55,8 @@ class Asked:
     """The texts that a column may not have."""
     opaque: set[str] = field(default_factory=set)
     """Parts that are only known by their text."""
+    denied: set[str] = field(default_factory=set)
+    """What stands behind a ``not``, by its text."""
     false: bool = False
 
     @property
@@ -64,7 +66,7 @@ class Asked:
             self.false
             or any(i.empty for i in self.numbers.values())
             or any(not t - self.others.get(c, frozenset()) for c, t in self.texts.items())
-            or any(f"not {part}" in self.opaque for part in self.opaque)
+            or not self.opaque.isdisjoint(self.denied)
         )
 
     def implies(self, other: Asked) -> bool:
@@ -77,6 +79,7 @@ class Asked:
             and all(c in self.texts and self._left(c) <= t for c, t in other.texts.items())
             and all(self._excludes(c, t) for c, t in other.others.items())
             and other.opaque <= self.opaque
+            and other.denied <= self.denied
         )
 
     def both(self, other: Asked) -> Asked:
@@ -86,6 +89,7 @@ class Asked:
             dict(self.texts),
             dict(self.others),
             self.opaque | other.opaque,
+            self.denied | other.denied,
             self.false or other.false,
         )
         for name, interval in other.numbers.items():
@@ -137,6 +141,9 @@ def _ask(out: Asked, part: ast.expr, names: Names) -> None:
     match part:
         case ast.Constant(value=int() | float() as value):
             out.false |= value == 0
+            return
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            out.denied.add(ast.unparse(operand))
             return
         case ast.Compare(left=ast.Name(id=name), ops=[op], comparators=[right]) if _comparison(
             out, name, type(op), right, names

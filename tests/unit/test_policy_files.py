@@ -188,6 +188,7 @@ def test_lint_sees_rules_that_never_fire(condition: str) -> None:
         "score > 0.999 or litres > 3",
         "mode == 'spray' and mode != 'drip'",
         "not in_list('broken', valve)",
+        "(alone or thirst != 1) and (not alone or thirst != 1)",
         "in_list('broken', gardener)",
         "score >= 1",
         "is_missing(thirst) and not litres > 5",
