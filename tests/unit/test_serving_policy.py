@@ -110,6 +110,11 @@ def test_lists_decide_and_their_version_is_recorded(service: Service, tmp_path: 
     assert trusted["action"] == "approve"
     assert [r["words"] for r in trusted["reasons"]] == ["Known."]
     assert whole(service, trusted)["lists"] == later
+    explained = service.get(f"/v1/decisions/{trusted['decision_id']}?explain=true").json()[
+        "reasons"
+    ]
+    assert [r["words"] for r in explained[:1]] == ["Known."]
+    assert {r["code"] for r in explained[1:]} >= {"EXPENSIVE", "HEAT"}
     # Of another tenant nothing is on a list.
     key = service.keys.create("other", ["decisions:write"])
     assert service.post(body(event_id=next(ids)), key=key).json()["action"] == "approve"
