@@ -26,17 +26,19 @@ class WatchedLists:
         self.failures = 0
         """How often a look failed."""
         self._over = threading.Event()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Read the lists now, and from now on; raises when they can't be read at all.
 
-        Raises IntegrityError and Unavailable. Called again it does nothing.
+        Raises IntegrityError and Unavailable. Called again, from any thread, it does nothing.
         """
-        if self._thread is None:
-            self._book.refresh()
-            self._thread = threading.Thread(target=self._watch, name="lists", daemon=True)
-            self._thread.start()
+        with self._starting:
+            if self._thread is None:
+                self._book.refresh()
+                self._thread = threading.Thread(target=self._watch, name="lists", daemon=True)
+                self._thread.start()
 
     def stop(self) -> None:
         """Look no more."""
