@@ -11,6 +11,9 @@ from raypipe.tenancy.keys import Credential, Scope
 class Verifier(Protocol):
     """Knows API keys; a serving.credentials.Credentials does."""
 
+    def fresh(self, text: str) -> Credential | None:
+        """The credential behind a key text if that is known without waiting."""
+
     async def verify(self, text: str) -> Credential | None:
         """The credential behind a key text, or None."""
 
@@ -28,13 +31,22 @@ async def authorize(header: str | None, scope: Scope, keys: Verifier) -> Credent
 
     Raises Unauthenticated without a valid key, Forbidden when the key lacks ``scope``.
     """
+    return permit(await keys.verify(shown_key(header)), scope)
+
+
+def shown_key(header: str | None) -> str:
+    """The key text in an Authorization header; raises Unauthenticated without one."""
     scheme, _, text = (header or "").partition(" ")
     if scheme.lower() != "bearer" or not text:
         raise Unauthenticated(
             "the request carries no API key",
             hint="Send 'Authorization: Bearer <key>'; the local key is in <home>/api-key.",
         )
-    credential = await keys.verify(text.strip())
+    return text.strip()
+
+
+def permit(credential: Credential | None, scope: Scope) -> Credential:
+    """The credential that a key was found to have; raises as ``authorize``."""
     if credential is None:
         raise Unauthenticated(
             "the API key is not known or was revoked",

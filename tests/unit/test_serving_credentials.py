@@ -9,7 +9,7 @@ import pytest
 
 from raypipe.errors import Unavailable
 from raypipe.tenancy.keys import Credential, KeyStore, Presented, Scope
-from serving.credentials import FRESH_S, Credentials
+from serving.credentials import AGAIN_S, FRESH_S, Credentials
 from tests.unit.serving_kit import Service, body, train
 
 
@@ -19,9 +19,12 @@ class Holder:
     def __init__(self, store: KeyStore) -> None:
         self.store = store
         self.asked = 0
+        self.away = False
 
     async def verify(self, shown: Presented) -> Credential | None:
         self.asked += 1
+        if self.away:
+            raise Unavailable("the worker restarts")
         return self.store.verify(shown)
 
 
@@ -48,12 +51,55 @@ def test_a_good_key_is_asked_for_once_a_moment(store: KeyStore) -> None:
     first = asyncio.run(verify())
     assert first is not None
     assert (first.tenant, first.scopes) == ("acme", {Scope.ADMIN})
-    clock.now += FRESH_S * 0.99
+    clock.now += AGAIN_S * 0.99
     assert asyncio.run(verify()) == first
     assert holder.asked == 1
-    clock.now += FRESH_S * 0.02
+    clock.now += FRESH_S
     assert asyncio.run(verify()) == first
     assert holder.asked == 2
+
+
+def test_a_key_in_use_is_asked_for_again_beside_the_requests(store: KeyStore) -> None:
+    holder, clock = Holder(store), Clock()
+    credentials = Credentials(holder, clock)
+    key = store.create("acme", [Scope.ADMIN])
+
+    async def use() -> None:
+        first = await credentials.verify(key)
+        for asked in range(2, 6):
+            clock.now += AGAIN_S
+            for _ in range(3):
+                assert await credentials.verify(key) == first
+                assert holder.asked == asked - 1  # no request waited for it
+            await asyncio.sleep(0)
+            assert holder.asked == asked
+            await asyncio.sleep(0)
+        store.revoke(key.split("_")[2])
+        clock.now += AGAIN_S
+        assert await credentials.verify(key) == first
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert await credentials.verify(key) is None
+
+    asyncio.run(use())
+
+
+def test_a_worker_that_is_away_is_noticed_when_the_moment_is_over(store: KeyStore) -> None:
+    holder, clock = Holder(store), Clock()
+    credentials = Credentials(holder, clock)
+    key = store.create("acme", [Scope.ADMIN])
+
+    async def use() -> None:
+        first = await credentials.verify(key)
+        holder.away = True
+        clock.now += AGAIN_S
+        assert await credentials.verify(key) == first
+        await asyncio.sleep(0)
+        clock.now += AGAIN_S
+        with pytest.raises(Unavailable):
+            await credentials.verify(key)
+
+    asyncio.run(use())
 
 
 def test_a_revoked_key_is_refused_after_that_moment(store: KeyStore) -> None:
