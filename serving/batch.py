@@ -17,7 +17,8 @@ from raypipe.ledger.record import DecisionRecord
 from serving import schemas
 from serving.decide import Decider
 from serving.explain import Explainer, wants_reasons
-from serving.face import idempotency_key, read_body
+from serving.exchange import headers_of, idempotency_key
+from serving.face import read_body
 from serving.problems import problem_of
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ class Batches:
         )
 
     async def _rows(self, request: Request) -> list[bytes]:
-        if idempotency_key(request) is not None:
+        if idempotency_key(headers_of(request.scope)) is not None:
             raise UsageError(
                 "a batch takes no Idempotency-Key", hint="Each row is known by its own event_id."
             )

@@ -22,7 +22,8 @@ from raypipe.project import Project
 from raypipe.runtime.worker import intake, protocol
 from serving import schemas
 from serving.decide import deadline
-from serving.face import idempotency_key, read_body
+from serving.exchange import headers_of, idempotency_key
+from serving.face import read_body
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -90,7 +91,7 @@ class Events:
         Raises InputError for a body that can't be read, Overloaded, Conflict for a known
         idempotency key with another body, Unavailable when the worker doesn't answer.
         """
-        key = _checked(idempotency_key(request))
+        key = _checked(idempotency_key(headers_of(request.scope)))
         media = media_of(request.headers.get("content-type", ""))
         with self._waiting() as wait:
             body = await read_body(request, self._body_limit, _HINT, wait)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from starlette.requests import ClientDisconnect, Request
@@ -12,11 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from raypipe.errors import BodyTooLarge, MalformedBody
+from raypipe.errors import MalformedBody
 from raypipe.tenancy.keys import Credential
 from raypipe.tenancy.keys import Scope as KeyScope
-from serving.auth import Verifier, authorize
+from serving.auth import Verifier, permit, shown_key
 from serving.decide import deadline
+from serving.exchange import JSON, Direct, headers_of, refuse_size
 from serving.problems import problem_of
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -24,7 +25,9 @@ Routes = Sequence[tuple[str, Handler, str]]
 """Path, handler, method."""
 
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
+_KNOWN_ID = "raypipe.request_id"
 _NO_ROUTE = "(none)"
+_JSON = JSON.encode("ascii")
 
 
 class Counted(Protocol):
@@ -41,7 +44,8 @@ class Face:
     """An ASGI application of some routes.
 
     ``patience_s`` is how long a key may take to be verified. ``echo_request_id`` is off where the
-    server in front of this application already answers with X-Request-Id.
+    server in front of this application already answers with X-Request-Id. ``direct`` are routes by
+    method and path that are answered without Starlette; they precede ``routes``.
     """
 
     def __init__(
@@ -52,11 +56,18 @@ class Face:
         *,
         patience_s: float,
         echo_request_id: bool,
+        direct: Mapping[tuple[str, str], Direct] | None = None,
     ) -> None:
         self._keys = keys
         self._counted = counted
         self._patience_s = patience_s
         self._echo = echo_request_id
+        self._direct = dict(direct or {})
+        # The router knows them too: for the methods of a path, and below a root path.
+        routes = (
+            *((path, _through(answer), method) for (method, path), answer in self._direct.items()),
+            *routes,
+        )
         self._patterns: dict[Any, str] = {
             handler: path.replace(":path", "") for path, handler, _ in routes
         }
@@ -71,9 +82,12 @@ class Face:
         if scope["type"] != "http":
             await self.router(scope, receive, send)
             return
+        answer = self._direct.get((scope["method"], scope["path"]))
+        if answer is not None:
+            await self._answer(answer, scope, receive, send)
+            return
         request_id = _request_id(scope)
         scope["app"] = self  # makes the router raise its 404 and 405 instead of answering in text
-        scope["raypipe.request_id"] = request_id
         status = 0
 
         async def tracked(message: Message) -> None:
@@ -98,9 +112,46 @@ class Face:
             route = self._patterns.get(scope.get("endpoint"), _NO_ROUTE)
             self._counted.answered(route, status or 499)
 
+    async def _answer(self, answer: Direct, scope: Scope, receive: Receive, send: Send) -> None:
+        status = 0
+        try:
+            try:
+                body = await answer(scope, receive)
+                headers = [
+                    (b"content-type", _JSON),
+                    (b"content-length", str(len(body)).encode("ascii")),
+                ]
+                status = 200
+            except Exception as e:  # noqa: BLE001 - every exception becomes a problem document
+                problem = problem_of(e, _request_id(scope))
+                self._counted.refused(problem.code)
+                headers, status = problem.raw_headers, problem.status_code
+                body = bytes(problem.body)
+            if self._echo:
+                headers.append((b"x-request-id", _request_id(scope).encode("ascii")))
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            await send({"type": "http.response.body", "body": body})
+        finally:
+            self._counted.answered(scope["path"], status or 499)
+
     async def _authorize(self, request: Request, scope: KeyScope) -> Credential:
-        async with deadline(self._patience_s):
-            return await authorize(request.headers.get("authorization"), scope, self._keys)
+        return await self._admit(request.headers.get("authorization"), scope)
+
+    async def _admit(self, header: str | None, scope: KeyScope) -> Credential:
+        text = shown_key(header)
+        known = self._keys.fresh(text)
+        if known is None:
+            async with deadline(self._patience_s):
+                known = await self._keys.verify(text)
+        return permit(known, scope)
+
+
+def _through(answer: Direct) -> Handler:
+    async def handler(request: Request) -> Response:
+        body = await answer(request.scope, request.receive)
+        return Response(body, media_type=JSON)
+
+    return handler
 
 
 async def read_body(
@@ -114,13 +165,13 @@ async def read_body(
     declared = request.headers.get("content-length", "")
     # The digits first: int() refuses thousands of them.
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > limit):
-        raise _too_large(limit, hint)
+        refuse_size(limit, hint)
     chunks, size = [], 0
     try:
         async for chunk in request.stream():
             size += len(chunk)
             if size > limit:
-                raise _too_large(limit, hint)
+                refuse_size(limit, hint)
             if came is not None:
                 came(len(chunk))
             chunks.append(chunk)
@@ -129,22 +180,11 @@ async def read_body(
     return b"".join(chunks)
 
 
-def _too_large(limit: int, hint: str) -> BodyTooLarge:
-    return BodyTooLarge(f"the body is over {limit} bytes", hint=hint)
-
-
-def idempotency_key(request: Request) -> str | None:
-    """The header's value, also in the structured-field form of the IETF draft."""
-    key = request.headers.get("idempotency-key")
-    if key is not None and len(key) >= 2 and key[0] == key[-1] == '"':
-        return key[1:-1]
-    return key
-
-
 def _request_id(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text: str = value.decode("latin-1")
-            if _REQUEST_ID.fullmatch(text):
-                return text
-    return uuid.uuid4().hex
+    """The client's, or a new one; the same whenever it is asked for."""
+    known: str | None = scope.get(_KNOWN_ID)
+    if known is None:
+        given = headers_of(scope).get(b"x-request-id", b"").decode("latin-1")
+        known = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope[_KNOWN_ID] = known
+    return known

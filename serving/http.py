@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +11,10 @@ from dataclasses import dataclass
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
 from features.parity_report import Report
-from raypipe.errors import (
-    NotFound,
-    Unavailable,
-    UnsupportedMedia,
-)
+from raypipe.errors import NotFound, Unavailable
 from raypipe.tenancy.keys import Scope as KeyScope
 from serving import schemas
 from serving.auth import Keys, authorize
@@ -26,13 +22,20 @@ from serving.batch import Batches
 from serving.batch import Limits as BatchLimits
 from serving.decide import Decider, Worker, deadline
 from serving.events import Events
+from serving.exchange import (
+    JSON,
+    headers_of,
+    idempotency_key,
+    read_body,
+    require_json,
+    text_of,
+)
 from serving.explain import Explainer, wants_reasons
-from serving.face import Face, idempotency_key, read_body
+from serving.face import Face
 from serving.key_values import KeyValues
 from serving.metrics import CONTENT_TYPE, Metrics
 from serving.tables import TableReader
 
-JSON = "application/json"
 READ_TIMEOUT_S = 1.0
 """How long a read waits for the worker."""
 
@@ -92,7 +95,6 @@ class HttpApp(Face):
         self._body_limit = body_limit
         super().__init__(
             (
-                ("/v1/decisions", self._decide, "POST"),
                 ("/v1/decisions:batch", self._decide_batch, "POST"),
                 ("/v1/decisions/{decision_id}", self._decision, "GET"),
                 ("/v1/events", self._take_events, "POST"),
@@ -108,21 +110,22 @@ class HttpApp(Face):
             metrics,
             patience_s=patience_s,
             echo_request_id=echo_request_id,
+            direct={("POST", "/v1/decisions"): self._decide},
         )
 
-    async def _decide(self, request: Request) -> Response:
-        started = time.perf_counter()
-        credential = await self._authorize(request, KeyScope.DECISIONS_WRITE)
+    async def _decide(self, scope: Scope, receive: Receive) -> bytes:
+        started, headers = time.perf_counter(), headers_of(scope)
+        credential = await self._admit(text_of(headers, b"authorization"), KeyScope.DECISIONS_WRITE)
         waited_s = time.perf_counter() - started
-        _require_json(request)
-        explain, decider = wants_reasons(request.scope.get("query_string", b"")), self._loaded()
-        body = await read_body(request, self._body_limit, "One event is a few hundred.")
+        require_json(headers)
+        explain, decider = wants_reasons(scope.get("query_string", b"")), self._loaded()
+        body = await read_body(receive, headers, self._body_limit, "One event is a few hundred.")
         record, replayed = await decider.decide(
-            credential.tenant, body, idempotency_key(request), waited_s
+            credential.tenant, body, idempotency_key(headers), waited_s
         )
         if explain:
             record = await self._explainer.tried(record, decider.judge)
-        answer = _json(schemas.answer(record, replayed))
+        answer = msgspec.json.encode(schemas.answer(record, replayed))
         self._metrics.decided(record, replayed, time.perf_counter() - started)
         return answer
 
@@ -200,14 +203,3 @@ class HttpApp(Face):
 
 def _json(value: msgspec.Struct) -> Response:
     return Response(msgspec.json.encode(value), media_type=JSON)
-
-
-def _require_json(request: Request) -> None:
-    media, _, parameters = request.headers.get("content-type", "").partition(";")
-    charset = re.search(r"charset\s*=\s*\"?([^\s;\"]+)", parameters, re.IGNORECASE)
-    if media.strip().lower() != JSON or (charset and charset[1].lower() not in ("utf-8", "utf8")):
-        raise UnsupportedMedia(
-            f"this route reads {JSON} in UTF-8 only", hint=f"Send 'Content-Type: {JSON}'."
-        )
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise UnsupportedMedia("this route reads no compressed bodies", hint="Send it plain.")

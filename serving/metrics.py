@@ -39,6 +39,9 @@ class Metrics:
             ("replica", "route", "status"),
             registry=self._registry,
         )
+        # To find a series by its labels takes longer than to count.
+        self._answers: dict[tuple[str, int], Counter] = {}
+        self._actions: dict[tuple[str, bool], Counter] = {}
         self._refused = Counter(
             "raypipe_http_refused_total",
             "Requests answered with a problem, by its code.",
@@ -83,7 +86,11 @@ class Metrics:
 
     def answered(self, route: str, status: int) -> None:
         """Count a request; ``route`` is a pattern, never a path, so that series stay few."""
-        self._requests.labels(self._replica, route, str(status)).inc()
+        series = self._answers.get((route, status))
+        if series is None:
+            series = self._requests.labels(self._replica, route, str(status))
+            self._answers[route, status] = series
+        series.inc()
 
     def refused(self, code: str) -> None:
         """Count a problem document."""
@@ -91,7 +98,11 @@ class Metrics:
 
     def decided(self, record: DecisionRecord, replayed: bool, seconds: float) -> None:
         """Count an answered decision."""
-        self._decisions.labels(self._replica, record.action, str(replayed).lower()).inc()
+        series = self._actions.get((record.action, replayed))
+        if series is None:
+            series = self._decisions.labels(self._replica, record.action, str(replayed).lower())
+            self._actions[record.action, replayed] = series
+        series.inc()
         if not replayed:
             for rule in record.rule_hits:
                 self._hits.labels(self._replica, record.policy, rule).inc()
