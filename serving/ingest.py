@@ -8,6 +8,7 @@ thousand events; here the socket's owner reads them itself (docs/adr/0019).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -177,10 +178,11 @@ def ensure(settings: Settings) -> Any:
         **placement.worker_options(settings),
     ).remote(settings)
     deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if ray.get(actor.ready.remote(), timeout=START_S):
-            return actor
-        time.sleep(0.05)
+    with contextlib.suppress(ray.exceptions.GetTimeoutError):
+        while (left := deadline - time.monotonic()) > 0:
+            if ray.get(actor.ready.remote(), timeout=left):
+                return actor
+            time.sleep(0.05)
     raise Unavailable(
         f"the ingest server does not listen on {settings.http_host}:{settings.ingest_port}",
         hint="Is the port taken? Choose another with the setting ingest_port.",
