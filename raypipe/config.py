@@ -324,6 +324,12 @@ class Settings(BaseSettings):
         "unset: a session of its own",
         json_schema_extra={"allowed": "`HOST:PORT` or `auto`"},
     )
+    ingress: Literal["haproxy", "proxy"] = Field(
+        default_factory=lambda data: "haproxy" if data["ray_address"] is None else "proxy",
+        description="what takes HTTP requests: haproxy, which comes with Ray, or Ray Serve's own "
+        "proxy, which takes ten times the CPU; on a cluster proxy alone",
+        json_schema_extra={"default_text": "haproxy; with ray_address proxy"},
+    )
     tls_dir: Annotated[Path, AfterValidator(_absolute)] | None = Field(
         None,
         description="folder with ca.crt, node.crt and node.key, by which the nodes of a cluster "
@@ -382,6 +388,15 @@ class Settings(BaseSettings):
         if self.min_replicas > self.max_replicas:
             raise ValueError(
                 f"min_replicas {self.min_replicas} is over max_replicas {self.max_replicas}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ingress_of_a_session(self) -> Self:
+        if self.ingress == "haproxy" and self.ray_address is not None:
+            raise ValueError(
+                "ingress haproxy with a ray_address: HAProxy reaches replicas of other nodes in "
+                "clear text only; leave ingress out, or set it to proxy"
             )
         return self
 

@@ -89,11 +89,13 @@ def start(settings: Settings, model: str | None = None, version: str | None = No
     from ray import serve
     from ray.serve.config import HTTPOptions
 
+    from raypipe.runtime import session
+
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # callers report in their own words
     application = build(settings, model, version)
     serve.start(
         # Of a cluster every node with a replica answers, so that none stands before the others.
         proxy_location="HeadOnly" if settings.ray_address is None else "EveryNode",
-        http_options=HTTPOptions(host=settings.http_host, port=settings.http_port),
+        http_options=HTTPOptions(host=session.bind_host(settings), port=settings.http_port),
     )
     serve.run(application, name=APPLICATION, route_prefix="/")

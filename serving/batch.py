@@ -16,8 +16,8 @@ from raypipe.ingest.media import Media, media_of, unpacked
 from raypipe.ledger.record import DecisionRecord
 from serving import schemas
 from serving.decide import Decider
-from serving.explain import Explainer, wants_reasons
 from serving.exchange import headers_of, idempotency_key
+from serving.explain import Explainer, wants_reasons
 from serving.face import read_body
 from serving.problems import problem_of
 

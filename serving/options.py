@@ -73,6 +73,6 @@ def deployment_options(settings: Settings, options: Options) -> dict[str, Any]:
         # nothing is decided for so long.
         "health_check_period_s": 1.0,
         # On the deployment itself: set elsewhere it doesn't reach the replicas, and the access log
-        # flushes inside their event loop.
-        "logging_config": {"enable_access_log": False},
+        # flushes inside their event loop. The level spares them the record that is then dropped.
+        "logging_config": {"enable_access_log": False, "log_level": "WARNING"},
     }

@@ -1,6 +1,8 @@
-"""What stands in Ray Serve's HTTP proxy, before the replicas: every request gets an answer of ours.
+"""What stands before the application wherever Ray Serve takes HTTP: every request gets an answer
+of ours.
 
-Ray Serve calls ``middlewares`` in each proxy, by the name that raypipe.runtime.session exports.
+Ray Serve calls ``middlewares`` in each proxy and, in HAProxy mode, in each replica, by the name
+that raypipe.runtime.session exports.
 """
 
 from __future__ import annotations
@@ -12,9 +14,16 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from raypipe.errors import Unavailable
+from raypipe.runtime.ingress.own import AWAY
 from serving.problems import problem_of
 
 REQUEST_ID = "x-request-id"
+UNWATCHED = (
+    # Serve would watch for the client's leaving in a task of its own, and cancel the request.
+    (b"x-request-disconnect-disabled", b"?1"),
+    (b"x-request-timeout-seconds", b"0"),
+)
+"""Headers by which Serve leaves a request alone once it has begun: its own, so they come last."""
 
 
 def middlewares() -> list[Middleware]:
@@ -26,7 +35,9 @@ class Answered:
     """Answers with a 503 problem where the proxy gives no answer, or its own bare 503.
 
     The first happens when a replica died with the request, which would become a 500 without a
-    reason; the second when all queues are full or no replica is up.
+    reason; the second when all queues are full or no replica is up. A request that has begun is
+    worked on to its end, also when its client has left: it may come again, and what waits for
+    others has a deadline of its own.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -37,6 +48,7 @@ class Answered:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope["headers"] = [*scope["headers"], *UNWATCHED]
         started = bare = False
 
         async def tracked(message: Message) -> None:
@@ -49,10 +61,7 @@ class Answered:
 
         await self._app(scope, receive, tracked)
         if not started:
-            detail = "no replica can take the request now" if bare else "the replica went away"
-            error = Unavailable(
-                detail, hint="Retry; an event counts once however often its event_id is sent."
-            )
+            error = AWAY if bare else Unavailable("the replica went away", hint=AWAY.hint)
             # Serve's own middleware, which lies further in, has put one there.
             request_id = Headers(scope=scope).get(REQUEST_ID) or uuid.uuid4().hex
             problem = problem_of(error, request_id)
@@ -61,5 +70,7 @@ class Answered:
 
 
 def _is_bare(start: Message) -> bool:
+    if start["status"] != 503:
+        return False
     media = Headers(raw=list(start.get("headers", ()))).get("content-type", "")
-    return start["status"] == 503 and not media.startswith("application/")
+    return not media.startswith("application/")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import closing
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from raypipe.errors import NotFound, Unavailable
 from raypipe.runtime import running, session
+from raypipe.runtime.ingress import own
 from raypipe.runtime.worker import actor
 from raypipe.tenancy.keys import LOCAL_KEY_FILE
 
@@ -26,7 +29,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     On a cluster they outlive this process, ``stop`` ends them; every node with a replica answers
     at the settings' port. Raises DeclarationError when rows in the log can't be read any more,
     ConfigError for a log of another number of workers, NotFound when no model was trained yet and
-    Unavailable when the port is taken, before anything is started.
+    Unavailable when the port is taken or HAProxy is missing, before anything is started.
     """
     from raypipe.project import load_project
     from serving import app, ingest
@@ -36,6 +39,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     require_readable_log(settings, project)
     model = project.models[0].name
     version = registry.locate(settings.lake / "models", model).name
+    _require_parts(settings)
     if settings.ray_address is None:
         for name in ("http_port", "ingest_port"):
             _require_port(settings, name)
@@ -99,6 +103,20 @@ def require_readable_log(settings: Settings, project: Project) -> None:
         for partition in range(settings.workers):
             check_claim(log, partition, ownership)
             check_declarations(log, project, partition)
+
+
+def _require_parts(settings: Settings) -> None:
+    if find_spec("uvloop") is None:
+        raise Unavailable(
+            "the package uvloop is missing, without which each answer takes 40 ms more",
+            hint="Install raypipe again with all that it depends on.",
+        )
+    absent = own.missing(os.environ.get(own.BINARY_VARIABLE, ""))
+    if settings.ingress == "haproxy" and absent:
+        raise Unavailable(
+            f"HAProxy can't take requests: {absent}",
+            hint="Install ray[serve] again, or serve with --set ingress=proxy.",
+        )
 
 
 def _require_port(settings: Settings, setting: str) -> None:

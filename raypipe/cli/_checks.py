@@ -20,6 +20,7 @@ import raypipe
 from raypipe.errors import NotFound, RaypipeError
 from raypipe.lake import Place
 from raypipe.runtime import running
+from raypipe.runtime.ingress import own
 from raypipe.runtime.survey import PACKAGES
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(settings: Settings) -> list[Check]:
     """Every check, in the order in which a reader wants them."""
     return [
         _python(),
-        *(_package(name) for name in PACKAGES),
+        *(_package(name) for name in (*PACKAGES, "uvloop")),
         _installation(),
         _stages(),
         _project(settings),
@@ -59,6 +60,7 @@ def run(settings: Settings) -> list[Check]:
         _mode("tenants", settings.home / "tenants.db"),
         _running(settings.home),
         _port(settings),
+        _ingress(settings),
     ]
 
 
@@ -272,6 +274,17 @@ def _port(settings: Settings) -> Check:
             "Stop what uses it, or choose another http_port (or http_host).",
         )
     return Check("port", "ok", f"{where} is free")
+
+
+def _ingress(settings: Settings) -> Check:
+    if settings.ingress == "proxy":
+        return Check("ingress", "ok", "proxy")
+    given = os.environ.get(own.BINARY_VARIABLE, "")
+    absent = own.missing(given)
+    if absent:
+        cure = "Install ray[serve] again, or set ingress to proxy."
+        return Check("ingress", "fail", absent, cure)
+    return Check("ingress", "ok", f"haproxy, {own.binary(given)}")
 
 
 def _existing(path: Path) -> Path:

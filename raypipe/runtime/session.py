@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import raypipe
 from raypipe.errors import Unavailable
+from raypipe.runtime.ingress import own
+from raypipe.runtime.ingress.haproxy import LOOPBACK
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -35,8 +37,12 @@ IDLE_WORKER_MS = 60_000
 LEAST_WORKERS = 8
 ANSWER_S = 3.0
 
+_EXTENDED = ("PYTHONPATH", own.BINARY_VARIABLE)
+"""Variables that take in what the user gave."""
+
 _exported: set[str] = set()
 _owned: bool = False
+_ingress: own.Ingress | None = None
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -109,13 +115,16 @@ def start(settings: Settings, *, env: Mapping[str, str] | None = None, warm: boo
     already, ours or the caller's, is kept as it is. Raises Unavailable when Ray can't be started
     or reached.
     """
-    global _owned  # noqa: PLW0603 - Ray allows one session a process
+    global _owned, _ingress  # noqa: PLW0603 - Ray allows one session a process
     loaded = sys.modules.get("ray")
     if loaded is not None and loaded.is_initialized():
         return
     _require_answer(settings.ray_address)
     preloaded = loaded is not None
-    _export({**environment(settings), **(env or {})}, preloaded)
+    _release_ingress()  # of a start that failed
+    _ingress = _own_ingress(settings)
+    values = {**environment(settings), **(_ingress.environment() if _ingress else {})}
+    _export({**values, **(env or {})}, preloaded)
     if settings.ray_address is None:
         _ensure_token()
     if preloaded:
@@ -166,6 +175,12 @@ def stop() -> None:
 
         ray.shutdown()
         _owned = False
+        _release_ingress()
+
+
+def bind_host(settings: Settings) -> str:
+    """What Ray Serve is to listen on: in HAProxy mode loopback, whatever HAProxy listens on."""
+    return LOOPBACK if _ingress is not None else settings.http_host
 
 
 def address() -> str:
@@ -182,6 +197,21 @@ def cpus() -> int:
 
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return max(1, int(resources.get("CPU", 1)))
+
+
+def _own_ingress(settings: Settings) -> own.Ingress | None:
+    """Without HAProxy batch stages run all the same; whoever serves asks for it by itself."""
+    given = "" if own.BINARY_VARIABLE in _exported else os.environ.get(own.BINARY_VARIABLE, "")
+    if settings.ingress != "haproxy" or own.missing(given):
+        return None
+    return own.claim(settings, given)
+
+
+def _release_ingress() -> None:
+    global _ingress  # noqa: PLW0603
+    if _ingress is not None:
+        _ingress.release()
+        _ingress = None
 
 
 def _arguments(settings: Settings) -> dict[str, Any]:
@@ -222,10 +252,13 @@ def _warnings_alone(record: logging.LogRecord) -> bool:
 
 
 def _export(values: Mapping[str, str], preloaded: bool) -> None:
+    for name in _exported - values.keys():  # of an earlier session
+        os.environ.pop(name, None)
+        _exported.remove(name)
     for name, value in values.items():
         if preloaded and name == "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER":
             continue  # this process has read it already, and both sides must agree
-        if name not in os.environ or name in _exported or name == "PYTHONPATH":
+        if name not in os.environ or name in _exported or name in _EXTENDED:
             os.environ[name] = value
             _exported.add(name)
 

@@ -296,13 +296,26 @@ def test_nobody_decides_without_a_key(up: Up) -> None:
 
 def test_nothing_listens_to_other_machines(up: Up) -> None:
     listening = {
-        (c.laddr.ip, c.laddr.port)
+        (process.name(), c.laddr.ip, c.laddr.port)
         for process in up.shell.tree(up.process)
         for c in process.net_connections("inet")
         if c.status == psutil.CONN_LISTEN
     }
-    assert ("127.0.0.1", up.shell.port) in listening
-    assert {ip for ip, _ in listening} <= LOOPBACK
+    assert ("haproxy", "127.0.0.1", up.shell.port) in listening
+    statistics_and_metrics = {p for name, _, p in listening if name == "haproxy"} - {up.shell.port}
+    assert len(statistics_and_metrics) == 2
+    assert {ip for _, ip, _ in listening} <= LOOPBACK
+
+
+def test_answers_carry_the_request_id_once(up: Up) -> None:
+    key = {"Authorization": f"Bearer {up.key}", "X-Request-Id": "r-1"}
+    for path, status in (("/healthz", 200), ("/v1/decisions/dec_x", 404), ("/nowhere", 404)):
+        answer = httpx.get(up.url + path, headers=key, trust_env=False)
+        assert answer.status_code == status
+        assert answer.headers.get_list("x-request-id") == ["r-1"]
+    answer = up.ask("POST", "/v1/decisions", json={})
+    assert answer.status_code == 422
+    assert answer.headers.get_list("x-request-id") == [answer.json()["request_id"]]
 
 
 def test_a_second_one_on_the_same_home_is_refused(up: Up) -> None:
@@ -348,10 +361,11 @@ def test_killed_at_once_with_all_its_processes_it_counts_as_absent(up: Up) -> No
 
 
 def test_a_second_run_keeps_what_is_there(up: Up) -> None:
+    """By Ray Serve's own proxy, which the first one did not use."""
     assert up.process.poll() is not None
     counts, decisions = logged(up.shell.home)
-    port = str(free_port())
-    code, out, err = up.shell.run("up", "--once", *SIZE, "--port", port, "--json")
+    port = ["--port", str(free_port()), "--set", "ingress=proxy"]
+    code, out, err = up.shell.run("up", "--once", *SIZE, *port, "--json")
     assert code == 0, err
     summary = json.loads(out)
     assert summary["events"] == counts

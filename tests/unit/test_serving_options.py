@@ -26,7 +26,7 @@ def test_settings_and_packaged_options_make_the_deployment() -> None:
     assert made["ray_actor_options"] == {"num_cpus": 0.5}
     assert made["max_ongoing_requests"] == 100
     assert made["max_queued_requests"] > 0
-    assert made["logging_config"] == {"enable_access_log": False}
+    assert made["logging_config"] == {"enable_access_log": False, "log_level": "WARNING"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Ray Serve's HAProxy mode, private to one session on one machine."""
