@@ -327,7 +327,7 @@ def _compare(
 
 
 def _cause(record: DecisionRecord, *, late: bool) -> Cause:
-    if record.degraded:
+    if record.degraded or record.spilled:
         return Cause.WORKER_AWAY
     return Cause.LATE if late else Cause.UNEXPLAINED
 

@@ -15,7 +15,7 @@ class Cause(StrEnum):
     LATE = "late"
     """The decided event was older than one of its key that came before it."""
     WORKER_AWAY = "worker_away"
-    """The decision says that it was degraded: served from state that may be stale."""
+    """The decision says that it was degraded, or spilled: made from state that may be stale."""
     UNEXPLAINED = "unexplained"
     """Nothing excuses it: the paths disagree, or stored bytes were changed."""
 

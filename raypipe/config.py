@@ -240,7 +240,28 @@ class Settings(BaseSettings):
         5_000,
         ge=10,
         le=120_000,
-        description="a decision not made by then is answered with 503; of a batch, as a whole",
+        description="how long a decision may take, or a batch as a whole; a client may send less "
+        "in X-Deadline-Ms; if the worker does not answer by then, the last written windows decide, "
+        "`degraded`",
+    )
+    fallback_reserve_ms: int = Field(
+        50,
+        ge=1,
+        le=60_000,
+        description="how much of a decision's time is kept at least for deciding without the "
+        "worker; more where that was measured to take longer, and half of the time at most",
+    )
+    spill_dir: Annotated[Path, AfterValidator(_absolute)] = Field(
+        default_factory=lambda data: data["home"] / "spill",
+        description="folder on each node's own disk for decisions that were made while the worker "
+        "was away, until the log has them",
+        json_schema_extra={"default_text": "HOME/spill"},
+    )
+    spill_bytes: int = Field(
+        256 * 2**20,
+        ge=2**20,
+        description="size of such a file at which no more decisions are made without the worker; "
+        "they are answered with 503",
     )
     ingest_port: int = Field(
         default_factory=lambda data: data["http_port"] + 1,
@@ -305,10 +326,13 @@ class Settings(BaseSettings):
         4, gt=0, description="requests in flight per replica that autoscaling aims at"
     )
     max_ongoing_requests: int = Field(
-        100, ge=1, description="requests in flight per replica before they queue"
+        100, ge=1, description="decisions in work per replica before they queue"
     )
     max_queued_requests: int = Field(
-        200, ge=0, description="queued requests before the next is answered with 503"
+        200,
+        ge=0,
+        description="queued decisions per replica before one is refused: with 503, or 429 for a "
+        "tenant that has its share",
     )
     serving_options: Annotated[Path, AfterValidator(_absolute)] | None = Field(
         None,
@@ -512,7 +536,7 @@ def _given(flags: Mapping[str, object], config: Path | None) -> dict[str, tuple[
         _refuse_unknown(values, str(file), str)
         if isinstance(values.get("home"), str):
             values["home"] = file.parent / Path(str(values["home"])).expanduser()
-        for name in ("serving_options", "patterns"):
+        for name in ("serving_options", "patterns", "spill_dir"):
             path = values.get(name)
             if isinstance(path, str) and path:
                 values[name] = file.parent / Path(path).expanduser()

@@ -16,6 +16,7 @@ from raypipe.ingest.media import Media, media_of, unpacked
 from raypipe.ledger.record import DecisionRecord
 from serving import schemas
 from serving.decide import Decider
+from serving.entrance import Admitted, Entrance
 from serving.exchange import headers_of, idempotency_key
 from serving.explain import Explainer, wants_reasons
 from serving.face import read_body
@@ -57,13 +58,18 @@ class Limits(msgspec.Struct, frozen=True):
 class Batches:
     """Answers batch requests."""
 
-    def __init__(self, limits: Limits, explainer: Explainer, counted: Counted) -> None:
+    def __init__(
+        self, limits: Limits, explainer: Explainer, counted: Counted, entrance: Entrance
+    ) -> None:
         self._limits = limits
+        self._entrance = entrance
+        # Other requests find places too.
+        self._lanes = max(1, min(LANES, entrance.gate.places // 2))
         self._explainer = explainer
         self._counted = counted
 
     async def take(
-        self, request: Request, tenant: str, decider: Decider, started: float
+        self, request: Request, admitted: Admitted, decider: Decider, started: float
     ) -> Response:
         """Decide about each row, in order. 200 when all were decided, otherwise 207.
 
@@ -83,10 +89,12 @@ class Batches:
 
         async def lane() -> None:
             for number, row in waiting:
-                waited_s = time.perf_counter() - started
                 try:
                     self._check(row)
-                    record, replayed = await decider.decide(tenant, row, None, waited_s)
+                    with await self._entrance.place(admitted):
+                        record, replayed = await decider.decide(
+                            admitted.credential.tenant, row, None, admitted.budget
+                        )
                 except Exception as e:  # noqa: BLE001 - a row's error is the row's answer
                     results[number] = self._problem(e, f"{request_id}/{number}")
                     continue
@@ -96,7 +104,7 @@ class Batches:
                 results[number] = schemas.BatchRow(200, schemas.answer(record, replayed))
 
         async with asyncio.TaskGroup() as lanes:
-            for _ in range(min(LANES, len(rows))):
+            for _ in range(min(self._lanes, len(rows))):
                 lanes.create_task(lane())
         failed = sum(r.decision is None for r in results)
         answer = schemas.DecidedBatch(len(rows) - failed, failed, results)

@@ -9,11 +9,12 @@ import asyncio
 import hashlib
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -26,6 +27,8 @@ from raypipe.ledger.record import DecisionRecord, OwnerOffsets, Reason, decision
 from raypipe.policy.lists import EMPTY, Lists
 from raypipe.policy.policy import Action, Decides, Verdict, failed
 from raypipe.vector.assemble import FEATURE_VALUE
+from serving.deadlines import Budget
+from serving.presence import Presence
 
 Vector = npt.NDArray[np.float32]
 
@@ -265,8 +268,47 @@ class Decided(NamedTuple):
     replayed: bool
 
 
+class Away(Protocol):
+    """What decides while the worker is away; a serving.fallback.Fallback does."""
+
+    @property
+    def presence(self) -> Presence:
+        """Whether the worker is there."""
+
+    def patience(self, left_s: float) -> float:
+        """How long a request with so much time waits for the worker; 0: not at all."""
+
+    def told(self, event: Mapping[str, Any], body_hash: bytes) -> DecisionRecord | None:
+        """What a client was told about an event that the log may not have yet."""
+
+    async def decide(
+        self,
+        event: dict[str, Any],
+        body_hash: bytes,
+        judging: Callable[[Observation, Known | None], DecisionRecord],
+        profiles: Profiles,
+        mine: DecisionRecord | None,
+    ) -> Decided:
+        """A decision that is durable on this node; ``mine`` was sent to the worker before."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What became of a request so far."""
+
+    event: dict[str, Any]
+    body_hash: bytes
+    mine: DecisionRecord | None = None
+    """A decision that was sent to the worker: it may be recorded."""
+
+
 class Decider:
-    """Answers requests for decisions: validates, observes, judges, records."""
+    """Answers requests for decisions: validates, observes, judges, records.
+
+    Args:
+        deadline_s: budget of a request that brings none.
+        fallback: what decides while the worker is away; without it such requests are refused.
+    """
 
     def __init__(
         self,
@@ -277,8 +319,10 @@ class Decider:
         clock: Clock,
         deadline_s: float,
         profiles: Profiles | None = None,
+        fallback: Away | None = None,
     ) -> None:
         self.judge = judge
+        self._fallback = fallback
         self._profiles: Profiles = profiles or NoProfiles()
         self._client_names = tuple(f.name for f in event.client_fields)
         self._validator = validator
@@ -286,45 +330,83 @@ class Decider:
         self._clock = clock
         self._deadline_s = deadline_s
 
+    @property
+    def alone(self) -> bool:
+        """Whether it decides also while the worker is away."""
+        return self._fallback is not None
+
     async def decide(
-        self, tenant: str, body: bytes, idempotency_key: str | None, waited_s: float = 0.0
+        self,
+        tenant: str,
+        body: bytes,
+        idempotency_key: str | None,
+        budget: Budget | None = None,
     ) -> Decided:
         """The recorded decision about the event in ``body``.
 
         Args:
-            waited_s: how much of the deadline the request has spent on the worker already.
+            budget: the request's time, of which some may have passed; the deadline by default.
 
         Raises MalformedBody and InputError (the body is bad), Conflict (its event_id came with
-        another body), Unavailable (nothing was answered within the deadline; a retry is safe).
+        another body), Unavailable (nothing was answered within the budget; a retry is safe).
         """
+        budget = budget or Budget(self._deadline_s)
         received_at = self._clock.now_ms()
         event = self._event(parse_object(body), tenant, received_at, idempotency_key)
-        async with deadline(self._deadline_s - waited_s):
-            while True:
-                try:
-                    return await self._once(event)
-                except EventLost as e:
-                    _log.info("again: %s", e.detail)
+        attempt = Attempt(event, self.body_hash(event))
+        fallback = self._fallback
+        if fallback is None:
+            async with deadline(budget.left):
+                return await self._ask(attempt)
+        patience = fallback.patience(budget.left)
+        if patience > 0:
+            try:
+                with fallback.presence.asking():
+                    async with asyncio.timeout(patience):
+                        return await self._ask(attempt)
+            except (TimeoutError, Unavailable) as e:
+                fallback.presence.in_vain()
+                _log.info("deciding without the worker: %s", e or "no answer in time")
+        async with deadline(budget.left):
+            return await fallback.decide(
+                event, attempt.body_hash, self._judged, self._profiles, attempt.mine
+            )
 
-    async def _once(self, event: dict[str, Any]) -> Decided:
+    def _judged(self, seen: Observation, profiles: Known | None) -> DecisionRecord:
+        return self.judge.judge(seen, profiles, self._clock)
+
+    async def _ask(self, attempt: Attempt) -> Decided:
+        """The decision by way of the worker."""
+        while True:
+            try:
+                return await self._once(attempt)
+            except EventLost as e:
+                attempt.mine = None  # the worker says that it has not recorded it
+                _log.info("again: %s", e.detail)
+
+    async def _once(self, attempt: Attempt) -> Decided:
         reach("serving.before_observe")
+        event, fallback = attempt.event, self._fallback
+        told = None if fallback is None else fallback.told(event, attempt.body_hash)
         known = asyncio.ensure_future(self._profiles.read(event))
         try:
-            seen = await self._observe(event)
+            seen = await self._observe(event, attempt.body_hash)
             if seen.decision is not None:
                 return Decided(decode(seen.decision), True)
             reach("serving.after_observe")
+            if told is not None:
+                return Decided(await self._worker.record(placed(told, seen), seen.own), True)
             profiles = await known
         finally:
             known.cancel()
-        mine = self.judge.judge(seen, profiles, self._clock)
+        attempt.mine = mine = self._judged(seen, profiles)
         stored = await self._worker.record(mine, seen.own)
         reach("serving.after_record")
         return Decided(stored, stored != mine)
 
-    async def _observe(self, event: dict[str, Any]) -> Observation:
+    async def _observe(self, event: dict[str, Any], body_hash: bytes) -> Observation:
         try:
-            return await self._worker.observe(event, self.body_hash(event))
+            return await self._worker.observe(event, body_hash)
         except Conflict as e:
             raise Conflict(
                 e.detail,
@@ -355,3 +437,10 @@ class Decider:
         """
         given = {n: event[n] for n in self._client_names if event[n] is not None}
         return hashlib.sha256(canonical_json(given)).digest()
+
+
+def placed(told: DecisionRecord, seen: Observation) -> DecisionRecord:
+    """A decision that was answered before its event was in the log, now that it is."""
+    return msgspec.structs.replace(
+        told, event_offset=seen.offset, owner_offsets=seen.owner_offsets, spilled=True
+    )

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 from starlette.requests import Request
@@ -18,9 +19,12 @@ from raypipe.errors import NotFound, Unavailable
 from raypipe.tenancy.keys import Scope as KeyScope
 from serving import schemas
 from serving.auth import Keys, authorize
+from serving.autoscaling import Latencies
 from serving.batch import Batches
 from serving.batch import Limits as BatchLimits
+from serving.deadlines import HEADER
 from serving.decide import Decider, Worker, deadline
+from serving.entrance import Entrance
 from serving.events import Events
 from serving.exchange import (
     JSON,
@@ -39,6 +43,10 @@ from serving.tables import TableReader
 READ_TIMEOUT_S = 1.0
 """How long a read waits for the worker."""
 
+LATELY_S = 2.0
+"""Of what time the p95 is that the autoscaler is told."""
+
+_DEADLINE = HEADER.lower().encode()
 _log = logging.getLogger("raypipe.serving")
 
 
@@ -64,6 +72,7 @@ class HttpApp(Face):
         self,
         *,
         keys: Keys,
+        entrance: Entrance,
         worker: Worker,
         key_values: KeyValues,
         tables: TableReader,
@@ -80,12 +89,14 @@ class HttpApp(Face):
         echo_request_id: bool = True,
     ) -> None:
         self.decider: Decider | None = None
+        self.latencies = Latencies(LATELY_S)
+        self._entrance = entrance
         self._known = keys
         self._metrics = metrics
         self._worker = worker
         self._events = events
         self._explainer = explainer
-        self._batches = Batches(batch_limits, explainer, metrics)
+        self._batches = Batches(batch_limits, explainer, metrics, entrance)
         self._key_values = key_values
         self._tables = tables
         self._documents = documents
@@ -115,24 +126,33 @@ class HttpApp(Face):
 
     async def _decide(self, scope: Scope, receive: Receive) -> bytes:
         started, headers = time.perf_counter(), headers_of(scope)
-        credential = await self._admit(text_of(headers, b"authorization"), KeyScope.DECISIONS_WRITE)
-        waited_s = time.perf_counter() - started
-        require_json(headers)
-        explain, decider = wants_reasons(scope.get("query_string", b"")), self._loaded()
-        body = await read_body(receive, headers, self._body_limit, "One event is a few hundred.")
-        record, replayed = await decider.decide(
-            credential.tenant, body, idempotency_key(headers), waited_s
-        )
-        if explain:
-            record = await self._explainer.tried(record, decider.judge)
-        answer = msgspec.json.encode(schemas.answer(record, replayed))
-        self._metrics.decided(record, replayed, time.perf_counter() - started)
+        with await self._entrance.enter(
+            text_of(headers, b"authorization"),
+            text_of(headers, _DEADLINE),
+            KeyScope.DECISIONS_WRITE,
+        ) as admitted:
+            require_json(headers)
+            explain, decider = wants_reasons(scope.get("query_string", b"")), self._loaded()
+            body = await read_body(receive, headers, self._body_limit, "One event is a few hundred.")
+            record, replayed = await decider.decide(
+                admitted.credential.tenant, body, idempotency_key(headers), admitted.budget
+            )
+            if explain:
+                record = await self._explainer.tried(record, decider.judge)
+            answer = msgspec.json.encode(schemas.answer(record, replayed))
+        took_s = time.perf_counter() - started
+        self._metrics.decided(record, replayed, took_s)
+        self.latencies.add(took_s)
         return answer
 
     async def _decide_batch(self, request: Request) -> Response:
         started = time.perf_counter()
-        credential = await self._authorize(request, KeyScope.DECISIONS_WRITE)
-        return await self._batches.take(request, credential.tenant, self._loaded(), started)
+        admitted = await self._entrance.admit(
+            request.headers.get("authorization"),
+            request.headers.get(HEADER),
+            KeyScope.DECISIONS_WRITE,
+        )
+        return await self._batches.take(request, admitted, self._loaded(), started)
 
     async def _take_events(self, request: Request) -> Response:
         credential = await self._authorize(request, KeyScope.EVENTS_WRITE)
@@ -169,12 +189,19 @@ class HttpApp(Face):
         return _json(schemas.Health("ok"))
 
     async def _readyz(self, request: Request) -> Response:
-        judge = self._loaded().judge
-        async with deadline(READ_TIMEOUT_S):
-            await self._worker.stats()
+        decider = self._loaded()
+        status: Literal["ready", "degraded"] = "ready"
+        judge = decider.judge
+        try:
+            async with deadline(READ_TIMEOUT_S):
+                await self._worker.stats()
+        except Unavailable:
+            if not decider.alone:
+                raise
+            status = "degraded"
         return _json(
             schemas.Readiness(
-                "ready", judge.model, judge.policy.id, judge.definition_hash, self._replica
+                status, judge.model, judge.policy.id, judge.definition_hash, self._replica
             )
         )
 

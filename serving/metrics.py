@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -13,7 +13,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from features.parity_report import Report
@@ -31,6 +31,8 @@ class Metrics:
 
     def __init__(self, replica: str) -> None:
         self._replica = replica
+        self.count = 0
+        """Decisions answered."""
         self._registry = CollectorRegistry()
         disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series for nothing
         self._requests = Counter(
@@ -62,7 +64,8 @@ class Metrics:
         )
         self._degraded = Counter(
             "raypipe_decisions_degraded_total",
-            "New decisions taken by on_error, or without the reasons they should have.",
+            "New decisions taken by on_error, without the reasons they should have, or while the "
+            "worker was away.",
             ("replica",),
             registry=self._registry,
         ).labels(replica)
@@ -84,6 +87,15 @@ class Metrics:
         self._parity = _Parity(replica)
         self._registry.register(self._parity)
 
+    def watch(self, about: Mapping[str, str], figures: Callable[[], Mapping[str, float]]) -> None:
+        """Tell of more of this replica's figures whenever it is asked.
+
+        Args:
+            about: help by the metric's name, without the prefix; counters end in ``_total``.
+            figures: values by the same names; those that it lacks aren't told.
+        """
+        self._registry.register(_Watched(self._replica, about, figures))
+
     def answered(self, route: str, status: int) -> None:
         """Count a request; ``route`` is a pattern, never a path, so that series stay few."""
         series = self._answers.get((route, status))
@@ -98,6 +110,7 @@ class Metrics:
 
     def decided(self, record: DecisionRecord, replayed: bool, seconds: float) -> None:
         """Count an answered decision."""
+        self.count += 1
         series = self._actions.get((record.action, replayed))
         if series is None:
             series = self._decisions.labels(self._replica, record.action, str(replayed).lower())
@@ -129,6 +142,32 @@ class Metrics:
         self._worker.figures = workers
         self._parity.report = parity
         return generate_latest(self._registry)
+
+
+class _Watched(Collector):
+    def __init__(
+        self,
+        replica: str,
+        about: Mapping[str, str],
+        figures: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._replica = replica
+        self._about = about
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self._figures()
+        for name, about in self._about.items():
+            if name not in figures:
+                continue
+            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            metric = family(f"raypipe_{name}", about, labels=["replica"])
+            metric.add_metric([self._replica], figures[name])
+            yield metric
+
+    def describe(self) -> Iterator[Metric]:
+        """Nothing is asked when it is registered."""
+        return iter(())
 
 
 class _WorkerFigures(Collector):

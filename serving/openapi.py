@@ -12,6 +12,7 @@ from raypipe import __version__
 from raypipe.events.schema import AMOUNT_LIMIT, EARLIEST_MS, EventType, Field, Kind
 from raypipe.project import Project
 from serving import schemas
+from serving.deadlines import HEADER
 
 _REF = "#/components/schemas/{name}"
 _EXAMPLE_TIME_MS = 1_760_000_000_000
@@ -165,7 +166,7 @@ def _decide(event: EventType, name: str, currency: str, body_limit: int) -> dict
         "gets the stored decision (replayed); another body for the same event_id is a conflict. "
         f"One JSON object of at most {body_limit} bytes; unknown fields are refused.",
         "security": [{"key": ["decisions:write"]}],
-        "parameters": [header, _EXPLAIN],
+        "parameters": [header, _PATIENCE, _EXPLAIN],
         "requestBody": {
             "required": True,
             "content": {
@@ -177,7 +178,7 @@ def _decide(event: EventType, name: str, currency: str, body_limit: int) -> dict
         },
         "responses": {
             "200": _json("The recorded decision", "Decision"),
-            **_problems("400", "401", "403", "409", "413", "415", "422", "503"),
+            **_problems("400", "401", "403", "409", "413", "415", "422", "429", "503"),
         },
     }
 
@@ -193,7 +194,7 @@ def _batch(event: EventType, name: str, currency: str) -> dict[str, Any]:
         "JSON lines or a JSON array, plain or with Content-Encoding gzip or zstd; the settings "
         "batch_rows and batch_body_bytes limit it.",
         "security": [{"key": ["decisions:write"]}],
-        "parameters": [_EXPLAIN],
+        "parameters": [_PATIENCE, _EXPLAIN],
         "requestBody": {
             "required": True,
             "content": {
@@ -211,6 +212,14 @@ def _batch(event: EventType, name: str, currency: str) -> dict[str, Any]:
         },
     }
 
+
+_PATIENCE: dict[str, Any] = {
+    "name": HEADER,
+    "in": "header",
+    "schema": {"type": "integer", "minimum": 1},
+    "description": "Milliseconds that the client waits, at most the server's own limit. When the "
+    "worker does not answer by then, the answer is `degraded`.",
+}
 
 _EXPLAIN: dict[str, Any] = {
     "name": "explain",

@@ -26,12 +26,19 @@ class PolicyOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Autoscaling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How fast replicas come and go, in seconds."""
+    """How fast replicas come and go, in seconds, and the p95 that they aim at, if any."""
 
     upscale_delay_s: Seconds
     downscale_delay_s: Seconds
     metrics_interval_s: Positive
     look_back_period_s: Positive
+    p95_ms: Positive | None = None
+
+
+class Fairness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Shares of tenants when a replica is full; 1 where none is named."""
+
+    weights: dict[str, Positive] = {}
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -40,6 +47,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     policy: PolicyOptions
     autoscaling: Autoscaling
     graceful_shutdown_timeout_s: Seconds
+    fairness: Fairness = Fairness()
+    core_hour_price: Seconds = 0.0
 
 
 def load_options(path: Path | None = None) -> Options:
@@ -56,17 +65,30 @@ def load_options(path: Path | None = None) -> Options:
         ) from e
 
 
+REFUSALS = 64
+"""Requests over a replica's places that Ray lets in, so that it is we who refuse some of them."""
+
+
 def deployment_options(settings: Settings, options: Options) -> dict[str, Any]:
     """Arguments of ``ray.serve.deployment``."""
+    scaling = msgspec.structs.asdict(options.autoscaling)
+    target_ms = scaling.pop("p95_ms")
+    if target_ms is not None:
+        scaling["policy"] = {
+            "policy_function": "serving.autoscaling:P95Latency",
+            "policy_kwargs": {"target_ms": target_ms},
+        }
+    places = settings.max_ongoing_requests + settings.max_queued_requests
     return {
         "autoscaling_config": {
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
             "target_ongoing_requests": settings.target_ongoing_requests,
-            **msgspec.structs.asdict(options.autoscaling),
+            **scaling,
         },
         "ray_actor_options": {"num_cpus": settings.replica_cpus},
-        "max_ongoing_requests": settings.max_ongoing_requests,
+        # Those that wait do so in the replica, where tenants are told apart: serving/fairness.py.
+        "max_ongoing_requests": places + REFUSALS,
         "max_queued_requests": settings.max_queued_requests,
         "graceful_shutdown_timeout_s": options.graceful_shutdown_timeout_s,
         # Serve notices a dead replica when it looks: by default every 10 s, and with one replica

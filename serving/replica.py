@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from raypipe.clock import SystemClock
 from raypipe.errors import ConfigError
+from serving.autoscaling import P95
 from serving.http import HttpApp
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Replica:
         from serving.docs import render
         from serving.events import Events
         from serving.explain import Explainer
+        from serving.guard import Guard
         from serving.key_values import KeyValues, OnlineStore
         from serving.metrics import Metrics
         from serving.openapi import document
@@ -56,14 +58,18 @@ class Replica:
             self._profiles = OnlineProfiles(reader, settings.tenant)
         models = settings.lake / "models"
         replica = serve.get_replica_context().replica_id.unique_id
-        self._metrics = Metrics(replica)
+        self._metrics = metrics = Metrics(replica)
+        keys = Credentials(self._worker)
+        stored = OnlineStore(self._project, settings.home, settings.online_url)
+        self._guard = Guard(settings, options, self._project, self._worker, stored, keys, metrics)
         self._app = HttpApp(
-            keys=Credentials(self._worker),
+            keys=keys,
+            entrance=self._guard.entrance,
             worker=self._worker,
             key_values=KeyValues(
                 self._project,
                 self._worker,
-                OnlineStore(self._project, settings.home, settings.online_url),
+                stored,
                 settings.tenant,
                 SystemClock(),
                 self._profiles,
@@ -71,7 +77,7 @@ class Replica:
             tables=TableReader(self._project, self._worker, SystemClock()),
             events=Events.of(settings, self._project, self._worker),
             explainer=Explainer(models),
-            metrics=self._metrics,
+            metrics=metrics,
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),
             feature_names=lambda reference: feature_names(models, reference),
             last_parity=lambda: parity_report.last(settings.lake),
@@ -84,6 +90,10 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> HttpApp:
         return self._app
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray Serve's controller hands to the autoscaling policy."""
+        return {P95: self._app.latencies.p95_ms}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Exchange the model for ``{"model": name, "version": version}``.
@@ -118,8 +128,10 @@ class Replica:
             SystemClock(),
             self._settings.decision_deadline_ms / 1000,
             self._profiles,
+            self._guard.fallback,
         )
         self._metrics.loaded({judge.model: judge.scorer.ways})
+        self._guard.begin()
         # What is loaded now stays: no collection needs to walk it again within a request.
         gc.collect()
         gc.freeze()

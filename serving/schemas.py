@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from raypipe.ledger.record import DecisionRecord, Reason
+from raypipe.ledger.record import NOWHERE, DecisionRecord, Reason
 from raypipe.policy.policy import Action
 from raypipe.vector.assemble import FEATURE_VALUE
 
@@ -34,9 +34,23 @@ class _Decision(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     definition_hash: str
     degraded: Annotated[
-        bool, Meta(description="an error occurred and the policy's on_error action was taken")
+        bool,
+        Meta(
+            description="something was missing: an error occurred and the policy's on_error action "
+            "was taken, reasons are absent, or the worker was away"
+        ),
     ]
-    event_offset: Annotated[int, Meta(description="the event's place in the log")]
+    degraded_by: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="worker_away: decided from the last windows that were written, those "
+            "shorter than their age missing; no_windows: and not even these could be read"
+        ),
+    ]
+    event_offset: Annotated[
+        int | None,
+        Meta(description="the event's place in the log; null before it is there: worker away"),
+    ]
     event_time: TimeMs
     received_at: TimeMs
     decided_at: TimeMs
@@ -187,9 +201,11 @@ class Health(msgspec.Struct, frozen=True):
 
 
 class Readiness(msgspec.Struct, frozen=True):
-    """Decisions can be made: a model is loaded and the worker answers."""
+    """Decisions can be made: a model is loaded."""
 
-    status: str
+    status: Annotated[
+        Literal["ready", "degraded"], Meta(description="degraded: the worker is away")
+    ]
     model: str
     policy: str
     definition_hash: str
@@ -235,7 +251,8 @@ def _common(record: DecisionRecord) -> dict[str, Any]:
         "policy": record.policy,
         "definition_hash": record.definition_hash,
         "degraded": record.degraded,
-        "event_offset": record.event_offset,
+        "degraded_by": record.degraded_by,
+        "event_offset": None if record.event_offset == NOWHERE else record.event_offset,
         "event_time": record.event_time,
         "received_at": record.received_at,
         "decided_at": record.decided_at,

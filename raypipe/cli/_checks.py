@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 import psutil
 
 import raypipe
+from raypipe.clock import SECOND_MS, SystemClock
 from raypipe.errors import NotFound, RaypipeError
 from raypipe.lake import Place
+from raypipe.ledger import spill
 from raypipe.runtime import running
 from raypipe.runtime.ingress import own
 from raypipe.runtime.survey import PACKAGES
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from raypipe.config import Settings
 
 GIB = 2**30
+SPILL_S = 60
+"""A decision that waits longer for the log is worth a warning."""
+
 _LOG_TIMEOUT_MS = 3_000
 
 
@@ -59,6 +64,7 @@ def run(settings: Settings) -> list[Check]:
         _mode("api key", settings.home / "api-key"),
         _mode("tenants", settings.home / "tenants.db"),
         _running(settings.home),
+        _spill(settings),
         _port(settings),
         _ingress(settings),
     ]
@@ -256,6 +262,24 @@ def _running(home: Path) -> Check:
         f"raypipe {found.verb} (pid {found.pid}) ended without a clean stop",
         "Nothing to do: the next start recovers.",
     )
+
+
+def _spill(settings: Settings) -> Check:
+    """Decisions that clients were told and the log does not have; somebody must hand them over."""
+    folder = settings.spill_dir
+    try:
+        waiting = spill.backlog(folder)
+    except RaypipeError as e:
+        return Check("spill", "fail", f"{folder}: {e.detail}", "Check the disk and the folder.")
+    if waiting.since is None:
+        return Check("spill", "ok", f"{folder}: empty")
+    age_s = (SystemClock().now_ms() - waiting.since) / SECOND_MS
+    found = f"{folder}: {waiting.rows} decisions wait for the log, the oldest for {age_s:.0f} s"
+    if running.find(settings.home) is not None or settings.ray_address is not None:
+        state = "warn" if age_s > SPILL_S else "ok"
+        cure = "The worker is away: `raypipe status`." if state == "warn" else ""
+        return Check("spill", state, found, cure)
+    return Check("spill", "warn", found, "Nothing runs that would hand them over: start it again.")
 
 
 def _port(settings: Settings) -> Check:

@@ -16,13 +16,22 @@ def status(json: Json = False, home: Home = None, config: Config = None, set_: S
     """
     settings = _options.settings(home, config, set_)
     from raypipe.clock import SystemClock
+    from raypipe.errors import RaypipeError
+    from raypipe.ledger import spill
     from raypipe.runtime import running
     from raypipe.runtime.progress import duration
 
+    try:
+        spilled: int | None = spill.backlog(settings.spill_dir).rows
+    except RaypipeError:
+        spilled = None  # doctor says why
     found = running.find(settings.home)
     if found is None:
-        result: dict[str, Any] = {"running": False, "home": settings.home}
-        _output.write(result, as_json=json, text=f"Nothing runs on {settings.home}.")
+        result: dict[str, Any] = {"running": False, "home": settings.home, "spilled": spilled}
+        line = f"Nothing runs on {settings.home}."
+        if spilled:
+            line += f"\n{spilled} decisions wait for the log: start it again."
+        _output.write(result, as_json=json, text=line)
         return 1
     able, answer = running.ready(found.http_url) if found.http_url else (False, "not serving yet")
     result = {
@@ -37,6 +46,7 @@ def status(json: Json = False, home: Home = None, config: Config = None, set_: S
         "ray_address": found.ray_address,
         "home": settings.home,
         "version": found.version,
+        "spilled": spilled,
     }
     text = [
         f"raypipe {found.verb} (pid {found.pid}) is {'ready' if able else found.state}, "
@@ -44,6 +54,8 @@ def status(json: Json = False, home: Home = None, config: Config = None, set_: S
         f"decisions  {found.http_url or '-'}",
         f"home       {settings.home}",
     ]
+    if spilled:
+        text.append(f"spilled    {spilled} decisions wait for the log")
     if not able:
         text.insert(1, f"readiness  {answer}")
     _output.write(result, as_json=json, text="\n".join(text))

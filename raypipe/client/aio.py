@@ -150,7 +150,7 @@ class AsyncClient:
                         call.method,
                         to + call.path,
                         params=call.params,
-                        headers=call.headers,
+                        headers=call.headers_within(attempts.left_s),
                         content=call.content,
                         timeout=None,
                     )

@@ -30,10 +30,13 @@ class _Decision(msgspec.Struct, frozen=True, kw_only=True):
     policy: str
     definition_hash: str
     degraded: bool
-    event_offset: int
+    event_offset: int | None
+    """Place in the log; None before it is there."""
     event_time: int
     received_at: int
     decided_at: int
+    degraded_by: tuple[str, ...] = ()
+    """``worker_away`` and the like; empty where something else is missing."""
 
 
 class Decision(_Decision, frozen=True, kw_only=True):

@@ -29,6 +29,10 @@ EVENT_ROWS = 5_000
 CHUNK_BYTES = 2 * 2**20
 """Bodies of several rows have at most so many bytes, or one row."""
 
+DEADLINE = "X-Deadline-Ms"
+SERVERS_SHARE = 0.9
+"""Of the time that is left: the ways there and back take some."""
+
 _LINES = {"Content-Type": "application/x-ndjson"}
 _encode = msgspec.json.Encoder().encode
 
@@ -43,6 +47,14 @@ class Call(Generic[A]):
     params: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     content: bytes | None = None
+    hurries: bool = False
+    """Whether the server is told of the time that is left: it may answer with less."""
+
+    def headers_within(self, left_s: float) -> Mapping[str, str]:
+        """The headers of a try that may take so long."""
+        if not self.hurries:
+            return self.headers
+        return {**self.headers, DEADLINE: str(max(1, int(1_000 * SERVERS_SHARE * left_s)))}
 
 
 def decide(event: Event, explain: bool) -> Call[Decision]:
@@ -54,6 +66,7 @@ def decide(event: Event, explain: bool) -> Call[Decision]:
         _explained(explain),
         {"Content-Type": "application/json"},
         _encode(_known(event)),
+        hurries=True,
     )
 
 
@@ -69,6 +82,7 @@ def decide_batch(
             _explained(explain),
             _LINES,
             b"\n".join(lines),
+            hurries=True,
         )
 
 

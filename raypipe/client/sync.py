@@ -149,7 +149,7 @@ class Client:
                     call.method,
                     to + call.path,
                     params=call.params,
-                    headers=call.headers,
+                    headers=call.headers_within(attempts.left_s),
                     content=call.content,
                     timeout=attempts.left_s,
                 )

@@ -35,6 +35,8 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     ``rule_hits`` are the names of rules that fired, ``codes`` their reason codes. ``lists`` is the
     version of the tenant's lists that the policy was given, "" if it reads none, and ``list_hits``
     are the ``list:column`` that were on one: all it takes to decide again without the lists.
+    ``degraded_by`` says why, where the worker was away. A ``spilled`` decision was answered before
+    its event was in the log, so its features need not be made from the event's stored windows.
     """
 
     decision_id: str
@@ -62,7 +64,19 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     segment: str = ""
     lists: str = ""
     list_hits: tuple[str, ...] = ()
+    degraded_by: tuple[str, ...] = ()
+    spilled: bool = False
 
+    @property
+    def told(self) -> DecisionRecord:
+        """What its client was told of it: without its event's place in the log."""
+        return msgspec.structs.replace(
+            self, event_offset=NOWHERE, owner_offsets=msgspec.UNSET, spilled=False
+        )
+
+
+NOWHERE = -1
+"""Place of an event that is not in the log yet."""
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(DecisionRecord)
@@ -125,3 +139,39 @@ def to_batch(records: list[DecisionRecord]) -> pa.RecordBatch:
         for r in records
     ]
     return pa.RecordBatch.from_pylist(rows, LOG_SCHEMA)
+
+
+TOLD_KIND = "told"
+"""Answers that a client got and that are not the decision about their event: see told_batch."""
+
+TOLD_SCHEMA = pa.schema(
+    [
+        pa.field("tenant", pa.string(), nullable=False),
+        pa.field("event_id", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("event", pa.string(), nullable=False),
+        pa.field("record", pa.binary(), nullable=False),
+    ]
+)
+
+
+def told_id(record: DecisionRecord) -> str:
+    """Identifies an answer among several about one event: the same one has the same id."""
+    return f"{record.event_id}@{hashlib.sha256(encode(record)).hexdigest()[:16]}"
+
+
+def told_batch(record: DecisionRecord, event: str, reason: str) -> pa.RecordBatch:
+    """One answer as a row of TOLD_SCHEMA; its ``event_id`` is ``told_id``.
+
+    Args:
+        event: the event that it was given to, as JSON.
+        reason: why it is not the recorded decision.
+    """
+    row = {
+        "tenant": record.tenant,
+        "event_id": told_id(record),
+        "reason": reason,
+        "event": event,
+        "record": encode(record),
+    }
+    return pa.RecordBatch.from_pylist([row], TOLD_SCHEMA)

@@ -172,13 +172,16 @@ class Database:
             finally:
                 db.execute("commit")
 
-    def settle(self) -> None:
+    def settle(self, *, again: bool = False) -> None:
         """Have all that was found here on the disk for sure, once: what a process that died left
         may never have come there. Call it before anything is built upon what was found.
 
+        Args:
+            again: also if that was done before, as after a write that was refused.
+
         Raises what ``write`` does.
         """
-        if self._settled:
+        if self._settled and not again:
             return
         with self.write(), writing(str(self.path)):
             # Each commit in the -wal file counts on those before it.

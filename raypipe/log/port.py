@@ -31,7 +31,9 @@ DECLARATION = "declaration"
 OWNERSHIP = "ownership"
 """The kind of records of the workers that a log belongs to: raypipe.ownership.claim."""
 
-OWN_KINDS = frozenset({DECISION, DECLARATION, OWNERSHIP, "receipt", "alert", "patterns", "clock"})
+OWN_KINDS = frozenset(
+    {DECISION, DECLARATION, OWNERSHIP, "receipt", "alert", "patterns", "clock", "told"}
+)
 """Names that no event type may have."""
 
 POSITION = "_position"

@@ -39,8 +39,10 @@ from serving.batch import Limits
 from serving.credentials import Credentials
 from serving.decide import Decider, Profiles
 from serving.docs import render
+from serving.entrance import Entrance
 from serving.events import Events
 from serving.explain import Explainer
+from serving.fairness import Gate
 from serving.http import HttpApp
 from serving.key_values import KeyValues
 from serving.metrics import Metrics
@@ -51,6 +53,7 @@ from training import artefact, registry
 
 NOW = 1_760_000_000_000
 BODY_LIMIT = 4_096
+DEADLINE_MS = 5_000
 
 READING = EventType(
     "reading",
@@ -286,8 +289,11 @@ class Service:
             "default", ["decisions:write", "decisions:read", "features:read"]
         )
         self.home = home
+        keys = Credentials(self.worker, lambda: float(next(self.believed_at)))
+        self.gate = Gate(64, 64)
         self.app = HttpApp(
-            keys=Credentials(self.worker, lambda: float(next(self.believed_at))),
+            keys=keys,
+            entrance=Entrance(keys, self.gate, DEADLINE_MS),
             worker=self.worker,
             key_values=KeyValues(PROJECT, self.worker, self.stored, "default", self.clock),
             tables=TableReader(PROJECT, self.worker, self.clock),

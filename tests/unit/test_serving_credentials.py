@@ -10,6 +10,7 @@ import pytest
 from raypipe.errors import Unavailable
 from raypipe.tenancy.keys import Credential, KeyStore, Presented, Scope
 from serving.credentials import AGAIN_S, FRESH_S, Credentials
+from serving.entrance import Entrance
 from tests.unit.serving_kit import Service, body, train
 
 
@@ -143,8 +144,8 @@ class Away:
 
 def test_without_the_worker_a_request_is_told_to_come_again(tmp_path: Path) -> None:
     train(tmp_path)
-    service = Service(tmp_path, tmp_path / "keys.db", patience_s=0.05)
-    service.app._keys = Credentials(Away())
+    service = Service(tmp_path, tmp_path / "keys.db")
+    service.app._entrance = Entrance(Credentials(Away()), service.gate, 50)
     answer = service.post(body())
     assert answer.status_code == 503
     assert answer.json()["code"] == Unavailable.code

@@ -24,7 +24,7 @@ def test_settings_and_packaged_options_make_the_deployment() -> None:
     assert (scaling["min_replicas"], scaling["max_replicas"]) == (2, 5)
     assert 0 <= scaling["upscale_delay_s"] <= 5
     assert made["ray_actor_options"] == {"num_cpus": 0.5}
-    assert made["max_ongoing_requests"] == 100
+    assert made["max_ongoing_requests"] > 100 + 200  # those that wait do so in the replica
     assert made["max_queued_requests"] > 0
     assert made["logging_config"] == {"enable_access_log": False, "log_level": "WARNING"}
 

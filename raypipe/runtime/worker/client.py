@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from raypipe.errors import error_of
+from raypipe.events.schema import canonical_json
 from raypipe.ledger import record as ledger
 from raypipe.log.codec import encode_group
 from raypipe.ownership.routes import projected
@@ -55,6 +56,11 @@ class WorkerClient:
         """A client of each worker: of this one."""
         return (self,)
 
+    @property
+    def reachable(self) -> bool:
+        """Whether it was there when last heard of: the connection stands."""
+        return self._writer is not None and not self._writer.is_closing()
+
     async def observe(self, event: dict[str, Any], body_hash: bytes) -> protocol.Observed:
         """Take an event in once and read its windows; raises Conflict."""
         return await self._ask(
@@ -72,6 +78,12 @@ class WorkerClient:
             lambda number: protocol.Record(number, data, windows), protocol.Recorded
         )
         return ledger.decode(reply.record)
+
+    async def tell(self, record: ledger.DecisionRecord, event: dict[str, Any], reason: str) -> None:
+        """Have an answer kept that a client got and that is not the decision about its event;
+        returns when it is durable."""
+        data, text = ledger.encode(record), canonical_json(event).decode()
+        await self._ask(lambda number: protocol.Tell(number, data, text, reason), protocol.Told)
 
     async def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:
         """A tenant's stored decision."""

@@ -116,6 +116,7 @@ class WorkerCore:
         self._unapplied: list[Chunk] = []
         self._second = ThreadPoolExecutor(1, "windows")
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
+        self._told: dict[tuple[str, str], pa.RecordBatch] = {}
         self._found: list[Appended] = []
         self._seq = 0
         self._epoch = log.begin_epoch(partition)
@@ -134,6 +135,7 @@ class WorkerCore:
             "retries": 0.0,
             "conflicts": 0.0,
             "decisions": 0.0,
+            "told": 0.0,
             "commits": 0.0,
             "commit_seconds": 0.0,
         }
@@ -374,16 +376,17 @@ class WorkerCore:
         Raises EventLost for a decision about an event that this worker never took in, or not like
         this: after a restart the event of an unfinished request may be gone, or another try of it
         may have come to the same offset with other ``windows``. The request starts again then.
+        A spilled decision keeps the ``received_at`` that its client was told.
         """
         stored = self.decision(record.tenant, record.decision_id)
         if stored is not None:
             return stored
         key = (self.project.decision, record.tenant, record.event_id)
         entry = self._recent.get(key) or self._stored(*key)
-        if entry is None or (entry.offset, entry.event["received_at"], entry.windows) != (
-            record.event_offset,
-            record.received_at,
-            windows,
+        if (
+            entry is None
+            or (entry.offset, entry.windows) != (record.event_offset, windows)
+            or not (record.spilled or entry.event["received_at"] == record.received_at)
         ):
             raise EventLost(
                 f"event {record.event_id!r} is not what was seen at offset {record.event_offset}",
@@ -392,6 +395,19 @@ class WorkerCore:
         self._decisions[record.tenant, record.decision_id] = record
         self._counters["decisions"] += 1
         return record
+
+    def tell(self, record: ledger.DecisionRecord, event: str, reason: str) -> None:
+        """Keep, once, an answer that a client got and that is not the decision about its event.
+
+        Args:
+            event: the event as JSON.
+            reason: why it is not.
+        """
+        key = record.tenant, ledger.told_id(record)
+        if key in self._told or self._log.find(self._partition, ledger.TOLD_KIND, *key):
+            return
+        self._told[key] = ledger.told_batch(record, event, reason)
+        self._counters["told"] += 1
 
     def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:
         """A tenant's decision, stored or waiting for the next commit."""
@@ -445,7 +461,8 @@ class WorkerCore:
     @property
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""
-        return bool(self._events or self._decisions or self._found or self._intake.dirty)
+        waiting = self._events or self._decisions or self._told or self._found
+        return bool(waiting or self._intake.dirty)
 
     def commit(self) -> None:
         """Make everything since the last commit durable, in one transaction.
@@ -469,6 +486,7 @@ class WorkerCore:
         self._intake.after_commit()
         self._events.clear()
         self._decisions.clear()
+        self._told.clear()
         self._counters["commits"] += 1
         self._counters["commit_seconds"] += time.monotonic() - started
 
@@ -477,6 +495,7 @@ class WorkerCore:
         batches = [*self._event_batches(), *self._intake.before_commit()]
         if self._decisions:
             batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
+        batches += [(ledger.TOLD_KIND, batch) for batch in self._told.values()]
         batches += self._found
         if not batches:
             return [], []

@@ -41,6 +41,18 @@ class Record(msgspec.Struct, tag="record", array_like=True, frozen=True):
     windows: bytes
 
 
+class Tell(msgspec.Struct, tag="tell", array_like=True, frozen=True):
+    """Keep an answer that a client got and that is not the decision about its event.
+
+    ``record`` is ledger.record.encode's bytes, ``event`` JSON, ``reason`` why it is not.
+    """
+
+    id: int
+    record: bytes
+    event: str
+    reason: str
+
+
 class Lookup(msgspec.Struct, tag="lookup", array_like=True, frozen=True):
     """Ask for a stored decision."""
 
@@ -160,6 +172,7 @@ class Verify(msgspec.Struct, tag="verify", array_like=True, frozen=True):
 Request = (
     Observe
     | Record
+    | Tell
     | Lookup
     | ReadKey
     | ReadTable
@@ -202,6 +215,12 @@ class Recorded(msgspec.Struct, tag="recorded", array_like=True, frozen=True):
 
     id: int
     record: bytes
+
+
+class Told(msgspec.Struct, tag="told", array_like=True, frozen=True):
+    """The answer is kept."""
+
+    id: int
 
 
 class Found(msgspec.Struct, tag="found", array_like=True, frozen=True):
@@ -296,6 +315,7 @@ class Failed(msgspec.Struct, tag="failed", array_like=True, frozen=True):
 Reply = (
     Observed
     | Recorded
+    | Told
     | Found
     | KeyValues
     | TableRows

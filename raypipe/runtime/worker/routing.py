@@ -57,6 +57,11 @@ class RoutingClient:
         self._ownership = ownership
         self._widths = [8 * len(v.columns) for v in ownership.project.views]
 
+    @property
+    def reachable(self) -> bool:
+        """Whether all were there when last heard of."""
+        return all(client.reachable for client in self.each)
+
     async def observe(self, event: dict[str, Any], body_hash: bytes) -> Seen:
         """See WorkerClient.observe; the windows are those of all owners."""
         kind = self._ownership.project.decision
@@ -89,6 +94,11 @@ class RoutingClient:
         if isinstance(record.owner_offsets, msgspec.UnsetType):
             raise ValueError("a decision among several workers names the offsets of its event")
         return await self.each[record.owner_offsets[0][0]].record(record, own)
+
+    async def tell(self, record: DecisionRecord, event: dict[str, Any], reason: str) -> None:
+        """See WorkerClient.tell; the owner of the event's primary key keeps it."""
+        way = self._ownership.way(self._ownership.project.decision, event)
+        await self.each[way.primary].tell(record, event, reason)
 
     async def decision(self, tenant: str, decision_id: str) -> DecisionRecord | None:
         """See WorkerClient.decision; an id doesn't tell who has it, so all are asked."""

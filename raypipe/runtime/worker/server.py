@@ -39,6 +39,7 @@ _STRANGERS = 256
 
 _DURABLE = (
     protocol.Recorded
+    | protocol.Told
     | protocol.Found
     | protocol.KeyValues
     | protocol.Ingested
@@ -192,6 +193,9 @@ class WorkerServer:
                 case protocol.Record(id=number, record=record, windows=windows):
                     stored = self._core.record(ledger.decode(record), windows)
                     return protocol.Recorded(number, ledger.encode(stored))
+                case protocol.Tell(id=number, record=record, event=event, reason=reason):
+                    self._core.tell(ledger.decode(record), event, reason)
+                    return protocol.Told(number)
                 case protocol.Lookup(id=number, tenant=tenant, decision_id=decision_id):
                     found = self._core.decision(tenant, decision_id)
                     return protocol.Found(number, None if found is None else ledger.encode(found))
