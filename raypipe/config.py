@@ -245,7 +245,7 @@ class Settings(BaseSettings):
         "`degraded`",
     )
     fallback_reserve_ms: int = Field(
-        50,
+        200,
         ge=1,
         le=60_000,
         description="how much of a decision's time is kept at least for deciding without the "

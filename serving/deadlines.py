@@ -9,7 +9,7 @@ from raypipe.errors import MalformedBody, Violation
 
 HEADER = "X-Deadline-Ms"
 
-LEAST_S = 0.05
+LEAST_S = 0.2
 """What is kept for it in any case."""
 
 _DIGITS = 9

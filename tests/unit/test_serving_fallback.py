@@ -70,7 +70,7 @@ class Replica:
         self.service = Service(home, folder / "keys.db")
         self.worker = worker or Worker(self.service.worker.keys)
         self.worker.keys = self.service.worker.keys
-        self.service.worker = self.worker
+        self.service.worker = self.service.app._worker = self.worker
         self.writer = SpillWriter(lambda: Spill(folder / "spill", 2**20))
         self.writer.open()
         self.presence = Presence(self.worker, 4)
