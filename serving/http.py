@@ -133,7 +133,9 @@ class HttpApp(Face):
         ) as admitted:
             require_json(headers)
             explain, decider = wants_reasons(scope.get("query_string", b"")), self._loaded()
-            body = await read_body(receive, headers, self._body_limit, "One event is a few hundred.")
+            body = await read_body(
+                receive, headers, self._body_limit, "One event is a few hundred."
+            )
             record, replayed = await decider.decide(
                 admitted.credential.tenant, body, idempotency_key(headers), admitted.budget
             )
