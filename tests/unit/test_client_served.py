@@ -66,7 +66,7 @@ class World:
     ingest: ingest_kit.Service
 
     def client(self, key: str | None = None, **options: Any) -> Client:
-        return Client(self.url, key or self.service.key, timeout_s=60, trust_env=False, **options)
+        return Client(self.url, key or self.service.key, timeout_s=300, trust_env=False, **options)
 
 
 @pytest.fixture(scope="module")
