@@ -74,8 +74,6 @@ class Ingress:
             # A request whose replica died is sent again: an event id counts once.
             "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
             "RAY_SERVE_HAPROXY_RETRIES": "3",
-            # HAProxy's actor on a busy machine: Ray gives it 5 s, kills it, and serves nothing.
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "50",
             # On one machine a refused connection is a dead replica, not a lost packet.
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(self.server_s),

@@ -13,6 +13,7 @@ OF_ONE_MACHINE = frozenset(
         "RAY_num_workers_soft_limit",  # by the CPUs of the machine
         "RAY_DATA_LOGGING_CONFIG",
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S",
         "RAY_AUTH_TOKEN_PATH",
         "PYTHONPATH",
         "NUMBA_CACHE_DIR",
