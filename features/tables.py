@@ -65,6 +65,7 @@ DECISION_SCHEMA = pa.schema(
         pa.field("reasons", pa.list_(_REASON)),
         pa.field("rule_hits", pa.list_(pa.string())),
         pa.field("experiment", pa.string()),
+        pa.field("arm", pa.string()),
         pa.field("degraded", pa.bool_()),
         pa.field("features", pa.list_(pa.float32())),
         pa.field("profile_times", pa.list_(pa.int64())),

@@ -263,6 +263,12 @@ class Settings(BaseSettings):
         description="size of such a file at which no more decisions are made without the worker; "
         "they are answered with 503",
     )
+    review_minutes: int = Field(
+        1_440,
+        ge=1,
+        le=129_600,
+        description="how soon after a decision a person should have looked at it where one must",
+    )
     ingest_port: int = Field(
         default_factory=lambda data: data["http_port"] + 1,
         ge=1,

@@ -7,7 +7,8 @@ RaypipeError                  code, headline, HTTP status, exit code; detail and
 ├── InputError           422  data from outside breaks the declared schema
 │   ├── MalformedBody    400  not readable at all
 │   ├── BodyTooLarge     413
-│   └── UnsupportedMedia 415
+│   ├── UnsupportedMedia 415
+│   └── InvalidRequest        a body that is no event breaks its schema
 ├── Unauthenticated      401
 ├── Forbidden            403
 ├── NotFound             404
@@ -126,6 +127,13 @@ class UnsupportedMedia(InputError):
     code = "unsupported_media_type"
     headline = "Unsupported media type"
     status = 415
+
+
+class InvalidRequest(InputError):
+    """A body that is no event breaks its schema."""
+
+    code = "invalid_request"
+    headline = "Invalid request"
 
 
 class Unauthenticated(RaypipeError):

@@ -22,8 +22,8 @@ def app(args: dict[str, str]) -> Application:
 
     Args:
         args: settings by name, and besides them ``config`` (a settings file), ``options`` (as the
-            setting serving_options), ``model`` (by default the project's first) and
-            ``version`` (by default the current one, as of this call).
+            setting serving_options). ``model`` (by default the project's first) or ``version``
+            (by default the model's current one) serve that version instead of the current release.
 
     Raises ConfigError for an unknown or wrong setting, NotFound when there is no such model.
     """
@@ -48,20 +48,26 @@ def build(
 
     from raypipe.project import load_project
     from serving.options import deployment_options, load_options
+    from serving.release import Release
+    from serving.releases import first_or_current
     from serving.replica import Replica
     from training import registry
 
     options = load_options(options_file or settings.serving_options)
-    model = model or load_project(settings.project).models[0].name
-    # Resolved here, so that all replicas, also later ones, serve the same version.
-    version = registry.locate(settings.lake / "models", model, version).name
+    name = model or load_project(settings.project).models[0].name
+    # Resolved here, so that all replicas, also later ones, serve the same versions.
+    if model is None and version is None:
+        release = first_or_current(settings, name).release
+    else:
+        place = registry.locate(settings.lake / "models", name, version)
+        release = Release(champion=f"{name}@{place.name}")
     with _unwarned():
         deployment = cast(
             "Deployment",
             serve.deployment(
                 serve.ingress()(Replica),
                 name=DEPLOYMENT,
-                user_config={"model": model, "version": version},
+                user_config=release.describe(),
                 **deployment_options(settings, options),
             ),
         )
@@ -77,12 +83,11 @@ def _unwarned() -> Iterator[None]:
         yield
 
 
-def start(settings: Settings, model: str | None = None, version: str | None = None) -> None:
+def start(settings: Settings) -> None:
     """Serve at the settings' host and port, in the running Ray session; returns when ready.
 
     Called again, it replaces the replicas one by one and keeps serving: Ray Serve takes every
-    ``serve.run`` for new code. A config file (``serve deploy``) that differs in ``user_config``
-    alone exchanges the model inside the running replicas.
+    ``serve.run`` for new code. ``serving.rollout`` changes the release inside running replicas.
     """
     import logging
 
@@ -92,7 +97,7 @@ def start(settings: Settings, model: str | None = None, version: str | None = No
     from raypipe.runtime import session
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # callers report in their own words
-    application = build(settings, model, version)
+    application = build(settings)
     serve.start(
         # Of a cluster every node with a replica answers, so that none stands before the others.
         proxy_location="HeadOnly" if settings.ray_address is None else "EveryNode",

@@ -191,8 +191,15 @@ class Judge:
     definition_hash: str
     lists: KnownLists = NO_LISTS
 
-    def judge(self, seen: Observation, profiles: Known | None, clock: Clock) -> DecisionRecord:
-        """Decide about an observed event.
+    def judge(
+        self,
+        seen: Observation,
+        profiles: Known | None,
+        clock: Clock,
+        experiment: str | None = None,
+        arm: str | None = None,
+    ) -> DecisionRecord:
+        """Decide about an observed event, as an arm of an experiment if there is one.
 
         A model that fails, or profiles that can't be read, are never a low score.
         """
@@ -241,6 +248,7 @@ class Judge:
             action=verdict.action.value,
             reasons=(*_said(verdict), *map(self.worded, reasons)),
             rule_hits=verdict.rules,
+            experiment=experiment,
             degraded=verdict.degraded or broken,
             profile_times=() if profiles is None else profiles.times,
             owner_offsets=seen.owner_offsets,
@@ -248,6 +256,7 @@ class Judge:
             segment=verdict.segment,
             lists=lists.version if self.policy.lists else "",
             list_hits=verdict.list_hits,
+            arm=arm,
         )
 
     def worded(self, reason: Reason) -> Reason:
@@ -259,6 +268,20 @@ class Judge:
 def _said(verdict: Verdict) -> list[Reason]:
     """The rules that fired and say why; thresholds and on_error have no words of their own."""
     return [Reason(h.code, "", 0.0, h.words) for h in verdict.hits if h.words]
+
+
+class Chooser(Protocol):
+    """Several judges; a serving.panel.Panel is one."""
+
+    def choose(self, event: Mapping[str, Any]) -> tuple[Judge, str | None, str | None]:
+        """Who decides about an event, in which experiment and as which arm of it."""
+
+
+class Onlookers(Protocol):
+    """Whoever judges too and decides nothing; a serving.shadows.Shadows does."""
+
+    def offer(self, record: DecisionRecord, seen: Observation, profiles: Known | None) -> None:
+        """Tell of a decision that was just made; returns at once."""
 
 
 class Decided(NamedTuple):
@@ -306,6 +329,7 @@ class Decider:
     """Answers requests for decisions: validates, observes, judges, records.
 
     Args:
+        judge: decides, where there is no ``chooser`` or it chooses this one.
         deadline_s: budget of a request that brings none.
         fallback: what decides while the worker is away; without it such requests are refused.
     """
@@ -320,9 +344,13 @@ class Decider:
         deadline_s: float,
         profiles: Profiles | None = None,
         fallback: Away | None = None,
+        chooser: Chooser | None = None,
+        onlookers: Onlookers | None = None,
     ) -> None:
         self.judge = judge
         self._fallback = fallback
+        self._chooser = chooser
+        self._onlookers = onlookers
         self._profiles: Profiles = profiles or NoProfiles()
         self._client_names = tuple(f.name for f in event.client_fields)
         self._validator = validator
@@ -373,7 +401,10 @@ class Decider:
             )
 
     def _judged(self, seen: Observation, profiles: Known | None) -> DecisionRecord:
-        return self.judge.judge(seen, profiles, self._clock)
+        if self._chooser is None:
+            return self.judge.judge(seen, profiles, self._clock)
+        judge, experiment, arm = self._chooser.choose(seen.event)
+        return judge.judge(seen, profiles, self._clock, experiment, arm)
 
     async def _ask(self, attempt: Attempt) -> Decided:
         """The decision by way of the worker."""
@@ -402,6 +433,8 @@ class Decider:
         attempt.mine = mine = self._judged(seen, profiles)
         stored = await self._worker.record(mine, seen.own)
         reach("serving.after_record")
+        if self._onlookers is not None and stored == mine:
+            self._onlookers.offer(stored, seen, profiles)
         return Decided(stored, stored != mine)
 
     async def _observe(self, event: dict[str, Any], body_hash: bytes) -> Observation:

@@ -38,6 +38,7 @@ from serving.explain import Explainer, wants_reasons
 from serving.face import Face
 from serving.key_values import KeyValues
 from serving.metrics import CONTENT_TYPE, Metrics
+from serving.reviews import Reviews
 from serving.tables import TableReader
 
 READ_TIMEOUT_S = 1.0
@@ -63,9 +64,10 @@ class HttpApp(Face):
     """ASGI application of one replica.
 
     ``decider`` is None until a model is loaded, and is exchanged as a whole when another one is;
-    a request keeps the one it began with. ``feature_names`` finds the features of an older model
-    by its ``name@version``, ``last_parity`` the last report of `raypipe parity`. ``patience_s`` is
-    as in Face: a worker that Ray starts again is back within a decision's deadline.
+    a request keeps the one it began with. ``release`` is the number of the release that it is of.
+    ``feature_names`` finds the features of an older model by its ``name@version``, ``last_parity``
+    the last report of `raypipe parity`. ``patience_s`` is as in Face: a worker that Ray starts
+    again is back within a decision's deadline.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class HttpApp(Face):
         tables: TableReader,
         events: Events,
         explainer: Explainer,
+        reviews: Reviews,
         metrics: Metrics,
         documents: Documents,
         feature_names: Callable[[str], Sequence[str] | None],
@@ -89,6 +92,7 @@ class HttpApp(Face):
         echo_request_id: bool = True,
     ) -> None:
         self.decider: Decider | None = None
+        self.release = 0
         self.latencies = Latencies(LATELY_S)
         self._entrance = entrance
         self._known = keys
@@ -97,6 +101,7 @@ class HttpApp(Face):
         self._events = events
         self._explainer = explainer
         self._batches = Batches(batch_limits, explainer, metrics, entrance)
+        self._reviews = reviews
         self._key_values = key_values
         self._tables = tables
         self._documents = documents
@@ -108,6 +113,10 @@ class HttpApp(Face):
             (
                 ("/v1/decisions:batch", self._decide_batch, "POST"),
                 ("/v1/decisions/{decision_id}", self._decision, "GET"),
+                ("/v1/decisions/{decision_id}/outcome", self._outcome, "POST"),
+                ("/v1/reviews", self._list_reviews, "GET"),
+                ("/v1/reviews/{decision_id}:claim", self._claim, "POST"),
+                ("/v1/reviews/{decision_id}:verdict", self._verdict, "POST"),
                 ("/v1/events", self._take_events, "POST"),
                 ("/v1/features/{entity}/{key:path}", self._features, "GET"),
                 ("/v1/tables/{name}", self._table, "GET"),
@@ -171,6 +180,27 @@ class HttpApp(Face):
             record = await self._explainer.explained(record, self._loaded().judge)
         return _json(schemas.detail(record, self._feature_names(record.model)))
 
+    async def _outcome(self, request: Request) -> Response:
+        credential = await self._authorize(request, KeyScope.OUTCOMES_WRITE)
+        require_json(headers_of(request.scope))
+        wanted = request.path_params["decision_id"]
+        return _json(await self._reviews.outcome(request, credential, wanted))
+
+    async def _list_reviews(self, request: Request) -> Response:
+        credential = await self._authorize(request, KeyScope.REVIEWS_READ)
+        return _json(await self._reviews.page(credential.tenant, request.query_params))
+
+    async def _claim(self, request: Request) -> Response:
+        credential = await self._authorize(request, KeyScope.REVIEWS_WRITE)
+        wanted = request.path_params["decision_id"]
+        return _json(await self._reviews.claim(request, credential, wanted))
+
+    async def _verdict(self, request: Request) -> Response:
+        credential = await self._authorize(request, KeyScope.REVIEWS_WRITE)
+        require_json(headers_of(request.scope))
+        wanted = request.path_params["decision_id"]
+        return _json(await self._reviews.verdict(request, credential, wanted))
+
     async def _features(self, request: Request) -> Response:
         header, away = request.headers.get("authorization"), False
         try:
@@ -203,7 +233,12 @@ class HttpApp(Face):
             status = "degraded"
         return _json(
             schemas.Readiness(
-                status, judge.model, judge.policy.id, judge.definition_hash, self._replica
+                status,
+                judge.model,
+                judge.policy.id,
+                judge.definition_hash,
+                self._replica,
+                self.release,
             )
         )
 

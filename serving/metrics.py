@@ -82,6 +82,24 @@ class Metrics:
             ("replica", "model", "scores", "reasons"),
             registry=self._registry,
         )
+        self._shadows = Counter(
+            "raypipe_shadow_decisions_total",
+            "Judgements of shadow models, by what became of them: scored, or not kept.",
+            ("replica", "result"),
+            registry=self._registry,
+        )
+        self._refused_releases = Counter(
+            "raypipe_releases_refused_total",
+            "Releases that this replica was told to serve and could not load: the old one serves.",
+            ("replica",),
+            registry=self._registry,
+        ).labels(replica)
+        self._arms = Counter(
+            "raypipe_experiment_decisions_total",
+            "New decisions by arm of the running experiment, and action.",
+            ("replica", "arm", "action"),
+            registry=self._registry,
+        )
         self._worker = _WorkerFigures(replica)
         self._registry.register(self._worker)
         self._parity = _Parity(replica)
@@ -121,6 +139,8 @@ class Metrics:
                 self._hits.labels(self._replica, record.policy, rule).inc()
             if record.degraded:
                 self._degraded.inc()
+            if record.arm is not None:
+                self._arms.labels(self._replica, record.arm, record.action).inc()
         self._seconds.observe(seconds)
 
     def loaded(self, models: Mapping[str, Ways]) -> None:
@@ -128,6 +148,14 @@ class Metrics:
         self._ways.clear()
         for model, ways in models.items():
             self._ways.labels(self._replica, model, *ways).set(1)
+
+    def shadowed(self, result: str, rows: int) -> None:
+        """Count judgements of shadows; from any thread."""
+        self._shadows.labels(self._replica, result).inc(rows)
+
+    def release_refused(self) -> None:
+        """Count a release that can't be loaded here."""
+        self._refused_releases.inc()
 
     def render(
         self, workers: Sequence[Mapping[str, float] | None], parity: Report | None = None

@@ -11,10 +11,10 @@ import msgspec
 from raypipe import __version__
 from raypipe.events.schema import AMOUNT_LIMIT, EARLIEST_MS, EventType, Field, Kind
 from raypipe.project import Project
-from serving import schemas
+from serving import openapi_reviews, reviews, schemas
 from serving.deadlines import HEADER
+from serving.openapi_parts import REF, json_answer, path_parameter, problems
 
-_REF = "#/components/schemas/{name}"
 _EXAMPLE_TIME_MS = 1_760_000_000_000
 
 
@@ -30,9 +30,15 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
         schemas.TableRows,
         schemas.Health,
         schemas.Readiness,
+        schemas.ReviewPage,
+        schemas.OpenReview,
+        schemas.Outcome,
+        reviews.ClaimBody,
+        reviews.VerdictBody,
+        reviews.OutcomeBody,
         schemas.Problem,
     )
-    _, components = msgspec.json.schema_components(answers, ref_template=_REF)
+    _, components = msgspec.json.schema_components(answers, ref_template=REF)
     name = re.sub(r"[^a-zA-Z0-9]+", " ", event.name).title().replace(" ", "")
     if name in components:
         name += "Event"
@@ -48,6 +54,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
             "/v1/decisions": {"post": _decide(event, name, currency, body_limit)},
             "/v1/decisions:batch": {"post": _batch(event, name, currency)},
             "/v1/decisions/{decision_id}": {"get": _decision()},
+            **openapi_reviews.paths(),
             "/v1/events": {"post": _events(project, currency)},
             "/v1/features/{entity}/{key}": {"get": _features(project)},
             "/v1/tables/{name}": {"get": _table(project)},
@@ -171,14 +178,14 @@ def _decide(event: EventType, name: str, currency: str, body_limit: int) -> dict
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": {"$ref": _REF.format(name=name)},
+                    "schema": {"$ref": REF.format(name=name)},
                     "example": example(event, currency),
                 }
             },
         },
         "responses": {
-            "200": _json("The recorded decision", "Decision"),
-            **_problems("400", "401", "403", "409", "413", "415", "422", "429", "503"),
+            "200": json_answer("The recorded decision", "Decision"),
+            **problems("400", "401", "403", "409", "413", "415", "422", "429", "503"),
         },
     }
 
@@ -199,16 +206,16 @@ def _batch(event: EventType, name: str, currency: str) -> dict[str, Any]:
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": {"type": "array", "items": {"$ref": _REF.format(name=name)}},
+                    "schema": {"type": "array", "items": {"$ref": REF.format(name=name)}},
                     "example": [sample],
                 },
                 "application/x-ndjson": {"schema": {"type": "string"}},
             },
         },
         "responses": {
-            "200": _json("Every row was decided", "DecidedBatch"),
-            "207": _json("Some rows were not", "DecidedBatch"),
-            **_problems("400", "401", "403", "413", "415", "503"),
+            "200": json_answer("Every row was decided", "DecidedBatch"),
+            "207": json_answer("Some rows were not", "DecidedBatch"),
+            **problems("400", "401", "403", "413", "415", "503"),
         },
     }
 
@@ -235,18 +242,10 @@ def _decision() -> dict[str, Any]:
         "operationId": "decision",
         "summary": "Read a recorded decision in full",
         "security": [{"key": ["decisions:read"]}],
-        "parameters": [
-            {
-                "name": "decision_id",
-                "in": "path",
-                "required": True,
-                "schema": {"type": "string"},
-            },
-            _EXPLAIN,
-        ],
+        "parameters": [path_parameter("decision_id"), _EXPLAIN],
         "responses": {
-            "200": _json("The record", "DecisionDetail"),
-            **_problems("400", "401", "403", "404", "503"),
+            "200": json_answer("The record", "DecisionDetail"),
+            **problems("400", "401", "403", "404", "503"),
         },
     }
 
@@ -288,9 +287,9 @@ def _events(project: Project, currency: str) -> dict[str, Any]:
             },
         },
         "responses": {
-            "200": _json("Every row is stored or was before", "Taken"),
-            "207": _json("Some rows were refused", "Taken"),
-            **_problems("400", "401", "403", "409", "413", "415", "422", "429", "503"),
+            "200": json_answer("Every row is stored or was before", "Taken"),
+            "207": json_answer("Some rows were refused", "Taken"),
+            **problems("400", "401", "403", "409", "413", "415", "422", "429", "503"),
         },
     }
 
@@ -327,8 +326,8 @@ def _features(project: Project) -> dict[str, Any]:
             },
         ],
         "responses": {
-            "200": _json("The values", "KeyFeatures"),
-            **_problems("401", "403", "404", "503"),
+            "200": json_answer("The values", "KeyFeatures"),
+            **problems("401", "403", "404", "503"),
         },
     }
 
@@ -355,8 +354,8 @@ def _table(project: Project) -> dict[str, Any]:
             ),
         ],
         "responses": {
-            "200": _json("The rows", "TableRows"),
-            **_problems("400", "401", "403", "404", "503"),
+            "200": json_answer("The rows", "TableRows"),
+            **problems("400", "401", "403", "404", "503"),
         },
     }
 
@@ -366,38 +365,11 @@ def _names(known: Iterable[str]) -> dict[str, Any]:
     return {"type": "string", "enum": names} if names else {"type": "string"}
 
 
-_MEANINGS = {
-    "400": "The body or the query can't be read",
-    "401": "No API key, or one that isn't known",
-    "403": "The key lacks the scope",
-    "404": "Nothing of that id for this tenant",
-    "409": "The event_id or Idempotency-Key came before with another body",
-    "413": "The body is too large",
-    "415": "Not a form that this route reads",
-    "429": "Too much is in work; send it again later",
-    "422": "The event breaks the schema; `errors` names every place",
-    "503": "A part is away; a retry with the same event_id is safe",
-}
-
-
-def _problems(*statuses: str) -> dict[str, Any]:
-    schema = {"$ref": _REF.format(name="Problem")}
+def _plain(summary: str, name: str, *refused: str) -> dict[str, Any]:
     return {
-        status: {
-            "description": _MEANINGS[status],
-            "content": {"application/problem+json": {"schema": schema}},
-        }
-        for status in statuses
+        "summary": summary,
+        "responses": {"200": json_answer("Yes", name), **problems(*refused)},
     }
-
-
-def _json(description: str, name: str) -> dict[str, Any]:
-    schema = {"$ref": _REF.format(name=name)}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-def _plain(summary: str, name: str, *problems: str) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": _json("Yes", name), **_problems(*problems)}}
 
 
 def _text(summary: str, media: str) -> dict[str, Any]:

@@ -33,12 +33,12 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     """
     from raypipe.project import load_project
     from serving import app, ingest
-    from training import registry
+    from serving.releases import first_or_current
 
     project = load_project(settings.project)
     require_readable_log(settings, project)
-    model = project.models[0].name
-    version = registry.locate(settings.lake / "models", model).name
+    recorded = first_or_current(settings, project.models[0].name)
+    model = recorded.release.champion
     _require_parts(settings)
     if settings.ray_address is None:
         for name in ("http_port", "ingest_port"):
@@ -53,13 +53,14 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     url = settings.http_url
     with progress.stage("serve") as stage:
         app.start(settings)
-        stage.say(f"{model}@{version} at {url}")
+        stage.say(f"{model}, release {recorded.number}, at {url}")
     announce(url, session.address())
     return {
         "url": url,
         "docs": f"{url}/docs",
         "events": f"{settings.ingest_url}/v1/events",
-        "model": f"{model}@{version}",
+        "model": model,
+        "release": recorded.number,
         # The worker, which holds the keys, has made this one.
         "api_key": str(settings.home / LOCAL_KEY_FILE),
     }

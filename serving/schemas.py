@@ -72,7 +72,12 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
     segment: Annotated[str, Meta(description="whose thresholds were used")]
     lists: Annotated[str, Meta(description="version of the lists; empty if the policy reads none")]
     list_hits: Annotated[tuple[str, ...], Meta(description="list:column of what was on a list")]
-    experiment: str | None
+    experiment: Annotated[
+        str | None, Meta(description="the salt of the release, while models share the decisions")
+    ]
+    arm: Annotated[
+        str | None, Meta(description="champion, or the challenger that has this key; else null")
+    ]
     features: Annotated[
         dict[str, float | None] | None,
         Meta(description="by name; null where missing, or as a whole when the model is unknown"),
@@ -174,6 +179,46 @@ class TableRows(msgspec.Struct, frozen=True, kw_only=True):
     definition_hash: str
 
 
+class OpenReview(msgspec.Struct, frozen=True, kw_only=True):
+    """A decision that waits for a person."""
+
+    decision_id: str
+    event_id: str
+    action: str
+    score: float | None
+    model: Annotated[str, Meta(description="name@version")]
+    decided_at: TimeMs
+    deadline: Annotated[int, Meta(description="when somebody should have looked, ms UTC")]
+    overdue: bool
+    claimed_by: Annotated[str | None, Meta(description="a key's id, and /PERSON; null for nobody")]
+    claimed_until: Annotated[int | None, Meta(description="ms UTC")]
+
+
+class ReviewPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Decisions that wait for a person, oldest first."""
+
+    reviews: list[OpenReview]
+    open: Annotated[int, Meta(description="how many wait in all, whatever was asked for")]
+    next: Annotated[
+        str | None, Meta(description="give it as `after` to get what follows; null at the end")
+    ]
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What the event of a decision turned out to be, as somebody said."""
+
+    outcome_id: str
+    decision_id: str
+    event_id: str
+    outcome: Annotated[str, Meta(extra_json_schema={"enum": ["fraud", "genuine"]})]
+    source: Annotated[str, Meta(description="what it is known from; review: a verdict")]
+    by: Annotated[str, Meta(description="the key's id, and /PERSON where one was named")]
+    reason: str
+    occurred_at: TimeMs
+    recorded_at: TimeMs
+    replayed: Annotated[bool, Meta(description="this was said before")]
+
+
 class ProblemError(msgspec.Struct, frozen=True):
     """One broken rule, with a JSON pointer (RFC 6901) to the place in the body."""
 
@@ -210,6 +255,7 @@ class Readiness(msgspec.Struct, frozen=True):
     policy: str
     definition_hash: str
     replica: str
+    release: Annotated[int, Meta(description="its number in the history; 0 for one not in it")] = 0
 
 
 def answer(record: DecisionRecord, replayed: bool) -> Decision:
@@ -234,6 +280,7 @@ def detail(record: DecisionRecord, names: Sequence[str] | None) -> DecisionDetai
         lists=record.lists,
         list_hits=record.list_hits,
         experiment=record.experiment,
+        arm=record.arm,
         features=named,
         feature_bytes=base64.b64encode(record.features).decode(),
         profile_times=record.profile_times,

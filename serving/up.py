@@ -23,6 +23,8 @@ from raypipe.log.port import EventLog
 from raypipe.ownership.claim import require_one, require_single
 from raypipe.project import Project, load_project
 from raypipe.runtime import placement, session
+from serving.release import Release
+from serving.releases import Releases, somebody
 from serving.replay import Replayed, replay
 from serving.run import Announce, serve
 
@@ -37,7 +39,16 @@ TX_PER_CUSTOMER_DAY = 1.2
 LIVE_REACHES = (1.1, 1.5, 2.0, 3.0, 5.0)
 """Tried in turn: how much longer than at the mean rate the live payments may take."""
 MADE_HERE = ("world", "log", "feast", "snapshots", "staging")
-MADE_IN_THE_LAKE = ("export", "features", "profiles", "models", "tune", "reports")
+MADE_IN_THE_LAKE = (
+    "export",
+    "features",
+    "profiles",
+    "models",
+    "tune",
+    "reports",
+    "releases",
+    "shadows",
+)
 """What ``--fresh`` drops; keys and tenants stay."""
 
 
@@ -211,6 +222,14 @@ class _Line:
                 self._progress.note(f"{model}@{version} fits the declarations: kept")
                 return []
         report = train(self._settings, self._progress)
+        releases = Releases(self._settings.lake)
+        if releases.current() is not None:
+            # The release before was of other declarations, or its model is gone.
+            releases.record(
+                Release(champion=f"{report.model}@{report.version}"),
+                by=somebody(),
+                reason="`raypipe up` trained it: no model fitted the declarations",
+            )
         review = report.operating_points["review"]
         self._summary["model"] = {
             "version": report.version,

@@ -18,6 +18,8 @@ from raypipe.cli import (
     plan,
     policy,
     quarantine,
+    release,
+    reviews,
     serve,
     simulate,
     sql,
@@ -62,3 +64,5 @@ app.add_typer(policy.app)
 app.add_typer(quarantine.app)
 app.add_typer(cluster.app)
 app.add_typer(log.app)
+app.add_typer(release.app)
+app.add_typer(reviews.app)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raypipe.cli import _options, _output, _policy_backtest, _policy_lists
+from raypipe.cli import _options, _output, _policy_backtest, _policy_lists, release
 from raypipe.cli._options import Config, Home, Json, Set
 
 if TYPE_CHECKING:
@@ -246,3 +246,4 @@ def _flags() -> Any:
 
 app.add_typer(_policy_lists.app)
 app.command()(_policy_backtest.backtest)
+app.command("use")(release.use_policy)

@@ -37,6 +37,8 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     are the ``list:column`` that were on one: all it takes to decide again without the lists.
     ``degraded_by`` says why, where the worker was away. A ``spilled`` decision was answered before
     its event was in the log, so its features need not be made from the event's stored windows.
+    ``experiment`` and ``arm`` are set while models share the decisions: ``champion``, or the
+    model version that has this key.
     """
 
     decision_id: str
@@ -66,6 +68,7 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     list_hits: tuple[str, ...] = ()
     degraded_by: tuple[str, ...] = ()
     spilled: bool = False
+    arm: str | None = None
 
     @property
     def told(self) -> DecisionRecord:

@@ -33,6 +33,7 @@ OWNERSHIP = "ownership"
 
 OWN_KINDS = frozenset(
     {DECISION, DECLARATION, OWNERSHIP, "receipt", "alert", "patterns", "clock", "told"}
+    | {"outcome", "claim"}
 )
 """Names that no event type may have."""
 

@@ -44,6 +44,9 @@ class Scope(StrEnum):
     DECISIONS_READ = "decisions:read"
     EVENTS_WRITE = "events:write"
     FEATURES_READ = "features:read"
+    REVIEWS_READ = "reviews:read"
+    REVIEWS_WRITE = "reviews:write"
+    OUTCOMES_WRITE = "outcomes:write"
     ADMIN = "admin"
 
 
@@ -177,14 +180,16 @@ def ensure_local_key(home: Path) -> Path:
     """The file that holds this machine's key (tenant `default`, every scope), made if needed.
 
     The file has mode 0600 from its first byte. A key that the store doesn't accept any more (the
-    store was deleted, the key revoked) is replaced by a new one.
+    store was deleted, the key revoked), or that lacks a scope of a newer version, is replaced by a
+    new one.
     """
     path = home / LOCAL_KEY_FILE
     store = KeyStore(home / STORE_FILE)
     try:
         if path.exists():
             path.chmod(0o600)
-            if store.verify(Presented.parse(path.read_text().strip())):
+            found = store.verify(Presented.parse(path.read_text().strip()))
+            if found is not None and found.scopes >= set(Scope):
                 return path
         key = store.create(LOCAL_TENANT, Scope, env="local")
     finally:

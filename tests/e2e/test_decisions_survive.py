@@ -7,16 +7,19 @@ import os
 import random
 import re
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import xgboost
 
 from raypipe.clock import SystemClock
 from raypipe.config import Settings
@@ -30,7 +33,8 @@ from raypipe.windows import snapshot
 from raypipe.windows.engine import WindowEngine
 from tests.contract.log_kit import runs
 from tests.domains.greenhouse import project
-from tests.domains.greenhouse_line import Served
+from tests.domains.greenhouse_line import Served, raypipe
+from training import artefact, registry
 
 pytest_plugins = ["tests.domains.greenhouse_line"]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -63,13 +67,16 @@ class Crowd:
     answers: dict[str, Answer] = field(default_factory=dict)
     replayed: list[str] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set, no more events come."""
 
     def run(self, events: int, answered: Callable[[int], None]) -> None:
         """Decide about all events; ``answered`` hears how many are, after each."""
         asyncio.run(self._run(events, answered))
 
     async def _run(self, events: int, answered: Callable[[int], None]) -> None:
-        bodies = iter([opening(self.prefix, i) for i in range(events)])
+        numbers = takewhile(lambda _: not self.ended.is_set(), range(events))
+        bodies = (opening(self.prefix, i) for i in numbers)
         async with httpx.AsyncClient(
             base_url=self.served.url,
             headers=self.served.headers,
@@ -313,4 +320,91 @@ def test_death_between_any_two_steps(
     # A decision that was stored before its replica died is found by the retry.
     if in_replica.startswith("serving.after_record"):
         assert crowd.replayed
+    check(greenhouse, crowd)
+
+
+def shorter(served: Served, rounds: int) -> str:
+    """Another version of the model: the same with fewer trees."""
+    models, (name, version) = served.settings.lake / "models", served.model.split("@")
+    loaded = artefact.load(registry.locate(models, name, version), project)
+    manifest = loaded.manifest
+    booster: xgboost.Booster = loaded.booster[: loaded.booster.num_boosted_rounds() - rounds]
+    place = artefact.write(
+        models,
+        bytes(booster.save_raw("ubj")),
+        project=project,
+        name=name,
+        created_ms=manifest.created_ms + rounds * 1_000,
+        training=manifest.training,
+        data_fingerprint=manifest.data_fingerprint,
+        parameters=manifest.parameters,
+        metrics=manifest.metrics,
+        thresholds=manifest.thresholds,
+    )
+    return f"{name}@{place.name}"
+
+
+def release_of(served: Served) -> tuple[str, int]:
+    """Champion and release that a replica says that it serves."""
+    with served.client() as client:
+        told = client.get("/readyz").json()
+    return told["model"], told["release"]
+
+
+def test_releases_change_under_requests_without_a_restart_or_an_error(greenhouse: Served) -> None:
+    first, second, third = greenhouse.model, shorter(greenhouse, 1), shorter(greenhouse, 2)
+    broken = shorter(greenhouse, 3)
+    file = greenhouse.settings.home / "models" / broken.replace("@", "/") / "model.ubj"
+    file.write_bytes(b"no model")
+    pids = set(replica_pids())
+
+    def verb(*arguments: str, code: int = 0) -> dict[str, Any]:
+        return raypipe(greenhouse.settings, "release", *arguments, code=code)
+
+    crowd = Crowd(greenhouse, "release")
+    thread = threading.Thread(target=crowd.run, args=(100_000, lambda _: None))
+    thread.start()
+    try:
+        verb("promote", second, "--reason", "fewer trees")
+        assert release_of(greenhouse) == (second, 2)
+        refused = verb("promote", broken, code=1)
+        assert "sha256" in refused["error"]["detail"]
+        assert release_of(greenhouse) == (second, 2)
+        verb("rollback")
+        assert release_of(greenhouse) == (first, 3)
+        verb("challenge", third, "--share", "0.5", "--salt", "spring")
+        verb("shadow", second)
+        assert verb("show")["agree"] is True
+        assert release_of(greenhouse) == (first, 5)
+        time.sleep(6)  # until the shadow's first file is there
+    finally:
+        crowd.ended.set()
+        thread.join()
+    assert crowd.errors == {}
+    assert set(replica_pids()) == pids
+    assert {a["model"] for a in crowd.answers.values()} == {first, second, third}
+    arms: dict[str, set[str]] = {}
+    with greenhouse.client() as client:
+        for event_id, answer in crowd.answers.items():
+            detail = client.get(f"/v1/decisions/{answer['decision_id']}").json()
+            assert detail["model"] == answer["model"]
+            if detail["experiment"] is not None:
+                arm = "champion" if detail["model"] == first else third
+                assert (detail["experiment"], detail["arm"]) == ("spring", arm)
+                valve = opening(crowd.prefix, int(event_id.rpartition("-")[2]))["valve"]
+                arms.setdefault(valve, set()).add(arm)
+    assert arms
+    assert all(len(found) == 1 for found in arms.values())
+    history = verb("history")["releases"]
+    assert [r["number"] for r in history] == [1, 2, 3, 4, 5]
+    assert history[1]["reason"] == "fewer trees"
+    compared = verb("compare")["compared"]
+    assert {c["shadow"] for c in compared} == {second}
+    # A replica that comes later serves what the others serve.
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    Crowd(greenhouse, "late").run(10, lambda _: None)
+    assert release_of(greenhouse) == (first, 5)
+    assert not pids & set(replica_pids())
+    verb("rollback", "--to", "1")
     check(greenhouse, crowd)

@@ -19,7 +19,7 @@ import xgboost
 
 from features import parity_report
 from features.online import OnlineRow
-from raypipe.clock import HOUR_MS, ManualClock
+from raypipe.clock import DAY_MS, HOUR_MS, ManualClock
 from raypipe.errors import Conflict, Unavailable
 from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind, Tag
@@ -47,6 +47,7 @@ from serving.http import HttpApp
 from serving.key_values import KeyValues
 from serving.metrics import Metrics
 from serving.openapi import document
+from serving.reviews import Reviews
 from serving.scoring import feature_names, load_judge
 from serving.tables import TableReader
 from training import artefact, registry
@@ -126,6 +127,7 @@ def train(
     objective: str = "binary:logistic",
     scale: float = 1.0,
     project: Project = PROJECT,
+    rounds: int = 12,
 ) -> str:
     """A real model version in home/models, made current; heat and cost speak for a fault."""
     rng = np.random.default_rng(1)
@@ -145,7 +147,7 @@ def train(
     booster = xgboost.train(
         {"objective": objective, "max_depth": 3, "nthread": 1, "seed": 1},
         xgboost.DMatrix(X, y, feature_names=list(names)),
-        num_boost_round=12,
+        num_boost_round=rounds,
     )
     return save_model(home, bytes(booster.save_raw("ubj")), thresholds, project).name
 
@@ -279,10 +281,18 @@ class MemoryStore:
 class Service:
     """The application of one replica over a home folder, called in process."""
 
-    def __init__(self, home: Path, store: Path, project: Project = PROJECT, **options: Any) -> None:
+    def __init__(
+        self,
+        home: Path,
+        store: Path,
+        project: Project = PROJECT,
+        worker: Any = None,
+        **options: Any,
+    ) -> None:
         self.clock = ManualClock(NOW)
         self.keys = KeyStore(store, self.clock)
-        self.worker = MemoryWorker(keys=self.keys)
+        self.worker = worker or MemoryWorker()
+        self.worker.keys = self.keys
         self.stored = MemoryStore()
         self.believed_at = itertools.count()  # each request asks for its key again
         self.key = self.keys.create(
@@ -301,6 +311,7 @@ class Service:
                 PROJECT, self.worker, "EUR", self.clock, body_limit=BODY_LIMIT, waiting_limit=2**20
             ),
             explainer=Explainer(Place.at(home) / "models"),
+            reviews=Reviews(project, self.worker, self.clock, DAY_MS),
             metrics=Metrics("r1"),
             documents=DOCUMENTS,
             feature_names=lambda reference: feature_names(Place.at(home) / "models", reference),

@@ -776,6 +776,7 @@ def test_readiness_needs_the_worker_and_health_does_not(service: Service) -> Non
         "policy": service.judge.policy.id,
         "definition_hash": PROJECT.definition_hash,
         "replica": "r1",
+        "release": 0,
     }
     service.worker.failure = Unavailable("away")
     assert service.get("/readyz", key=None).status_code == 503

@@ -10,6 +10,7 @@ from raypipe.config import Settings
 from raypipe.errors import ConfigError, NotFound
 from serving.app import app
 from serving.options import deployment_options, load_options
+from serving.release import Release
 from tests.unit.serving_kit import train
 
 KIT = "tests.unit.serving_kit:PROJECT"
@@ -70,11 +71,25 @@ def test_the_builder_takes_settings_as_arguments_and_refuses_others(tmp_path: Pa
         app({"home": str(tmp_path), "project": KIT})
 
 
-def test_the_builder_names_the_current_version(tmp_path: Path) -> None:
+def test_the_builder_names_the_current_release(tmp_path: Path) -> None:
     version = train(tmp_path)
     made = app({"home": str(tmp_path), "project": KIT, "max_replicas": "3"})
     deployment = made._bound_deployment
-    assert deployment.user_config == {"model": "fault", "version": version}
+    first = Release(f"fault@{version}", number=1)
+    assert deployment.user_config == first.describe()
     assert deployment.name == "decisions"
     settings, _ = deployment.init_args
     assert (settings.home, settings.max_replicas) == (tmp_path, 3)
+
+
+def test_a_start_serves_the_release_and_not_the_newest_model_unless_told(tmp_path: Path) -> None:
+    old, new = train(tmp_path), None
+    arguments = {"home": str(tmp_path), "project": KIT}
+    app(arguments)
+    new = train(tmp_path, rounds=20)
+
+    def served(**more: str) -> object:
+        return app(arguments | more)._bound_deployment.user_config
+
+    assert served() == Release(f"fault@{old}", number=1).describe()
+    assert served(version=new) == served(model="fault") == Release(f"fault@{new}").describe()

@@ -11,20 +11,23 @@ import httpx
 import pytest
 
 from raypipe.clock import ManualClock
-from raypipe.errors import Unavailable
+from raypipe.errors import NotFound, Unavailable
 from raypipe.events.quarantine import Quarantine
+from raypipe.ledger.record import DecisionRecord
 from raypipe.log.partitions import PartitionedLog
 from raypipe.ownership.routes import Ownership
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.runtime.worker.core import WorkerCore
+from raypipe.runtime.worker.reviews import Wanted
 from raypipe.runtime.worker.routing import RoutingClient
 from raypipe.tenancy.keys import KeyStore
 from serving.credentials import Credentials
 from serving.events import Events
 from serving.ingest import IngestApp
 from serving.metrics import Metrics
+from tests.unit.core_worker import CoreWorker as Deciding
 from tests.unit.ingest_kit import LIMIT, LINES, CoreWorker, lines, reading
-from tests.unit.serving_kit import NOW, PROJECT
+from tests.unit.serving_kit import NOW, PROJECT, body
 
 WORKERS = 2
 
@@ -179,3 +182,63 @@ def test_a_key_is_verified_by_whoever_is_there(several: Several) -> None:
 
     several.workers[0].verify = away  # type: ignore[assignment,method-assign]
     assert several.post(lines(*rows(1))).status_code == 200
+
+
+class DecidingOneOf(Deciding):
+    """One of several workers in this process, for decisions."""
+
+    def __init__(self, log: PartitionedLog, partition: int) -> None:
+        self.core = WorkerCore(PROJECT, log, partition, ownership=Ownership(PROJECT, WORKERS))
+
+
+def test_reviews_of_several_workers_are_one_queue(tmp_path: Path) -> None:
+    log, ownership = PartitionedLog(tmp_path / "log"), Ownership(PROJECT, WORKERS)
+    workers = [DecidingOneOf(log, p) for p in range(WORKERS)]
+    client = RoutingClient(cast("Sequence[WorkerClient]", workers), ownership)
+    partitions = []
+    for i in range(20):
+        event = body(event_id=f"r-{i}", sensor_id=f"s-{i}")
+        event |= {"tenant": "default", "received_at": NOW}
+        event = dict.fromkeys(f.name for f in PROJECT.decision_event.all_fields) | event
+        partition = ownership.way("reading", event).primary
+        partitions.append(partition)
+        core = workers[partition].core
+        entry, _ = core.observe(event, bytes(32))
+        record = DecisionRecord(
+            decision_id=f"dec_{i:02d}",
+            tenant="default",
+            event_id=event["event_id"],
+            event_offset=entry.offset,
+            event_time=NOW,
+            received_at=NOW,
+            decided_at=NOW + i,
+            model="m@1",
+            model_sha256="",
+            policy="p",
+            policy_sha256="",
+            definition_hash="",
+            features=b"",
+            score=0.5,
+            action="review",
+            owner_offsets=((partition, entry.offset),),
+        )
+        core.record(record, entry.windows)
+        core.commit()
+    assert set(partitions) == set(range(WORKERS))
+
+    async def work() -> None:
+        page, number = await client.reviews("default", Wanted(8))
+        assert ([r.decision_id for r in page], number) == ([f"dec_{i:02d}" for i in range(8)], 20)
+        rest, _ = await client.reviews("default", Wanted(200, after=page[-1].place))
+        assert [r.decision_id for r in rest] == [f"dec_{i:02d}" for i in range(8, 20)]
+        for i in range(20):
+            claimed = await client.claim_review("default", f"dec_{i:02d}", "ann", 60_000)
+            assert claimed.holder == "ann"
+            event = await client.event_of("default", f"dec_{i:02d}")
+            assert event is not None
+            assert event["event_id"] == f"r-{i}"
+        assert (await client.reviews("default", Wanted(200, free=True)))[0] == []
+        with pytest.raises(NotFound):
+            await client.claim_review("default", "dec_99", "ann", 60_000)
+
+    asyncio.run(work())

@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from raypipe.clock import MINUTE_MS
 from raypipe.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ class WorkerActor:
             tenant=settings.tenant,
             patterns=runnable(pattern_files(settings), project),
             ownership=ownership,
+            review_ms=settings.review_minutes * MINUTE_MS,
         )
         ensure_local_key(settings.home)
         listeners: list[Listener] = [UnixListener(Path(self._address.path))]

@@ -18,6 +18,7 @@ import pyarrow as pa
 from raypipe.errors import error_of
 from raypipe.events.schema import canonical_json
 from raypipe.ledger import record as ledger
+from raypipe.ledger.outcome import Outcome
 from raypipe.log.codec import encode_group
 from raypipe.ownership.routes import projected
 from raypipe.patterns.spec import Pattern
@@ -26,6 +27,7 @@ from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.intake import Bulk
 from raypipe.runtime.worker.loads import Load
 from raypipe.runtime.worker.reach import Connect
+from raypipe.runtime.worker.reviews import Review, Wanted
 from raypipe.tenancy.keys import Credential, Presented, Scope
 
 _log = logging.getLogger("raypipe.client")
@@ -202,6 +204,41 @@ class WorkerClient:
         """The offset of another worker's log up to which this one has heard of its events."""
         reply = await self._ask(lambda number: protocol.AskHeard(number, primary), protocol.Heard)
         return reply.end
+
+    async def event_of(self, tenant: str, decision_id: str) -> dict[str, Any] | None:
+        """The event that a decision is about, None if retention deleted it; raises NotFound."""
+        reply = await self._ask(
+            lambda number: protocol.EventOf(number, tenant, decision_id), protocol.DecidedEvent
+        )
+        return reply.event
+
+    async def reviews(self, tenant: str, wanted: Wanted) -> tuple[list[Review], int]:
+        """Decisions that wait for a person, oldest first, and how many do in all."""
+        reply = await self._ask(
+            lambda number: protocol.ListReviews(number, tenant, wanted), protocol.Reviews
+        )
+        return reply.reviews, reply.open
+
+    async def claim_review(
+        self, tenant: str, decision_id: str, holder: str, lease_ms: int
+    ) -> Review:
+        """Have somebody work on a decision that waits; returns when that is durable.
+
+        Raises NotFound when it doesn't wait, Conflict when somebody else has it.
+        """
+        reply = await self._ask(
+            lambda number: protocol.ClaimReview(number, tenant, decision_id, holder, lease_ms),
+            protocol.Claimed,
+        )
+        return reply.review
+
+    async def report(self, outcome: Outcome) -> Outcome:
+        """Make what became known of a decision durable; returns what was said first under its id.
+
+        Raises NotFound and Conflict as People.report.
+        """
+        reply = await self._ask(lambda number: protocol.Report(number, outcome), protocol.Reported)
+        return reply.outcome
 
     async def stats(self) -> dict[str, float]:
         """Counters and gauges of the worker."""

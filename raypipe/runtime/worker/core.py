@@ -21,14 +21,29 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.aborts import reach
-from raypipe.clock import Clock, SystemClock
-from raypipe.errors import Conflict, EventLost, IntegrityError, Unavailable, UsageError
+from raypipe.clock import DAY_MS, Clock, SystemClock
+from raypipe.errors import (
+    Conflict,
+    EventLost,
+    IntegrityError,
+    NotFound,
+    Unavailable,
+    UsageError,
+)
 from raypipe.events.declarations import declare
 from raypipe.events.evolution import align
 from raypipe.events.quarantine import Quarantine
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
-from raypipe.log.port import Appended, Chunk, EventLog, Group, Offsets, chunks_of
+from raypipe.log.port import (
+    DECISION,
+    Appended,
+    Chunk,
+    EventLog,
+    Group,
+    Offsets,
+    chunks_of,
+)
 from raypipe.ownership.checks import check_patterns
 from raypipe.ownership.claim import claim
 from raypipe.ownership.parts import kinds_of_parts
@@ -37,6 +52,7 @@ from raypipe.patterns.spec import Pattern
 from raypipe.project import Project
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.intake import DEDUP, Bulk, Dedup, Intake, came_in_bulk
+from raypipe.runtime.worker.people import People
 from raypipe.runtime.worker.receipts import Receipt
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.runtime.worker.state import WorkerState
@@ -84,6 +100,7 @@ class WorkerCore:
 
     Args:
         ownership: who owns which key among several workers; None: this one owns all.
+        review_ms: how soon a person should have looked at what waits for one.
     """
 
     def __init__(
@@ -99,6 +116,7 @@ class WorkerCore:
         patterns: Sequence[Pattern] = (),
         clock: Clock | None = None,
         ownership: Ownership | None = None,
+        review_ms: int = DAY_MS,
     ) -> None:
         started = time.monotonic()
         self.project = project
@@ -126,8 +144,10 @@ class WorkerCore:
         if quarantine is not None:
             quarantine.settle()
         self._intake = Intake(log, partition, quarantine, self._state.ids)
+        self.people = People(log, partition, self._state.reviews, self._clock, review_ms)
         self._snapshot_offset = offset
         self._fill_tables(offset)
+        self._fill_reviews(offset)
         self._next = self._committed = self._replay(offset)
         self._counters = {
             "start_seconds": time.monotonic() - started,
@@ -184,6 +204,16 @@ class WorkerCore:
         while empty and offset < end:
             chunks = list(self._log.read(self._partition, offset, min(REPLAY_ROWS, end - offset)))
             self._state.tables.apply(self._events_of(chunks), empty)
+            offset += sum(map(len, chunks))
+
+    def _fill_reviews(self, end: int) -> None:
+        """Find the open reviews that the snapshot was without: a batch left it."""
+        offset = self._log.first(self._partition)
+        if self._state.reviews.counted >= 0 or DECISION not in self._log.kinds(self._partition):
+            return
+        while offset < end:
+            chunks = list(self._log.read(self._partition, offset, min(REPLAY_ROWS, end - offset)))
+            self._state.reviews.replay(chunks)
             offset += sum(map(len, chunks))
 
     def _restored(self) -> tuple[WorkerState, int]:
@@ -393,6 +423,7 @@ class WorkerCore:
                 hint="Observe the event again.",
             )
         self._decisions[record.tenant, record.decision_id] = record
+        self._state.reviews.decided(record)
         self._counters["decisions"] += 1
         return record
 
@@ -434,6 +465,15 @@ class WorkerCore:
         rows = self._state.tables.read(tenant, table, since, until, now)
         return rows, self._state.tables.watermark(table)
 
+    def event_of(self, tenant: str, decision_id: str) -> Mapping[str, Any] | None:
+        """The event that a decision is about, None if retention deleted it; raises NotFound."""
+        record = self.decision(tenant, decision_id)
+        if record is None:
+            raise NotFound("there is no decision of that id", hint="Ids start with 'dec_'.")
+        key = (self.project.decision, tenant, record.event_id)
+        entry = self._recent.get(key) or self._stored(*key)
+        return None if entry is None else entry.event
+
     def use_patterns(self, patterns: Sequence[Pattern]) -> None:
         """Run these patterns for all events after the next commit; the same ones keep their state.
 
@@ -462,7 +502,7 @@ class WorkerCore:
     def dirty(self) -> bool:
         """Whether anything waits for a commit."""
         waiting = self._events or self._decisions or self._told or self._found
-        return bool(waiting or self._intake.dirty)
+        return bool(waiting or self._intake.dirty or self.people.dirty)
 
     def commit(self) -> None:
         """Make everything since the last commit durable, in one transaction.
@@ -487,6 +527,7 @@ class WorkerCore:
         self._events.clear()
         self._decisions.clear()
         self._told.clear()
+        self.people.after_commit()
         self._counters["commits"] += 1
         self._counters["commit_seconds"] += time.monotonic() - started
 
@@ -496,7 +537,7 @@ class WorkerCore:
         if self._decisions:
             batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
         batches += [(ledger.TOLD_KIND, batch) for batch in self._told.values()]
-        batches += self._found
+        batches += [*self.people.batches(), *self._found]
         if not batches:
             return [], []
         reach("worker.before_commit")
@@ -568,6 +609,7 @@ class WorkerCore:
             **self._counters,
             **self._intake.stats(),
             **self._state.stats(),
+            **self.people.stats(),
             "epoch": float(self._epoch),
             "log_end": float(self._next),
             "snapshot_offset": float(self._snapshot_offset),

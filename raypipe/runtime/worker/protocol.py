@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
+from raypipe.ledger.outcome import Outcome
 from raypipe.ledger.record import OwnerOffsets
+from raypipe.runtime.worker.reviews import Review, Wanted
 
 FRAME_LIMIT = 128 * 1024 * 1024
 """Above what a bulk request of the largest allowed body becomes."""
@@ -155,6 +157,39 @@ class AskHeard(msgspec.Struct, tag="ask_heard", array_like=True, frozen=True):
     primary: int
 
 
+class EventOf(msgspec.Struct, tag="event_of", array_like=True, frozen=True):
+    """Ask for the event that a decision is about."""
+
+    id: int
+    tenant: str
+    decision_id: str
+
+
+class ListReviews(msgspec.Struct, tag="list_reviews", array_like=True, frozen=True):
+    """Ask for decisions that wait for a person."""
+
+    id: int
+    tenant: str
+    wanted: Wanted
+
+
+class ClaimReview(msgspec.Struct, tag="claim_review", array_like=True, frozen=True):
+    """Have somebody work on a decision that waits, for ``lease_ms``."""
+
+    id: int
+    tenant: str
+    decision_id: str
+    holder: str
+    lease_ms: int
+
+
+class Report(msgspec.Struct, tag="report", array_like=True, frozen=True):
+    """Make what became known of a decision durable."""
+
+    id: int
+    outcome: Outcome
+
+
 class Stats(msgspec.Struct, tag="stats", array_like=True, frozen=True):
     """Ask for counters and gauges."""
 
@@ -182,6 +217,10 @@ Request = (
     | HearOne
     | Hear
     | AskHeard
+    | EventOf
+    | ListReviews
+    | ClaimReview
+    | Report
     | Stats
     | Verify
 )
@@ -288,6 +327,35 @@ class Heard(msgspec.Struct, tag="heard", array_like=True, frozen=True):
     end: int
 
 
+class DecidedEvent(msgspec.Struct, tag="decided_event", array_like=True, frozen=True):
+    """The event that a decision is about; None when retention deleted it."""
+
+    id: int
+    event: dict[str, Any] | None
+
+
+class Reviews(msgspec.Struct, tag="reviews", array_like=True, frozen=True):
+    """Decisions that wait, oldest first, and how many do in all."""
+
+    id: int
+    reviews: list[Review]
+    open: int
+
+
+class Claimed(msgspec.Struct, tag="claimed", array_like=True, frozen=True):
+    """The review as its holder has it now."""
+
+    id: int
+    review: Review
+
+
+class Reported(msgspec.Struct, tag="reported", array_like=True, frozen=True):
+    """The statement that is stored now: the one that came first under its id."""
+
+    id: int
+    outcome: Outcome
+
+
 class StatsReply(msgspec.Struct, tag="stats_reply", array_like=True, frozen=True):
     """Counters and gauges by name."""
 
@@ -324,6 +392,10 @@ Reply = (
     | PatternsUsed
     | HeardOne
     | Heard
+    | DecidedEvent
+    | Reviews
+    | Claimed
+    | Reported
     | StatsReply
     | Verified
     | Failed

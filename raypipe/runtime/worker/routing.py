@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from raypipe.errors import Conflict, Unavailable
+from raypipe.ledger.outcome import Outcome
 from raypipe.ledger.record import DecisionRecord, OwnerOffsets
 from raypipe.log.port import Group
 from raypipe.ownership.routes import Ownership, Way, merge_windows
@@ -24,6 +25,7 @@ from raypipe.project import Project
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.runtime.worker.intake import Bulk
+from raypipe.runtime.worker.reviews import Review, Wanted
 from raypipe.tables.merging import merge
 from raypipe.tenancy.keys import Credential, Presented
 
@@ -153,6 +155,35 @@ class RoutingClient:
         asked = (client.table(tenant, table, since, until, now) for client in self.each)
         declared = next(t for t in self._ownership.project.tables if t.name == table)
         return merge(declared, await _together(asked))
+
+    async def event_of(self, tenant: str, decision_id: str) -> dict[str, Any] | None:
+        """See WorkerClient.event_of."""
+        return await (await self._decider(tenant, decision_id)).event_of(tenant, decision_id)
+
+    async def reviews(self, tenant: str, wanted: Wanted) -> tuple[list[Review], int]:
+        """See WorkerClient.reviews; those of all workers in one order."""
+        pages = await _together(client.reviews(tenant, wanted) for client in self.each)
+        found = sorted((r for page, _ in pages for r in page), key=lambda r: r.place)
+        return found[: wanted.limit], sum(number for _, number in pages)
+
+    async def claim_review(
+        self, tenant: str, decision_id: str, holder: str, lease_ms: int
+    ) -> Review:
+        """See WorkerClient.claim_review."""
+        worker = await self._decider(tenant, decision_id)
+        return await worker.claim_review(tenant, decision_id, holder, lease_ms)
+
+    async def report(self, outcome: Outcome) -> Outcome:
+        """See WorkerClient.report."""
+        worker = await self._decider(outcome.tenant, outcome.decision_id)
+        return await worker.report(outcome)
+
+    async def _decider(self, tenant: str, decision_id: str) -> WorkerClient:
+        """The worker that has a decision; any, which then says that there is none."""
+        record = await self.decision(tenant, decision_id)
+        if record is None or isinstance(record.owner_offsets, msgspec.UnsetType):
+            return self.each[0]
+        return self.each[record.owner_offsets[0][0]]
 
     async def verify(self, shown: Presented) -> Credential | None:
         """See WorkerClient.verify; all workers read the same keys, so whoever is here answers."""

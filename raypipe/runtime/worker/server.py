@@ -46,6 +46,10 @@ _DURABLE = (
     | protocol.Changed
     | protocol.HeardOne
     | protocol.Heard
+    | protocol.DecidedEvent
+    | protocol.Reviews
+    | protocol.Claimed
+    | protocol.Reported
 )
 """Answers that tell of something that the next commit makes durable."""
 
@@ -239,6 +243,19 @@ class WorkerServer:
                     return protocol.Heard(number, self._core.hear(primary, first, end, ones, group))
                 case protocol.AskHeard(id=number, primary=primary):
                     return protocol.Heard(number, self._core.heard(primary))
+                case protocol.EventOf(id=number, tenant=tenant, decision_id=decision_id):
+                    about = self._core.event_of(tenant, decision_id)
+                    return protocol.DecidedEvent(number, None if about is None else dict(about))
+                case protocol.ListReviews(id=number, tenant=tenant, wanted=wanted):
+                    return protocol.Reviews(number, *self._core.people.page(tenant, wanted))
+                case protocol.ClaimReview(id=number, tenant=tenant, decision_id=decision_id):
+                    review = self._core.people.claim(
+                        tenant, decision_id, request.holder, request.lease_ms
+                    )
+                    return protocol.Claimed(number, review)
+                case protocol.Report(id=number, outcome=outcome):
+                    decided = self._core.decision(outcome.tenant, outcome.decision_id)
+                    return protocol.Reported(number, self._core.people.report(outcome, decided))
                 case protocol.TakeChanges(id=number, limit=limit, written=written):
                     return _changed(number, self._core.changed(limit, written=written))
                 case protocol.UsePatterns(id=number, texts=texts):

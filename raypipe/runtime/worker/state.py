@@ -13,6 +13,7 @@ from raypipe.project import Project
 from raypipe.runtime.worker.changes import Changes
 from raypipe.runtime.worker.heard import Heard
 from raypipe.runtime.worker.ids import KnownIds
+from raypipe.runtime.worker.reviews import ReviewQueue
 from raypipe.runtime.worker.snapshots import Piece
 from raypipe.runtime.worker.watch import Watch
 from raypipe.tables.engine import TableEngine
@@ -38,6 +39,7 @@ class WorkerState:
         self.changes = Changes(project.views, tenant, owned)
         self.watch = Watch(project.events)
         self.heard = Heard()
+        self.reviews = ReviewQueue()
 
     def observe(self, kind: str, event: Mapping[str, Any], offset: int) -> bytes:
         """Count one event, whose id is known already; returns the window values before it."""
@@ -69,6 +71,7 @@ class WorkerState:
         for chunk in events:
             self.ids.remember(chunk)
         self.watch.replay([*events, *others])
+        self.reviews.replay(others)
 
     def take_changes(self, limit: int, *, written: bool) -> tuple[str, pa.Table] | None:
         """Some keys of a view that changed, as ``WindowEngine.latest`` gives them.
@@ -100,6 +103,7 @@ class WorkerState:
             lambda _: self.heard.snapshot(),
             lambda _: [self.ids.snapshot()],
             lambda _: self.changes.snapshot(),
+            lambda offset: [self.reviews.snapshot(offset)],
             self.watch.pieces,
         ]
 
@@ -117,6 +121,7 @@ class WorkerState:
             self.changes.restore,
             self.watch.restore,
             self.heard.restore,
+            self.reviews.restore,
         )
         if not any(take(table) for take in takers) and not self.tables.restore([table]):
             self.windows.restore([table])

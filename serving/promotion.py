@@ -1,0 +1,194 @@
+"""The verbs that change what is served, on a running system or before the next start."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from raypipe.errors import NotFound, UsageError
+from raypipe.policy import registry as registry_of_policies
+from raypipe.project import load_project
+from serving.release import Challenger, Release, split_reference
+from serving.releases import Recorded, Releases, first_or_current, somebody
+from training import registry
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+    from raypipe.runtime.progress import Progress
+
+Edit = Callable[[Release], Release]
+
+
+def change(
+    settings: Settings,
+    progress: Progress,
+    edit: Edit,
+    *,
+    reason: str,
+    by: str | None = None,
+) -> tuple[Recorded, bool]:
+    """Serve what ``edit`` makes of the current release; what was recorded, and whether replicas
+    run that serve it now. Where none runs the next start serves it.
+
+    Raises UsageError when nothing would change, what ``serving.rollout.apply`` raises, and the
+    same reasons for a version that can't be loaded where nothing runs.
+    """
+    releases = Releases(settings.lake)
+    before = first_or_current(settings, load_project(settings.project).models[0].name)
+    wanted = edit(before.release)
+    if not list(before.release.changes(wanted)):
+        raise UsageError(f"release {before.number} is like that already")
+    by = by or somebody()
+    if _join(settings):
+        from serving import rollout
+
+        with progress.stage("release") as stage:
+            made = rollout.apply(settings, wanted, by=by, reason=reason, replaces=before.number)
+            stage.say(f"release {made.number} serves")
+        return made, True
+    _check(settings, wanted)
+    return releases.record(wanted, by=by, reason=reason), False
+
+
+def show(settings: Settings) -> tuple[Recorded, list[dict[str, Any]]]:
+    """The current release, and what each running replica serves; raises NotFound without one."""
+    recorded = Releases(settings.lake).current()
+    if recorded is None:
+        raise NotFound("nothing was released yet", hint="`raypipe serve` begins with release 1.")
+    if not _join(settings):
+        return recorded, []
+    from serving import rollout
+
+    return recorded, rollout.served()
+
+
+def promoted(settings: Settings, reference: str) -> Edit:
+    """Make a version the champion; a name alone means the model's current version."""
+    model = resolve(settings, reference)
+
+    def edit(release: Release) -> Release:
+        return msgspec.structs.replace(
+            release,
+            champion=model,
+            challengers=tuple(c for c in release.challengers if c.model != model),
+            shadows=tuple(s for s in release.shadows if s != model),
+        )
+
+    return edit
+
+
+def challenged(settings: Settings, reference: str, share: float, salt: str | None = None) -> Edit:
+    """Give a version a share of the keys; 0 takes it out.
+
+    A new salt begins another experiment. Without one the running experiment goes on: keys keep
+    their arms, and a challenger that is there already keeps its place.
+    """
+    model = resolve(settings, reference)
+
+    def edit(release: Release) -> Release:
+        there = [c.model for c in release.challengers]
+        if share == 0.0 and model not in there:
+            raise NotFound(f"{model} is no challenger", hint=f"There are: {_listed(there)}.")
+        if model == release.champion:
+            raise UsageError(f"{model} is the champion", hint="Challenge it with another version.")
+        given = [
+            Challenger(c.model, share if c.model == model else c.share) for c in release.challengers
+        ]
+        if model not in there:
+            given.append(Challenger(model, share))
+        return msgspec.structs.replace(
+            release,
+            challengers=tuple(c for c in given if c.share != 0.0),
+            shadows=tuple(s for s in release.shadows if s != model),
+            salt=salt or release.salt or secrets.token_hex(4),
+        )
+
+    return edit
+
+
+def shadowed(settings: Settings, reference: str, *, stop: bool = False) -> Edit:
+    """Have a version judge beside the others without deciding, or no longer."""
+    model = resolve(settings, reference)
+
+    def edit(release: Release) -> Release:
+        if stop and model not in release.shadows:
+            raise NotFound(f"{model} is no shadow", hint=f"There are: {_listed(release.shadows)}.")
+        rest = tuple(s for s in release.shadows if s != model)
+        return msgspec.structs.replace(release, shadows=rest if stop else (*rest, model))
+
+    return edit
+
+
+def rolled_back(settings: Settings, to: int | None = None) -> Edit:
+    """Serve again what an earlier release was, by default the one before the current one."""
+    releases = Releases(settings.lake)
+    current = releases.current()
+    if to is None:
+        if current is None or current.previous == 0:
+            raise NotFound("there is no release before the current one")
+        to = current.previous
+    wanted = releases.get(to).release
+    return lambda release: msgspec.structs.replace(wanted, number=release.number)
+
+
+def with_policy(settings: Settings, reference: str | None) -> Edit:
+    """Decide by a published policy, by a name alone its highest version; None: by the thresholds
+    of each model. Raises NotFound."""
+    found = None if reference is None else registry_of_policies.resolve(settings.lake, reference)
+    return lambda release: msgspec.structs.replace(release, policy=found)
+
+
+def resolve(settings: Settings, reference: str) -> str:
+    """``name@version``; of a name alone its current version. Raises NotFound for what isn't there,
+    UsageError for a model that the project doesn't declare."""
+    name, at, version = reference.partition("@")
+    if at:
+        name, version = split_reference(reference)
+    project = load_project(settings.project)
+    if name not in {m.name for m in project.models}:
+        raise UsageError(
+            f"{project.name!r} declares no model {name!r}",
+            hint="It has: " + ", ".join(m.name for m in project.models),
+        )
+    return f"{name}@{registry.locate(settings.lake / 'models', name, version or None).name}"
+
+
+def _check(settings: Settings, release: Release) -> None:
+    """Load it here, as a replica would."""
+    from serving.options import load_options
+    from serving.panel import load_panel
+
+    options = load_options(settings.serving_options)
+    project = load_project(settings.project)
+    load_panel(
+        settings.lake,
+        project,
+        release,
+        options.policy.on_error,
+        table_bytes=settings.reasons_table_bytes,
+    )
+
+
+def _join(settings: Settings) -> bool:
+    """Join the Ray session that serves; whether there is one."""
+    from raypipe.runtime import running, session
+
+    if session.address():
+        pass  # this process is in one already
+    elif settings.ray_address is not None:
+        session.start(settings, warm=False)
+    else:
+        found = running.find(settings.home)
+        if found is None or not found.ray_address:
+            return False
+        session.start(settings.model_copy(update={"ray_address": found.ray_address}), warm=False)
+    from serving import rollout
+
+    return rollout.running()
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(names) or "none"
