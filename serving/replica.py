@@ -231,8 +231,8 @@ class Replica:
             self._settings.decision_deadline_ms / 1000,
             self._profiles,
             self._guard.fallback,
-            panel,
-            self._shadows,
+            chooser=panel,
+            onlookers=self._shadows,
         )
         self._app.release = panel.release.number
         loaded = (*panel.judges, *panel.shadows)

@@ -345,9 +345,13 @@ def shorter(served: Served, rounds: int) -> str:
 
 
 def release_of(served: Served) -> tuple[str, int]:
-    """Champion and release that a replica says that it serves."""
+    """Champion and release that a replica says that it serves, asked again while it is busy."""
+    deadline = time.monotonic() + 60
     with served.client() as client:
-        told = client.get("/readyz").json()
+        while (answer := client.get("/readyz")).status_code != 200:
+            assert time.monotonic() < deadline, answer.text
+            time.sleep(0.1)
+    told = answer.json()
     return told["model"], told["release"]
 
 

@@ -53,9 +53,8 @@ def use(service: Service, panel: Panel, shadows: Shadows | None = None) -> None:
         panel.champion,
         service.clock,
         5.0,
-        None,
-        panel,
-        shadows,
+        chooser=panel,
+        onlookers=shadows,
     )
 
 
