@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from serving.key_values import StoredState
     from serving.metrics import Metrics
     from serving.options import Options
+
+_log = logging.getLogger("raypipe.serving")
 
 _MILLION_HOURS = 1_000_000 / 3_600
 """Core hours of a million decisions, where one takes a second."""
@@ -87,15 +90,19 @@ class Guard:
         self._task: asyncio.Task[None] | None = None
         metrics.watch(ABOUT, self._figures)
 
-    def begin(self) -> None:
-        """Start handing kept decisions over; once, in the replica's event loop."""
-        if self._task is None:
-            self._cpu_s = time.process_time()
-            self._task = asyncio.get_running_loop().create_task(self._run())
-
-    async def _run(self) -> None:
+    async def begin(self) -> None:
+        """Be ready for the worker's absence, and hand over what was kept before; once, in the
+        replica's event loop, before its first request: that may have been answered from the spill.
+        """
+        if self._task is not None:
+            return
+        self._cpu_s = time.process_time()
+        self._task = asyncio.get_running_loop().create_task(self.taking_in.run())
+        try:
+            await asyncio.to_thread(self.writer.open)
+        except RaypipeError as e:
+            _log.error("nothing can be decided without the worker for now: %s", e)
         await self.fallback.warm()
-        await self.taking_in.run()
 
     def _figures(self) -> dict[str, float]:
         gate, taken, decided = self.gate, self.taking_in.taken, self._metrics.count

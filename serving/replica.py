@@ -140,7 +140,7 @@ class Replica:
             return
         self._use(panel)
         if first:
-            self._guard.begin()
+            await self._guard.begin()
             gc.collect()
         # What is loaded now stays: no collection needs to walk it again within a request.
         gc.freeze()

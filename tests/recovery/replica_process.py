@@ -21,10 +21,12 @@ from raypipe.project import Model
 from raypipe.runtime.worker import reach
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.vector.assemble import Assembler
+from serving.batch import Limits
 from serving.credentials import Credentials
-from serving.decide import Decider, Judge, Vector
+from serving.decide import Decider, Judge, Vector, Ways
 from serving.docs import render
 from serving.events import Events
+from serving.explain import Explainer
 from serving.guard import Guard
 from serving.http import HttpApp
 from serving.key_values import KeyValues, OnlineStore
@@ -41,6 +43,8 @@ REFERENCE = "flooding@test"
 
 class Litres:
     """More water, more openings: more risk. What is missing counts nothing."""
+
+    ways = Ways("here", "none")
 
     def score(self, row: Vector) -> float:
         litres, count = (0.0 if x != x else float(x) for x in row)
@@ -84,12 +88,14 @@ async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> Non
         key_values=KeyValues(project, worker, stored, settings.tenant, clock),
         tables=TableReader(project, worker, clock),
         events=Events(project, worker, "EUR", clock, body_limit=2**20, waiting_limit=2**20),
+        explainer=Explainer(settings.lake / "models"),
         metrics=metrics,
         documents=DOCUMENTS,
         feature_names=lambda _: MODEL.features,
         last_parity=lambda: None,
         replica=str(port),
         body_limit=65_536,
+        batch_limits=Limits.of(settings),
     )
     app.decider = Decider(
         project.decision_event,
@@ -102,7 +108,7 @@ async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> Non
         guard.fallback,
     )
     await worker.stats()  # as a replica of the product, which comes up after the worker
-    guard.begin()
+    await guard.begin()
     config = uvicorn.Config(
         app, host="127.0.0.1", port=port, lifespan="off", log_level="critical", loop="none"
     )
