@@ -10,6 +10,7 @@ from typing import Protocol
 
 from raypipe.errors import Unavailable
 from raypipe.tenancy.keys import Credential, Presented
+from serving.key_shelf import KeyShelf
 
 FRESH_S = 1.0
 """How long an answer is believed: a revoked key is refused everywhere after this."""
@@ -33,11 +34,21 @@ class KeyHolder(Protocol):
 
 
 class Credentials:
-    """Verifies keys with the worker, and remembers the good ones for a moment."""
+    """Verifies keys with the worker, and remembers the good ones for a moment.
 
-    def __init__(self, holder: KeyHolder, clock: Callable[[], float] = time.monotonic) -> None:
+    Args:
+        shelf: where the replicas of a node tell each other of good ones.
+    """
+
+    def __init__(
+        self,
+        holder: KeyHolder,
+        clock: Callable[[], float] = time.monotonic,
+        shelf: KeyShelf | None = None,
+    ) -> None:
         self._holder = holder
         self._clock = clock
+        self._shelf = shelf
         self._known: dict[bytes, tuple[float, Credential]] = {}
         self._asking: dict[bytes, asyncio.Task[Credential | None]] = {}
 
@@ -69,8 +80,11 @@ class Credentials:
         now = self._clock()
         found = await self._holder.verify(shown)
         if found is None:
-            self._known.pop(shown.digest, None)
+            if self._known.pop(shown.digest, None) is not None and self._shelf is not None:
+                self._shelf.drop(shown.digest)
             return None
+        if self._shelf is not None:
+            self._shelf.put(shown.digest, found)
         if len(self._known) >= _LIMIT:
             self._known.clear()
         self._known[shown.digest] = (now, found)
@@ -84,17 +98,21 @@ class Credentials:
     @property
     def remembered(self) -> Remembered:
         """Knows what the worker said lately, for reads while it is away."""
-        return Remembered(self._known, self._clock)
+        return Remembered(self._known, self._clock, self._shelf)
 
 
 class Remembered:
     """Verifies keys without the worker: only those that it confirmed within AWAY_S."""
 
     def __init__(
-        self, known: Mapping[bytes, tuple[float, Credential]], clock: Callable[[], float]
+        self,
+        known: Mapping[bytes, tuple[float, Credential]],
+        clock: Callable[[], float],
+        shelf: KeyShelf | None = None,
     ) -> None:
         self._known = known
         self._clock = clock
+        self._shelf = shelf
 
     def fresh(self, text: str) -> None:
         """None: what it remembers is for reads alone."""
@@ -105,6 +123,9 @@ class Remembered:
         if shown is None:
             return None
         since, known = self._known.get(shown.digest, (-AWAY_S, None))
-        if known is None or self._clock() - since >= AWAY_S:
+        if known is not None and self._clock() - since < AWAY_S:
+            return known
+        known = None if self._shelf is None else self._shelf.get(shown.digest)
+        if known is None:
             raise Unavailable("the worker, which knows the API keys, is away", hint="Retry.")
         return known

@@ -42,11 +42,12 @@ class Replica:
         from raypipe.runtime.worker import actor
         from serving import loopback
         from serving.batch import Limits
-        from serving.credentials import Credentials
+        from serving.credentials import AWAY_S, Credentials
         from serving.docs import render
         from serving.events import Events
         from serving.explain import Explainer
         from serving.guard import Guard
+        from serving.key_shelf import KeyShelf
         from serving.key_values import KeyValues, OnlineStore
         from serving.lists import WatchedLists
         from serving.metrics import Metrics
@@ -71,7 +72,8 @@ class Replica:
         models = settings.lake / "models"
         replica = serve.get_replica_context().replica_id.unique_id
         self._metrics = metrics = Metrics(replica)
-        keys = Credentials(self._worker)
+        shelf = KeyShelf(settings.spill_dir / "keys", AWAY_S)
+        keys = Credentials(self._worker, shelf=shelf)
         stored = OnlineStore(self._project, settings.home, settings.online_url)
         self._guard = Guard(settings, options, self._project, self._worker, stored, keys, metrics)
         self._shadows = Shadows(settings.lake / FOLDER, metrics.shadowed)

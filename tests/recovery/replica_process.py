@@ -22,13 +22,14 @@ from raypipe.runtime.worker import reach
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.vector.assemble import Assembler
 from serving.batch import Limits
-from serving.credentials import Credentials
+from serving.credentials import AWAY_S, Credentials
 from serving.decide import Decider, Judge, Vector, Ways
 from serving.docs import render
 from serving.events import Events
 from serving.explain import Explainer
 from serving.guard import Guard
 from serving.http import HttpApp
+from serving.key_shelf import KeyShelf
 from serving.key_values import KeyValues, OnlineStore
 from serving.metrics import Metrics
 from serving.openapi import document
@@ -78,7 +79,8 @@ async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> Non
         fallback_reserve_ms=deadline_ms // 2,  # on any machine
     )
     worker, clock = WorkerClient(connect), SystemClock()
-    keys, metrics = Credentials(worker), Metrics(str(port))
+    shelf = KeyShelf(settings.spill_dir / "keys", AWAY_S)
+    keys, metrics = Credentials(worker, shelf=shelf), Metrics(str(port))
     stored = OnlineStore(project, home, settings.online_url)
     guard = Guard(settings, load_options(), project, worker, stored, keys, metrics)
     app = HttpApp(
