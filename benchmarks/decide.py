@@ -1,8 +1,10 @@
-"""One decision over HTTP, beside bare FastAPI with the same model file.
+"""The full decision over HTTP, beside bare FastAPI, FastAPI + Feast on Redis, and default Serve.
 
-raypipe validates, logs, reads and updates the windows, builds the features, scores, decides,
-records durably and answers, over Ray Serve. The peer parses and scores a ready row and stores
-nothing: the difference is the price of everything else. Closed loop, client on the same machine.
+raypipe checks the key, validates, logs, reads and updates the windows, reads profiles, builds the
+features, scores, applies the policy, explains what is not approved, records durably and answers,
+over Ray Serve behind HAProxy. The bare server parses and scores a ready row; the Feast stack looks
+values up, scores and explains; both store nothing and count nothing. Default Serve is raypipe
+behind Ray Serve's own proxy. Client and servers share the machine.
 """
 
 from __future__ import annotations
@@ -10,209 +12,327 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
+import shutil
 import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks.decisions import figures as named
+from benchmarks.decisions import home as homes
+from benchmarks.decisions import stages
+from benchmarks.decisions.open_rate import OF_SATURATION, OpenRate, at_open_rate
+from benchmarks.decisions.processes import System, Tree, command, peer, raypipe
+from benchmarks.decisions.rounds import CONCURRENCY, Candidate, Medians, Sample, measure
+from benchmarks.decisions.stored import read_log
 from benchmarks.harness import Result, check
-from benchmarks.load import Load, Target, closed_loop, free_port
-from raypipe.clock import SystemClock
+from benchmarks.load import Target, free_port
 from raypipe.config import Settings
 
 SUITE = "decide"
-CONCURRENCY = (1, 8)
+EVENTS, QUICK_EVENTS = 120_000, 12_000
+REQUESTS, QUICK_REQUESTS = 1_500, 100
+QUICK_REPEATS = 2
+OPEN, QUICK_OPEN = 10_000, 500
+OPEN_RUNS = 3
+STAGES = 400
+PRICE = 0.04
+"""Of a core for an hour, as large clouds ask for general machines on demand, in dollars."""
+
+FEAST_SHARE, SERVE_SHARE = 0.4, 0.15
+"""Of the requests: the slower candidates take longer for each."""
+
+JSON = {"Content-Type": "application/json"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Sizes; the defaults are those of committed results."""
-    parser.add_argument("--requests", type=int, help="requests a point and repeat")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--requests", type=int, help="requests of a turn with one connection")
+    parser.add_argument("--repeats", type=int, help="measured turns [5]")
+    parser.add_argument("--events", type=int, help="payments of the simulated history")
+    parser.add_argument("--replicas", type=int, default=1, help="serving replicas, a fixed number")
+    parser.add_argument("--price", type=float, default=PRICE, help="of a core for an hour")
 
 
-def run(args: argparse.Namespace) -> Result:
-    """Bring up a small system and its peer, load them in turns, compare what was stored."""
-    requests = args.requests or (150 if args.quick else 1_500)
-    with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder:
-        settings = Settings(home=Path(folder), http_port=free_port(), trials=1)
-        with _system(settings) as (key, model, bodies), _peer(model) as peer_port:
-            return _measure(settings, key, model, peer_port, bodies, requests, args.repeats)
+@dataclass
+class Judged:
+    """Checks raypipe's or the Feast stack's answers, and counts what was not approved."""
+
+    known: bool = False
+    """Whether answers tell how many features were known."""
+    answers: int = 0
+    approved: int = 0
+    features: int = 0
+
+    def __call__(self, _: int, status: int, body: bytes) -> str:
+        """A load.Verdict."""
+        if status != 200:
+            return f"status {status}"
+        if b'"degraded":true' in body or b'"action":"' not in body:
+            return "no sound decision"
+        self.answers += 1
+        self.approved += b'"action":"approve"' in body
+        if self.known:
+            self.features += int(body[body.rindex(b'"known":') + 8 : -1])
+        return ""
+
+    @property
+    def not_approved(self) -> float:
+        """The share."""
+        return 1 - self.approved / max(self.answers, 1)
 
 
-def _measure(
-    settings: Settings,
-    key: str,
-    model: Path,
-    peer_port: int,
-    bodies: Iterator[bytes],
-    requests: int,
-    repeats: int,
-) -> Result:
-    ours = Target(
-        f"http://127.0.0.1:{settings.http_port}/v1/decisions",
-        headers={"Authorization": f"Bearer {key}", "Content-Type": "application/json"},
-    )
-    peer = Target(
-        f"http://127.0.0.1:{peer_port}/score", headers={"Content-Type": "application/json"}
-    )
-    loads: dict[tuple[str, int], list[Load]] = {}
-    sent = 0
-    for turn in range(repeats + 1):
-        points = [(n, t, c) for c in CONCURRENCY for n, t in (("raypipe", ours), ("bare", peer))]
-        for name, target, connections in points if turn % 2 else reversed(points):
-            batch = list(itertools.islice(bodies, requests * connections if turn else 50))
-            right = _decided if name == "raypipe" else _scored
-            load = closed_loop(target, batch, connections=connections, verdict=right)
-            sent += len(batch) if name == "raypipe" else 0
-            if turn:
-                loads.setdefault((name, connections), []).append(load)
-    _check_stored(settings, sent)
-    return _result(loads, requests)
-
-
-def _result(loads: dict[tuple[str, int], list[Load]], requests: int) -> Result:
-    def median(name: str, connections: int, figure: Callable[[Load], float]) -> float:
-        return float(np.median([figure(load) for load in loads[name, connections]]))
-
-    figures: dict[str, float] = {}
-    for c in CONCURRENCY:
-        for q in (50, 95, 99):
-            mine = median("raypipe", c, lambda load, q=q: load.percentile_ms(q))  # type: ignore[misc]
-            bare = median("bare", c, lambda load, q=q: load.percentile_ms(q))  # type: ignore[misc]
-            figures |= {
-                f"p{q}_ms_c{c}": mine,
-                f"bare_p{q}_ms_c{c}": bare,
-                f"p{q}_ratio_bare_c{c}": mine / bare,
-            }
-        figures[f"qps_c{c}"] = median("raypipe", c, lambda load: load.rate)
-        figures[f"bare_qps_c{c}"] = median("bare", c, lambda load: load.rate)
-    errors = sum(sum(load.errors.values()) for runs in loads.values() for load in runs)
-    check(
-        errors == 0,
-        f"{errors} wrong answers: {[load.errors for r in loads.values() for load in r]}",
-    )
-    return Result(
-        SUITE,
-        figures | {"errors": errors},
-        {
-            f"{name} c{c} p50 ms": [load.percentile_ms(50) for load in runs]
-            for (name, c), runs in loads.items()
-        },
-        (
-            f"{requests} requests a connection and repeat; each decision was found in the log once",
-            "the peer scores a ready row, computes no feature and stores nothing",
-        ),
-        seconds_per_sample=False,
-    )
-
-
-def _decided(_: int, status: int, body: bytes) -> str:
-    if status != 200:
-        return f"status {status}"
-    return "" if b'"action"' in body and b'"degraded":false' in body else "no sound decision"
-
-
-def _scored(_: int, status: int, body: bytes) -> str:
+def scored(_: int, status: int, body: bytes) -> str:
+    """The bare server's answer."""
     return "" if status == 200 and b'"score"' in body else f"status {status}"
 
 
-@contextmanager
-def _system(settings: Settings) -> Iterator[tuple[str, Path, Iterator[bytes]]]:
-    """raypipe over a small simulated world: its key, its model file, and fresh request bodies."""
-    from raypipe.runtime import session
-    from raypipe.runtime.progress import reporter
-    from serving.up import run as up
+@dataclass
+class Field:
+    """Everything that is up: the candidates and what judges them."""
 
-    try:
-        summary, failed = up(
-            settings,
-            reporter(),
-            events=20_000,
-            days=40,
-            requests=200,
-            fresh=False,
-            announce=lambda _url, _ray: None,
+    ours: System
+    candidates: Sequence[Candidate]
+    judged: dict[str, Judged]
+    end_default: Callable[[], None]
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Prepare a home and a copy of it, bring everything up, load in turns, check what is stored."""
+    each = args.requests or (QUICK_REQUESTS if args.quick else REQUESTS)
+    repeats = args.repeats or (QUICK_REPEATS if args.quick else 5)
+    opened = (QUICK_OPEN, 1) if args.quick else (OPEN, OPEN_RUNS)
+    with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder, ExitStack() as stack:
+        base = Settings(home=Path(folder) / "home")
+        # Ours twice, once with all reasons, then the open loop, then the stages.
+        turns = repeats * sum(_requests(each, c) for c in CONCURRENCY)
+        needed = 2 * turns + opened[0] * opened[1] + STAGES + 1_000
+        config = homes.load_history(
+            base, args.events or (QUICK_EVENTS if args.quick else EVENTS), needed
         )
-        check(not failed, f"the system didn't come up: {summary}")
-        serving = summary["serving"]
-        model, _, version = serving["model"].partition("@")
-        yield (
-            Path(serving["api_key"]).read_text().strip(),
-            settings.home / "models" / model / version / "model.ubj",
-            _bodies(settings),
+        at = ("--home", str(base.home), "--quiet")
+        command("features", *at)
+        command("train", "--set", "trials=1", *at)
+        policy = _policy(base)
+        copies = [base.home.with_name(n) for n in ("default", "stages")]
+        for copy in copies:
+            shutil.copytree(base.home, copy)
+        rows = homes.bodies(config, needed)
+        field = stack.enter_context(_everything(base, copies[0], rows, args.replicas))
+        found = Medians(measure(field.candidates, each, repeats))
+        check(not found.errors, f"wrong answers: {found.errors}")
+        field.end_default()
+        at_rate = at_open_rate(
+            field.candidates[0], max(found.qps(named.OURS, c) for c in CONCURRENCY), *opened
         )
-    finally:
-        session.stop()
+        check(not at_rate.errors, f"wrong answers at an open rate: {at_rate.loads[0].errors}")
+        model = str(field.ours.summary["model"])
+        stack.close()
+        left = len(list(field.candidates[0].bodies))
+        sent = rows[: len(rows) - left]
+        read_log(base.log_url, _decision()).check_once(json.loads(r)["event_id"] for r in sent)
+        spent = stages.measure(
+            Settings(home=copies[1]), model, rows[: STAGES // (4 if args.quick else 1)], policy
+        )
+    return _result(found, at_rate, spent, field.judged, each, repeats, args.price, policy)
 
 
-def _bodies(settings: Settings) -> Iterator[bytes]:
-    """The world's next payments, over and over, each as a new event that happens now."""
-    from raypipe.simulate.config import WorldConfig
-    from raypipe.simulate.world import World
+def _requests(each: int, connections: int) -> int:
+    from benchmarks.decisions.rounds import WARMUP, WEIGHTS
 
-    world = World(WorldConfig(**json.loads((settings.home / "up.json").read_text())["world"]))
-    rows = [row.body for row in world.live(2_000)]
-    clock = SystemClock()
-    for number, row in enumerate(itertools.cycle(rows)):
-        event = row | {"event_id": f"bench-{number}", "event_time": clock.now_ms()}
-        yield json.dumps(event).encode()
+    return each * WEIGHTS[connections] + max(WARMUP, connections)
+
+
+def _decision() -> str:
+    from features.payments import project
+
+    return project.decision
+
+
+def _policy(settings: Settings) -> str | None:
+    """Publish the project's policy with the model's thresholds, and have it decide.
+
+    None, and the model's thresholds alone decide, in a version that serves no policies.
+    """
+    if find_spec("serving.promotion") is None:
+        return None
+    import yaml
+
+    policy = yaml.safe_load(Path("features/policies/payments.yaml").read_text())
+    policy["thresholds"] = {"default": _thresholds(settings)}
+    file = settings.home / "policy.yaml"
+    file.write_text(yaml.safe_dump(policy, sort_keys=False))
+    reference = f"{policy['name']}@{policy['version']}"
+    command("policy", "publish", str(file), "--home", str(settings.home))
+    command("policy", "use", reference, "--home", str(settings.home))
+    return reference
+
+
+def _thresholds(settings: Settings) -> dict[str, float]:
+    from training import registry
+    from training.artefact import read_manifest
+
+    place = registry.locate(settings.lake / "models", "fraud")
+    return dict(read_manifest(place).thresholds)
 
 
 @contextmanager
-def _peer(model: Path) -> Iterator[int]:
-    """The bare server as a process; its port."""
-    port = free_port()
-    features = len(json.loads((model.parent / "manifest.json").read_text())["features"])
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "benchmarks.peers.bare_fastapi"),
-            *(os.fspath(model), str(features), str(port)),
+def _everything(
+    base: Settings, default_home: Path, rows: Sequence[bytes], replicas: int
+) -> Iterator[Field]:
+    from benchmarks.peers.feast_stack import fill
+    from benchmarks.store import redis_server
+
+    fixed = [*("--set", f"min_replicas={replicas}"), *("--set", f"max_replicas={replicas}")]
+    judged = {n: Judged(known="feast" in n) for n in named.JUDGED}
+    with ExitStack() as stack:
+        ours = stack.enter_context(
+            raypipe("serve", base.home, "--port", str(free_port()), *fixed, *_ingress("haproxy"))
+        )
+        default = stack.enter_context(ExitStack())
+        theirs = default.enter_context(
+            raypipe("serve", default_home, "--port", str(free_port()), *fixed, *_ingress("proxy"))
+        )
+        model = homes.model_folder(base.home, ours.summary["model"])
+        features = len(json.loads((model / "manifest.json").read_text())["features"])
+        ubj, port = str(model / "model.ubj"), free_port()
+        bare = stack.enter_context(
+            peer("benchmarks.peers.bare_fastapi", ubj, str(features), port=port)
+        )
+        own = iter(rows)
+        candidates = [
+            Candidate(named.OURS, ours.target(), ours.tree, own, judged[named.OURS]),
+            Candidate(
+                named.OURS_ALL,
+                ours.target("/v1/decisions?explain=true"),
+                ours.tree,
+                own,
+                judged[named.OURS_ALL],
+                points=(1, 8),
+            ),
+            _candidate(named.BARE, port, bare, rows, scored),
+            Candidate(
+                named.SERVE,
+                theirs.target(),
+                theirs.tree,
+                iter(rows),
+                judged[named.SERVE],
+                points=(1, 8),
+                share=SERVE_SHARE,
+            ),
         ]
+        place = base.home.with_name("feast")
+        place.mkdir()
+        redis_port = stack.enter_context(redis_server(str(place)))
+        fill(base, place, redis_port)
+        for name, every in ((named.FEAST, False), (named.FEAST_ALL, True)):
+            options = {
+                "place": str(place),
+                "redis_port": redis_port,
+                "model": ubj,
+                "review": _thresholds(base)["review"],
+                "every": every,
+            }
+            port = free_port()
+            tree = stack.enter_context(
+                peer(
+                    "benchmarks.peers.feast_stack",
+                    json.dumps(options),
+                    port=port,
+                    beside=[_redis_pid(redis_port)],
+                )
+            )
+            candidates.append(
+                _candidate(name, port, tree, rows, judged[name], (1, 8), share=FEAST_SHARE)
+            )
+        yield Field(ours, candidates, judged, default.close)
+
+
+def _candidate(
+    name: str,
+    port: int,
+    tree: Tree,
+    rows: Sequence[bytes],
+    verdict: Callable[[int, int, bytes], str],
+    points: Sequence[int] = CONCURRENCY,
+    share: float = 1.0,
+) -> Candidate:
+    target = Target(f"http://127.0.0.1:{port}/score", headers=JSON)
+    return Candidate(name, target, tree, itertools.cycle(rows), verdict, points, share)
+
+
+def _ingress(which: str) -> list[str]:
+    """What chooses the ingress; nothing in a version that has only Serve's proxy."""
+    return ["--set", f"ingress={which}"] if "ingress" in Settings.model_fields else []
+
+
+def _redis_pid(port: int) -> int:
+    import redis
+
+    client: Any = redis.Redis(port=port)
+    return int(client.info("server")["process_id"])
+
+
+def _result(
+    found: Medians,
+    at_rate: OpenRate,
+    spent: dict[str, float],
+    judged: dict[str, Judged],
+    each: int,
+    repeats: int,
+    price: float,
+    policy: str | None,
+) -> Result:
+    from benchmarks import reasons
+
+    told = reasons.figures_of_one_row()
+    ours, stack = judged[named.OURS], judged[named.FEAST]
+    cpu = found.cpu_us(named.OURS, 8)
+    table = stages.table(spent, ours.not_approved, found.ms(named.OURS, 1, 50) * 1e3, cpu)
+    figures = {
+        **named.comparisons(found),
+        "open_loop_p99_ms": at_rate.ms(99),
+        "open_loop_p999_ms": at_rate.ms(99.9),
+        "open_loop_p50_ms": at_rate.ms(50),
+        "open_loop_qps": at_rate.rate,
+        "open_loop_client_lag_p99_ms": at_rate.client_lag_ms,
+        **told,
+        **named.absolutes(found),
+        "client_us_c8": found.of(
+            named.OURS, 8, lambda s: s.load.client_s / len(s.load.latencies) * 1e6
+        ),
+        "cost_per_million": named.cost_per_million(cpu, price),
+        "not_approved_share": ours.not_approved,
+        "feast_stack_not_approved_share": stack.not_approved,
+        "feast_stack_features_known": stack.features / max(stack.answers, 1),
+        **stages.names(spent),
+        "errors": sum(found.errors.values()) + at_rate.errors,
+    }
+    notes = (
+        "bare: FastAPI and the model, scores a ready row, stores nothing; feast stack: FastAPI, "
+        "Feast's Redis store, XGBoost, pred_contribs, stores nothing and counts nothing; default "
+        "serve: the same application behind Ray Serve's proxy, in a session of its own that "
+        "idles beside the others",
+        f"{each} requests a turn at c=1, {repeats} turns; closed loop, client on the same cores; "
+        "the slower candidates get fewer requests a turn",
+        f"policy: {policy or 'the thresholds of the model; policies were not served'}",
+        f"open loop: {OF_SATURATION:.0%} of the highest rate of the closed loop",
+        f"cost_per_million: CPU of all processes at c=8, at {price:g} for a core and hour",
+        "each request's event and decision were found in the log exactly once",
+        "where each microsecond goes:",
+        *table,
     )
-    try:
-        _await(f"http://127.0.0.1:{port}/docs", process)
-        yield port
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
-def _await(url: str, process: subprocess.Popen[bytes], patience_s: float = 60.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while True:
-        check(process.poll() is None, "the peer ended before it answered")
-        try:
-            urllib.request.urlopen(url, timeout=1).close()  # noqa: S310 - loopback
-        except (urllib.error.URLError, OSError):
-            check(time.monotonic() < deadline, "the peer doesn't answer")
-            time.sleep(0.1)
-        else:
-            return
-
-
-def _check_stored(settings: Settings, sent: int) -> None:
-    """Every request left exactly one decision in the log."""
-    from raypipe.ledger.record import LOG_KIND
-    from raypipe.log.sqlite import SqliteLog
-
-    with closing(SqliteLog.open(settings.log_url)) as log:
-        ids: list[Any] = []
-        offset = 0
-        while offset < log.end(0):
-            for chunk in log.read(0, offset, 100_000):
-                offset += len(chunk)
-                if chunk.kind == LOG_KIND:
-                    ids += [
-                        e for e in chunk.batch.column("event_id").to_pylist() if e[:6] == "bench-"
-                    ]
-    check(len(ids) == len(set(ids)) == sent, f"{len(ids)} decisions stored, {sent} were asked for")
+    shown: dict[str, Callable[[Sample], float]] = {
+        "p50 ms": lambda s: s.load.percentile_ms(50),
+        "p99 ms": lambda s: s.load.percentile_ms(99),
+        "qps": lambda s: s.load.rate,
+    }
+    samples = {
+        f"{name} c{c} {what}": [figure(s) for s in runs]
+        for (name, c), runs in found.samples.items()
+        for what, figure in shown.items()
+    }
+    return Result(SUITE, figures, samples, notes, seconds_per_sample=False)

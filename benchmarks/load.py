@@ -6,52 +6,35 @@ ones are answered, and a latency counts from the scheduled start, so a stall is 
 queue behind it (no coordinated omission).
 
 The client is one thread with its requests encoded beforehand. Its own share of each measurement is
-visible: ``Load.lag`` is how late it was to send where a connection was free.
+visible: ``Load.lag`` is how late it was to send where a connection was free, ``Load.client_s`` the
+CPU time that it took.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import selectors
 import socket
-import ssl
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.closed import ClosedLoop, Verdict
+from benchmarks.wire import Target, parse_reply
+
 Floats = npt.NDArray[np.float64]
-Verdict = Callable[[int, int, bytes], str]
-"""(request's index, status, body) -> what is wrong with the reply, "" when nothing is."""
+__all__ = ["Load", "Target", "Verdict", "closed_loop", "free_port", "open_loop", "parse_reply"]
 
 
 def success(index: int, status: int, body: bytes) -> str:
     """The default verdict: any 2xx is right."""
     return "" if 200 <= status < 300 else f"status {status}"
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Where requests go and what they have in common."""
-
-    url: str
-    method: str = "POST"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    timeout_s: float = 30.0
-
-    def message(self, body: bytes) -> bytes:
-        """The whole request as bytes."""
-        parts = urlsplit(self.url)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        head = {"Host": parts.netloc, "Content-Length": str(len(body)), **self.headers}
-        lines = [f"{self.method} {path} HTTP/1.1", *(f"{k}: {v}" for k, v in head.items())]
-        return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
 @dataclass(frozen=True)
@@ -63,6 +46,8 @@ class Load:
     """Open loop: seconds between a request's start and a free connection's sending it."""
     errors: Counter[str]
     seconds: float
+    client_s: float = 0.0
+    """CPU seconds of the client's thread."""
 
     @property
     def rate(self) -> float:
@@ -80,8 +65,19 @@ class Load:
 def closed_loop(
     target: Target, bodies: Sequence[bytes], *, connections: int, verdict: Verdict = success
 ) -> Load:
-    """Send every body once over so many connections, each one request at a time."""
-    return _run(_Session(target, bodies, connections, math.inf, verdict))
+    """Send every body once over so many connections, each one request at a time.
+
+    ``verdict`` is (request's index, status, body) -> what is wrong with the reply, "" when nothing
+    is.
+    """
+    import uvloop
+
+    run = ClosedLoop(target, bodies, connections, verdict)
+    with _undisturbed(), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        began = time.thread_time()
+        seconds = runner.run(run.run())
+        client_s = time.thread_time() - began
+    return Load(run.latencies, np.zeros(len(bodies)), run.errors, seconds, client_s)
 
 
 def open_loop(
@@ -93,26 +89,30 @@ def open_loop(
     verdict: Verdict = success,
 ) -> Load:
     """Start every body once, ``rate`` a second; late when all connections are busy."""
-    return _run(_Session(target, bodies, connections, rate, verdict))
 
-
-def _run(session: _Session) -> Load:
     # select() waits to the microsecond; epoll rounds up to a whole millisecond, which would be
     # the largest part of a fast server's latency. It needs few descriptors, and there are few.
     def new_loop() -> asyncio.AbstractEventLoop:
         return asyncio.SelectorEventLoop(selectors.SelectSelector())
 
+    session = _Session(target, bodies, connections, rate, verdict)
+    with _undisturbed(), asyncio.Runner(loop_factory=new_loop) as runner:
+        return runner.run(session.run())
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection meanwhile."""
     gc.collect()
     gc.disable()
     try:
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            return runner.run(session.run())
+        yield
     finally:
         gc.enable()
 
 
 class _Session:
-    """One load: hands out requests in order and keeps the score."""
+    """One open loop: hands out requests in order and keeps the score."""
 
     def __init__(
         self,
@@ -137,12 +137,13 @@ class _Session:
         lines = [_Connection(self.target) for _ in range(self.connections)]
         for line in lines:
             await line.open()
-        start = loop.time()
+        start, began = loop.time(), time.thread_time()
         await asyncio.gather(*(self._drive(line, start) for line in lines))
         seconds = loop.time() - start
         for line in lines:
             line.close()
-        return Load(self.latencies, self.lag, self.errors, seconds)
+        client_s = time.thread_time() - began
+        return Load(self.latencies, self.lag, self.errors, seconds, client_s)
 
     async def _drive(self, line: _Connection, start: float) -> None:
         loop = asyncio.get_running_loop()
@@ -150,13 +151,10 @@ class _Session:
             index = self.next
             self.next += 1
             began = loop.time()
-            if self.rate < math.inf:
-                due = start + index / self.rate
-                free = began
-                if due > began:
-                    await asyncio.sleep(due - began)
-                self.lag[index] = loop.time() - max(due, free)
-                began = due
+            due = start + index / self.rate
+            if due > began:
+                await asyncio.sleep(due - began)
+            self.lag[index] = loop.time() - max(due, began)
             try:
                 async with asyncio.timeout(self.target.timeout_s):
                     status, body = await line.exchange(self.messages[index])
@@ -168,17 +166,14 @@ class _Session:
             if wrong := self.verdict(index, status, body):
                 self.errors[wrong] += 1
             else:
-                self.latencies[index] = ended - began
+                self.latencies[index] = ended - due
 
 
 class _Connection(asyncio.Protocol):
     """One HTTP/1.1 connection with one request in flight; opens again after a close."""
 
     def __init__(self, target: Target) -> None:
-        parts = urlsplit(target.url)
-        self._host = parts.hostname or "127.0.0.1"
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._port = parts.port or (443 if self._tls else 80)
+        self._endpoint = target.endpoint()
         self._transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self._reply: asyncio.Future[tuple[int, bytes]] | None = None
@@ -186,9 +181,7 @@ class _Connection(asyncio.Protocol):
     async def open(self) -> None:
         """Connect; raises OSError."""
         loop = asyncio.get_running_loop()
-        self._transport, _ = await loop.create_connection(
-            lambda: self, self._host, self._port, ssl=self._tls
-        )
+        self._transport, _ = await loop.create_connection(lambda: self, **self._endpoint)
 
     async def exchange(self, message: bytes) -> tuple[int, bytes]:
         """Send one request and return the reply's status and body.
@@ -227,49 +220,6 @@ class _Connection(asyncio.Protocol):
     def _finish(self, error: Exception) -> None:
         if self._reply is not None and not self._reply.done():
             self._reply.set_exception(error)
-
-
-def parse_reply(data: bytes | bytearray) -> tuple[int, bytes, bool] | None:
-    """(status, body, connection stays open) of a whole reply, None while it is incomplete.
-
-    Raises ValueError for what is not HTTP/1.1 with a length or chunks.
-
-    >>> parse_reply(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nhi")
-    (200, b'hi', True)
-    """
-    end = data.find(b"\r\n\r\n")
-    if end < 0:
-        return None
-    head = bytes(data[:end]).lower()
-    if not head.startswith(b"http/1.1 "):
-        raise ValueError(f"not an HTTP/1.1 reply: {bytes(data[:40])!r}")
-    status = int(head[9:12])
-    keep = b"\r\nconnection: close" not in head
-    if b"\r\ntransfer-encoding: chunked" in head:
-        body = _chunks(data, end + 4)
-        return None if body is None else (status, body, keep)
-    if status in (204, 304):
-        return status, b"", keep
-    at = head.find(b"\r\ncontent-length:")
-    if at < 0:
-        raise ValueError("reply has neither a length nor chunks")
-    stop = head.find(b"\r\n", at + 2)
-    length = int(head[at + 17 : stop if stop > 0 else None])
-    body = bytes(data[end + 4 : end + 4 + length])
-    return (status, body, keep) if len(body) == length else None
-
-
-def _chunks(data: bytes | bytearray, at: int) -> bytes | None:
-    out = bytearray()
-    while (line := data.find(b"\r\n", at)) >= 0:
-        size = int(bytes(data[at:line]).partition(b";")[0], 16)
-        if size == 0:
-            return bytes(out) if data.find(b"\r\n", line + 2) == line + 2 else None
-        if len(data) < line + 2 + size + 2:
-            return None
-        out += data[line + 2 : line + 2 + size]
-        at = line + size + 4
-    return None
 
 
 def free_port() -> int:

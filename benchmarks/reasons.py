@@ -88,6 +88,14 @@ def run(args: argparse.Namespace) -> Result:
     return _result(runs, max(differences), table.size, build_s, peer is not None)
 
 
+def figures_of_one_row(rows: int = 60, repeats: int = 5) -> dict[str, float]:
+    """``reasons_max_difference`` and ``reasons_gain_pred_contribs``, as ``run`` finds them, on
+    fewer rows; for a suite that tells of decisions as a whole."""
+    found = run(argparse.Namespace(quick=True, rows=rows, repeats=repeats)).figures
+    names = ("reasons_max_difference", "reasons_gain_pred_contribs")
+    return {name: float(found[name] or 0) for name in names}
+
+
 def _result(
     runs: Mapping[str, list[npt.NDArray[np.float64]]],
     difference: float,

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> Result:
     """Fill four stores with the same rows, then read and write them in turns."""
     entities = args.entities or (2_000 if args.quick else 10_000)
     calls = args.calls or (100 if args.quick else 1_000)
-    with tempfile.TemporaryDirectory(prefix="raypipe-store-") as place, _redis(place) as port:
+    with tempfile.TemporaryDirectory(prefix="raypipe-store-") as place, redis_server(place) as port:
         stores = _stores(Path(place), port)
         seconds = _fill(stores, entities)
         reads, differing = _read(stores, entities, calls, args.repeats)
@@ -96,7 +96,8 @@ def run(args: argparse.Namespace) -> Result:
 
 
 @contextmanager
-def _redis(place: str) -> Iterator[int]:
+def redis_server(place: str) -> Iterator[int]:
+    """A Redis without persistence, in a process of its own; its port."""
     program = shutil.which("redis-server")
     check(program is not None, "redis-server is not installed")
     with socket.socket() as s:

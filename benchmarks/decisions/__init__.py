@@ -1,0 +1,1 @@
+"""Parts of the suites that ask a running system for decisions: ``decide`` and ``availability``."""
