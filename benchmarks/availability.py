@@ -49,7 +49,7 @@ RATE, QUICK_RATE = 150.0, 25.0
 DEADLINE_MS = 5_000
 CONNECTIONS = 256
 REPLICAS = 2
-EVENTS, QUICK_EVENTS = 60_000, 12_000
+EVENTS, QUICK_EVENTS = 100_000, 20_000
 
 STEP_CONNECTIONS, STEP_BODIES = 24, 2_000
 STEP_S = 60.0
@@ -91,9 +91,7 @@ def run(args: argparse.Namespace) -> Result:
         stored = read_log(settings.log_url, _decision())
     answered = np.flatnonzero(np.isfinite(outcome.latencies)).tolist()
     lost = len(stored.missing(json.loads(bodies[i])["event_id"] for i in answered))
-    return result(
-        outcome, requests, rate, args.deadline_ms, second_s, stored.double_counts(), lost
-    )
+    return result(outcome, requests, rate, args.deadline_ms, second_s, stored.double_counts(), lost)
 
 
 def prepare(settings: Settings) -> str:

@@ -18,7 +18,7 @@ from benchmarks.harness import check
 from raypipe.clock import DAY_MS, SystemClock
 from raypipe.config import Settings
 
-DAYS = 20
+DAYS = 40
 TX_PER_CUSTOMER_DAY = 1.2
 SPARE = 1.3
 """How much longer the world's future is than the requests need: days differ."""

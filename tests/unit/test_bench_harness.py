@@ -272,6 +272,64 @@ def test_no_answer_within_the_limit_is_an_error() -> None:
         done.percentile_ms(50)
 
 
+def test_a_stalled_connection_is_given_up_and_the_rest_goes_over_another() -> None:
+    async def silent_once(number: int, body: bytes, writer: asyncio.StreamWriter) -> None:
+        if body != b"stall":
+            writer.write(_reply(200, body))
+
+    bodies = [b"stall", b"a", b"b", b"stall", b"c"]
+    with _server(silent_once) as url:
+        done = load.closed_loop(load.Target(url, timeout_s=0.05), bodies, connections=1)
+    assert done.errors == {"TimeoutError": 2}
+    assert [math.isfinite(x) for x in done.latencies] == [False, True, True, False, True]
+
+
+def test_replies_in_pieces_and_closing_ones_are_read_whole() -> None:
+    async def pieces(number: int, body: bytes, writer: asyncio.StreamWriter) -> None:
+        reply = _reply(200, body)
+        for at in range(0, len(reply), 7):
+            writer.write(reply[at : at + 7])
+            await writer.drain()
+            await asyncio.sleep(0.001)
+        if number % 2:
+            writer.close()
+
+    async def closing(number: int, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(_reply(200, body).replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+
+    bodies = [b"body %d" % i for i in range(6)]
+    seen: dict[int, bytes] = {}
+
+    def verdict(index: int, status: int, body: bytes) -> str:
+        seen[index] = body
+        return load.success(index, status, body)
+
+    for handler in (pieces, closing):
+        seen.clear()
+        with _server(handler) as url:
+            done = load.closed_loop(load.Target(url), bodies, connections=1, verdict=verdict)
+        assert not done.errors or set(done.errors) <= {
+            "ConnectionResetError: connection closed before the reply"
+        }
+        assert all(seen[i] == bodies[i] for i in seen)
+        assert len(seen) + sum(done.errors.values()) == len(bodies)
+
+
+def test_a_server_that_goes_away_for_good_fails_every_request_left() -> None:
+    async def leaves(number: int, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(_reply(200, body))
+
+    with _server(leaves) as url:
+        target = load.Target(url)
+    with pytest.raises(OSError, match=r"Connect|connect|refused"):
+        load.closed_loop(target, [b"x"], connections=1)
+
+
+def test_no_bodies_are_no_load() -> None:
+    done = load.closed_loop(load.Target("http://127.0.0.1:9/"), [], connections=4)
+    assert (len(done.latencies), done.errors, done.seconds) == (0, {}, 0.0)
+
+
 def test_open_loop_latency_counts_from_the_schedule_through_a_stall() -> None:
     arrived: list[float] = []
     released: list[float] = []
