@@ -412,3 +412,61 @@ def test_releases_change_under_requests_without_a_restart_or_an_error(greenhouse
     assert not pids & set(replica_pids())
     verb("rollback", "--to", "1")
     check(greenhouse, crowd)
+
+
+POLICY = """
+name: dry
+version: 1
+lists: {leaky: deny}
+thresholds: {default: {block: 1}}
+rules:
+  - {name: leaky, when: 'in_list("leaky", valve)', action: step_up, reason: The valve leaks.}
+"""
+
+
+def test_a_policy_and_its_lists_change_under_requests(greenhouse: Served, tmp_path: Path) -> None:
+    file = tmp_path / "dry.yaml"
+    file.write_text(POLICY)
+    numbers = iter(range(10_000))
+
+    def verb(*arguments: str) -> dict[str, Any]:
+        return raypipe(greenhouse.settings, "policy", *arguments)
+
+    def decided(client: httpx.Client) -> dict[str, Any]:
+        event = opening("leak", next(numbers)) | {"valve": "v-leak"}
+        answer = client.post("/v1/decisions", json=event)
+        assert answer.status_code == 200, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def until(client: httpx.Client, action: str) -> dict[str, Any]:
+        end = time.monotonic() + 60
+        while (found := decided(client))["action"] != action:
+            assert time.monotonic() < end, found
+            time.sleep(0.1)
+        return found
+
+    crowd = Crowd(greenhouse, "policy")
+    thread = threading.Thread(target=crowd.run, args=(100_000, lambda _: None))
+    thread.start()
+    try:
+        verb("publish", str(file))
+        verb("use", "dry", "--reason", "a leak")
+        with greenhouse.client() as client:
+            assert (decided(client)["policy"], decided(client)["action"]) == ("dry@1", "approve")
+            added = verb("lists", "add", "leaky", "v-leak", "--kind", "deny", "--why", "drips")
+            said = until(client, "step_up")
+            assert [(r["code"], r["words"]) for r in said["reasons"]][:1] == [
+                ("LEAKY", "The valve leaks.")
+            ]
+            detail = client.get(f"/v1/decisions/{said['decision_id']}").json()
+            assert (detail["lists"], detail["list_hits"]) == (added["version"], ["leaky:valve"])
+            verb("lists", "remove", "leaky", "v-leak", "--why", "mended")
+            until(client, "approve")
+            verb("use", "none")
+            assert decided(client)["policy"].endswith("/thresholds")
+    finally:
+        crowd.ended.set()
+        thread.join()
+    assert crowd.errors == {}
+    assert {a["policy"] for a in crowd.answers.values()} >= {"dry@1"}
