@@ -73,6 +73,8 @@ DECISION_SCHEMA = pa.schema(
         pa.field("segment", pa.string()),
         pa.field("lists", pa.string()),
         pa.field("list_hits", pa.list_(pa.string())),
+        pa.field("degraded_by", pa.list_(pa.string())),
+        pa.field("spilled", pa.bool_()),
     ]
 )
 """The fields of a decision record, and the decision's own place in the log."""

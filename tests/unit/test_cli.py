@@ -512,10 +512,10 @@ def test_the_reference_says_what_the_code_says(path: Path, page: Any) -> None:
 def test_the_reference_names_every_verb_and_option() -> None:
     text = _docs.cli_page()
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
-    for name, group in list(commands.items()):
-        if hasattr(group, "commands"):
-            del commands[name]
-            commands |= {f"{name} {inner}": verb for inner, verb in group.commands.items()}
+    while groups := [n for n, c in commands.items() if hasattr(c, "commands")]:
+        for name in groups:
+            inner = commands.pop(name).commands
+            commands |= {f"{name} {verb}": command for verb, command in inner.items()}
     for name, command in commands.items():
         section = text.partition(f"\n## {name}\n")[2].partition("\n## ")[0]
         assert section

@@ -121,7 +121,8 @@ def test_decisions_show_every_field_of_the_record(home: Path, tmp_path: Path) ->
     [row] = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
     # The other offsets are those of several workers, whose logs SQL doesn't read.
     assert set(row) == {*record.__struct_fields__, "offset"} - {"owner_offsets"}
-    assert row["reasons"] == [{"code": "LITRES", "feature": "litres", "contribution": 0.25}]
+    [reason] = row["reasons"]
+    assert reason == {"code": "LITRES", "feature": "litres", "contribution": 0.25, "words": ""}
     assert row["rule_hits"] == ["review_threshold"]
     assert (row["event_offset"], row["score"]) == (record.event_offset, 0.5)
     assert len(row["features"]) == len(served.MODEL.features)
