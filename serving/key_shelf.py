@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import psutil
 
-from raypipe.clock import SECOND_MS, Clock, SystemClock
 from raypipe.tenancy.keys import Credential, Scope
 
 AGAIN_S = 60.0
@@ -20,7 +22,8 @@ _log = logging.getLogger("raypipe.serving")
 
 
 class _Kept(msgspec.Struct, array_like=True, frozen=True):
-    confirmed_ms: int
+    boot: str
+    confirmed_s: float
     tenant: str
     scopes: tuple[Scope, ...]
     key_id: str
@@ -34,21 +37,26 @@ class KeyShelf:
     Args:
         folder: on the node, for this user alone.
         believed_s: for how long after its confirmation a key is believed.
+        monotonic: seconds that all processes of the node count alike since it was started, whatever
+            becomes of the time of day.
     """
 
-    def __init__(self, folder: Path, believed_s: float, clock: Clock | None = None) -> None:
+    def __init__(
+        self, folder: Path, believed_s: float, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self._folder = folder
-        self._believed_ms = int(believed_s * SECOND_MS)
-        self._clock = clock or SystemClock()
-        self._written: dict[bytes, int] = {}
+        self._believed_s = believed_s
+        self._monotonic = monotonic
+        self._boot = _boot()
+        self._written: dict[bytes, float] = {}
 
     def put(self, digest: bytes, credential: Credential) -> None:
         """The worker has confirmed a key."""
-        now = self._clock.now_ms()
-        if 0 <= now - self._written.get(digest, -(10**15)) < AGAIN_S * SECOND_MS:
+        now = self._monotonic()
+        if now - self._written.get(digest, -AGAIN_S) < AGAIN_S:
             return
         scopes = tuple(sorted(credential.scopes))
-        kept = _Kept(now, credential.tenant, scopes, credential.key_id)
+        kept = _Kept(self._boot, now, credential.tenant, scopes, credential.key_id)
         file = self._file(digest)
         part = file.with_suffix(f".{os.getpid()}")
         try:
@@ -67,8 +75,8 @@ class KeyShelf:
             kept = msgspec.msgpack.decode(self._file(digest).read_bytes(), type=_Kept)
         except (OSError, msgspec.MsgspecError):
             return None
-        # A clock that was set back must not make a confirmation last.
-        if not 0 <= self._clock.now_ms() - kept.confirmed_ms < self._believed_ms:
+        age_s = self._monotonic() - kept.confirmed_s
+        if kept.boot != self._boot or not 0 <= age_s < self._believed_s:
             return None
         return Credential(kept.tenant, frozenset(kept.scopes), kept.key_id)
 
@@ -82,3 +90,11 @@ class KeyShelf:
 
     def _file(self, digest: bytes) -> Path:
         return self._folder / hashlib.sha256(digest).hexdigest()
+
+
+def _boot() -> str:
+    """Tells one start of this machine from another."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{psutil.boot_time():.0f}"
