@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from raypipe.clock import SystemClock
+from raypipe.clock import MINUTE_MS, SystemClock
 from raypipe.config import Settings
 from raypipe.events.row import RowValidator
 from raypipe.ledger.record import Reason
@@ -34,6 +34,7 @@ from serving.key_values import KeyValues, OnlineStore
 from serving.metrics import Metrics
 from serving.openapi import document
 from serving.options import load_options
+from serving.reviews import Reviews
 from serving.tables import TableReader
 from tests.domains.greenhouse import project
 
@@ -91,6 +92,7 @@ async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> Non
         tables=TableReader(project, worker, clock),
         events=Events(project, worker, "EUR", clock, body_limit=2**20, waiting_limit=2**20),
         explainer=Explainer(settings.lake / "models"),
+        reviews=Reviews(project, worker, clock, settings.review_minutes * MINUTE_MS),
         metrics=metrics,
         documents=DOCUMENTS,
         feature_names=lambda _: MODEL.features,
@@ -106,8 +108,7 @@ async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> Non
         judge(),
         clock,
         deadline_ms / 1_000,
-        None,
-        guard.fallback,
+        fallback=guard.fallback,
     )
     await worker.stats()  # as a replica of the product, which comes up after the worker
     await guard.begin()
