@@ -18,8 +18,9 @@ import psutil
 from benchmarks.decisions.processes import System, command
 from benchmarks.harness import check
 
-REPLICA = "ray::ServeReplica:raypipe:decisions"
-WORKER = "ray::WorkerActor"
+REPLICA = "ServeReplica:raypipe:decisions"
+WORKER = "WorkerActor"
+"""In the titles of Ray's processes, which also tell the method that runs."""
 QUIET_START, QUIET_END = 0.1, 0.12
 """Parts of the load before the first fault and after the last one."""
 
@@ -87,8 +88,8 @@ class Faults:
 
 
 def kill(system: System, what: str, *, every: bool = False) -> None:
-    """SIGKILL a process of the system by the beginning of its title: the first, or all."""
-    victims = [p for p in system.tree.processes() if _title(p).startswith(what)]
+    """SIGKILL a process of the system by a part of its title: the first, or all."""
+    victims = _called(system, what)
     check(bool(victims), f"no process called {what} runs")
     for process in victims if every else victims[:1]:
         os.kill(process.pid, signal.SIGKILL)
@@ -117,10 +118,14 @@ def rolling_update(system: System, settings: dict[str, Any]) -> None:
 
 def _environment(system: System) -> dict[str, str]:
     """What the session exported to Ray's processes."""
-    for process in system.tree.processes():
-        if _title(process).startswith(REPLICA):
-            return process.environ()
-    return {}
+    found = _called(system, REPLICA)
+    check(bool(found), "no replica runs")
+    return found[0].environ()
+
+
+def _called(system: System, what: str) -> list[psutil.Process]:
+    marks = ("ray::", what)
+    return [p for p in system.tree.processes() if all(m in _title(p) for m in marks)]
 
 
 def _title(process: psutil.Process) -> str:
