@@ -19,7 +19,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Bring a system up, ask while things happen to it, then see a second replica come."""
-    check(
-        find_spec("serving.promotion") is not None,
-        "this version of raypipe exchanges no releases in a running system",
-    )
     requests = args.requests or (QUICK_REQUESTS if args.quick else REQUESTS)
     rate = args.rate or (QUICK_RATE if args.quick else RATE)
     kills = args.kills or (1 if args.quick else 4)
@@ -223,13 +218,13 @@ def _replica(url: str) -> str:
 
 
 def _given(settings: Settings, least: int, most: int) -> dict[str, Any]:
-    found = {
+    return {
         "home": str(settings.home),
         "http_port": settings.http_port,
         "min_replicas": least,
         "max_replicas": most,
+        "ingress": "haproxy",
     }
-    return found | ({"ingress": "haproxy"} if "ingress" in Settings.model_fields else {})
 
 
 def _words(given: dict[str, Any]) -> list[str]:

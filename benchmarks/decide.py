@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -152,13 +151,9 @@ def _decision() -> str:
     return project.decision
 
 
-def _policy(settings: Settings) -> str | None:
-    """Publish the project's policy with the model's thresholds, and have it decide.
-
-    None, and the model's thresholds alone decide, in a version that serves no policies.
-    """
-    if find_spec("serving.promotion") is None:
-        return None
+def _policy(settings: Settings) -> str:
+    """Publish the project's policy with the model's thresholds, and have it decide; its
+    ``name@version``."""
     import yaml
 
     policy = yaml.safe_load(Path("features/policies/payments.yaml").read_text())
@@ -190,11 +185,15 @@ def _everything(
     judged = {n: Judged(known="feast" in n) for n in named.JUDGED}
     with ExitStack() as stack:
         ours = stack.enter_context(
-            raypipe("serve", base.home, "--port", str(free_port()), *fixed, *_ingress("haproxy"))
+            raypipe(
+                "serve", base.home, "--port", str(free_port()), *fixed, "--set", "ingress=haproxy"
+            )
         )
         default = stack.enter_context(ExitStack())
         theirs = default.enter_context(
-            raypipe("serve", default_home, "--port", str(free_port()), *fixed, *_ingress("proxy"))
+            raypipe(
+                "serve", default_home, "--port", str(free_port()), *fixed, "--set", "ingress=proxy"
+            )
         )
         model = homes.model_folder(base.home, ours.summary["model"])
         features = len(json.loads((model / "manifest.json").read_text())["features"])
@@ -264,11 +263,6 @@ def _candidate(
     return Candidate(name, target, tree, itertools.cycle(rows), verdict, points, share)
 
 
-def _ingress(which: str) -> list[str]:
-    """What chooses the ingress; nothing in a version that has only Serve's proxy."""
-    return ["--set", f"ingress={which}"] if "ingress" in Settings.model_fields else []
-
-
 def _redis_pid(port: int) -> int:
     import redis
 
@@ -284,7 +278,7 @@ def _result(
     each: int,
     repeats: int,
     price: float,
-    policy: str | None,
+    policy: str,
 ) -> Result:
     from benchmarks import reasons
 
@@ -318,7 +312,7 @@ def _result(
         "idles beside the others",
         f"{each} requests a turn at c=1, {repeats} turns; closed loop, client on the same cores; "
         "the slower candidates get fewer requests a turn",
-        f"policy: {policy or 'the thresholds of the model; policies were not served'}",
+        f"policy: the rules of {policy} with the thresholds of the model",
         f"open loop: {OF_SATURATION:.0%} of the highest rate of the closed loop",
         f"cost_per_million: CPU of all processes at c=8, at {price:g} for a core and hour",
         "each request's event and decision were found in the log exactly once",

@@ -17,8 +17,8 @@ import pytest
 
 from benchmarks import availability, decide
 from benchmarks.decisions import figures as named
-from benchmarks.decisions.faults import Done, Fault, Faults, times
-from benchmarks.decisions.processes import Tree
+from benchmarks.decisions.faults import REPLICA, WORKER, Done, Fault, Faults, kill, times
+from benchmarks.decisions.processes import System, Tree
 from benchmarks.decisions.rounds import Candidate, Medians, Sample
 from benchmarks.decisions.stages import table
 from benchmarks.decisions.stored import Stored, read_log
@@ -186,6 +186,48 @@ def test_what_is_lost_or_strange_is_a_wrong_result(asked: list[str], said: str |
 
 def test_an_event_without_its_decision_is_lost() -> None:
     assert Stored(Counter("ab"), Counter("a")).missing("ab") == {"b"}
+
+
+def system_of(home: Path, *pids: int, model: str = "fraud@1") -> System:
+    return System("http://127.0.0.1:1", "key", home, Tree(pids), {"model": model})
+
+
+def test_a_kill_takes_one_process_of_that_title_and_no_other(tmp_path: Path) -> None:
+    titles = ["ray::WorkerActor", "ray::worker-0:WorkerActor.pid", "ray::IDLE", "WorkerActor"]
+    processes = [
+        subprocess.Popen(["bash", "-c", 'exec -a "$0" sleep 60', title]) for title in titles
+    ]
+    try:
+        system = system_of(tmp_path, *(p.pid for p in processes))
+        while any("bash" in c for p in system.tree.processes() for c in p.cmdline()):
+            time.sleep(0.01)
+        with pytest.raises(WrongResult, match="no process"):
+            kill(system, REPLICA)
+        kill(system, WORKER)
+        assert processes[0].wait(10) == -9
+        kill(system, WORKER, every=True)
+        assert processes[1].wait(10) == -9
+        assert [p.poll() for p in processes[2:]] == [None, None]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def test_every_fault_is_planned_and_the_kills_lie_between_the_changes(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        (tmp_path / "models" / "fraud" / version).mkdir(parents=True)
+    planned = availability.plan(system_of(tmp_path), {}, "payments@1", kills=3)
+    names = [f.name for f in planned]
+    assert Counter(names) == {
+        "kill a replica": 3,
+        "kill the worker": 3,
+        "promote a model": 1,
+        "use a policy": 1,
+        "rolling update": 1,
+        "roll a release back": 1,
+    }
+    assert names[:4] == ["kill a replica", "promote a model", "kill the worker", "use a policy"]
 
 
 def test_faults_are_spread_and_none_is_at_the_ends() -> None:
