@@ -11,7 +11,6 @@ import argparse
 import itertools
 import json
 import math
-import shutil
 import tempfile
 import threading
 import time
@@ -95,9 +94,8 @@ def prepare(settings: Settings) -> str:
     command("features", *at)
     for seed in ("7", "8"):
         command("train", "--set", "trials=1", "--seed", seed, *at)
-    source = Path("features/policies/payments.yaml")
-    shutil.copy(source, settings.home / "policy.yaml")
-    told = command("policy", "publish", str(source), "--home", str(settings.home), "--json")
+    file = str(homes.policy_file())
+    told = command("policy", "publish", file, "--home", str(settings.home), "--json")
     found: dict[str, Any] = json.loads(told)
     return str(found["policy"])
 

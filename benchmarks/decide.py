@@ -156,7 +156,7 @@ def _policy(settings: Settings) -> str:
     ``name@version``."""
     import yaml
 
-    policy = yaml.safe_load(Path("features/policies/payments.yaml").read_text())
+    policy = yaml.safe_load(homes.policy_file().read_text())
     policy["thresholds"] = {"default": _thresholds(settings)}
     file = settings.home / "policy.yaml"
     file.write_text(yaml.safe_dump(policy, sort_keys=False))

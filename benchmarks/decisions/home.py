@@ -90,6 +90,13 @@ def event_id(number: int) -> str:
     return f"bench-{number}"
 
 
+def policy_file() -> Path:
+    """The policy that comes with the project of payments."""
+    import features
+
+    return Path(str(features.__file__)).with_name("policies") / "payments.yaml"
+
+
 def _world(config: dict[str, Any]) -> Any:
     from raypipe.simulate.config import WorldConfig
     from raypipe.simulate.world import World
