@@ -222,6 +222,9 @@ class Replica:
                 head = line.recv(65_536)
                 if not head.startswith(b"POST"):
                     continue  # a health check of the connection alone
+                # With something left unread a close is a reset, which marks the replica down.
+                while not head.endswith(b"{}"):
+                    head += line.recv(65_536)
                 self.asked.append(head)
                 if len(self.asked) <= self.silent:
                     continue
