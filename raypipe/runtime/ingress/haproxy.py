@@ -58,7 +58,8 @@ def narrowed(config: str, http_host: str, problem: str) -> str:
             lines.append(f"    bind {_endpoint(host, words[1])} {' '.join(words[2:])}".rstrip())
             lines += _REQUEST_IDS.splitlines() if section == PUBLIC else ()
         elif section == ("defaults",) and line.strip() == "mode http":
-            lines.append(line)
+            # Only a request that is there as a whole can be sent again to another replica.
+            lines += [line, "    option http-buffer-request"]
             lines += [f"    http-error status {code} {document}" for code in (502, 503, 504)]
         elif section == NOWHERE and line.strip().startswith("http-request return status 404"):
             lines.append(f"    http-request return status 503 {document}")
