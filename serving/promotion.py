@@ -184,7 +184,10 @@ def _join(settings: Settings) -> bool:
         found = running.find(settings.home)
         if found is None or not found.ray_address:
             return False
-        session.start(settings.model_copy(update={"ray_address": found.ray_address}), warm=False)
+        # A guest brings no ingress of its own.
+        joined = {"ray_address": found.ray_address, "ingress": "proxy"}
+        guest = settings.model_copy(update=joined)
+        session.start(guest, warm=False)
     from serving import rollout
 
     return rollout.running()
