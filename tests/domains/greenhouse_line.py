@@ -189,9 +189,15 @@ def write_tables(
     return tables, mapping
 
 
-def raypipe(settings: Settings, *arguments: str, code: int = 0) -> dict[str, Any]:
-    """A verb of the command line in this process; its JSON result."""
-    given = ["--json", "--quiet", "--home", str(settings.home)]
+def raypipe(
+    settings: Settings, *arguments: str, code: int = 0, quiet: bool = True
+) -> dict[str, Any]:
+    """A verb of the command line in this process; its JSON result.
+
+    Args:
+        quiet: tell it to show no progress; a verb that has none doesn't know the flag.
+    """
+    given = ["--json", *(["--quiet"] if quiet else []), "--home", str(settings.home)]
     given += ["--set", f"project={settings.project}", "--set", f"trials={settings.trials}"]
     result = CliRunner().invoke(command_line, [*arguments, *given])
     assert result.exit_code == code, result.output
