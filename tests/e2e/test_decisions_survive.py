@@ -386,7 +386,7 @@ def test_releases_change_under_requests_without_a_restart_or_an_error(greenhouse
         crowd.ended.set()
         thread.join()
     assert crowd.errors == {}
-    assert set(replica_pids()) == pids
+    assert pids <= set(replica_pids())  # the load may have brought another one
     assert {a["model"] for a in crowd.answers.values()} == {first, second, third}
     arms: dict[str, set[str]] = {}
     with greenhouse.client() as client:
@@ -406,6 +406,7 @@ def test_releases_change_under_requests_without_a_restart_or_an_error(greenhouse
     compared = verb("compare")["compared"]
     assert {c["shadow"] for c in compared} == {second}
     # A replica that comes later serves what the others serve.
+    pids = set(replica_pids())
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     Crowd(greenhouse, "late").run(10, lambda _: None)
