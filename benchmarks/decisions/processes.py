@@ -92,7 +92,7 @@ def raypipe(verb: str, home: Path, *words: str) -> Iterator[System]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        check(bool(line), f"raypipe {verb} ended with {process.wait()} before it served")
+        check(bool(line), f"raypipe {verb} ended before it served")
         summary: dict[str, Any] = json.loads(line)
         check("failed" not in summary, f"raypipe {verb} failed: {summary.get('failed')}")
         serving = summary.get("serving", summary)
