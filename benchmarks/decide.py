@@ -25,7 +25,7 @@ from benchmarks.decisions import home as homes
 from benchmarks.decisions import stages
 from benchmarks.decisions.open_rate import OF_SATURATION, OpenRate, at_open_rate
 from benchmarks.decisions.processes import System, Tree, command, peer, raypipe
-from benchmarks.decisions.rounds import CONCURRENCY, Candidate, Medians, Sample, measure
+from benchmarks.decisions.rounds import CONCURRENCY, Candidate, Medians, Sample, measure, needs
 from benchmarks.decisions.stored import read_log
 from benchmarks.harness import Result, check
 from benchmarks.load import Target, free_port
@@ -107,8 +107,7 @@ def run(args: argparse.Namespace) -> Result:
     with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder, ExitStack() as stack:
         base = Settings(home=Path(folder) / "home")
         # Ours twice, once with all reasons, then the open loop, then the stages.
-        turns = repeats * sum(_requests(each, c) for c in CONCURRENCY)
-        needed = 2 * turns + opened[0] * opened[1] + STAGES + 1_000
+        needed = 2 * needs(each, repeats) + opened[0] * opened[1] + STAGES
         config = homes.load_history(
             base, args.events or (QUICK_EVENTS if args.quick else EVENTS), needed
         )
@@ -137,12 +136,6 @@ def run(args: argparse.Namespace) -> Result:
             Settings(home=copies[1]), model, rows[: STAGES // (4 if args.quick else 1)], policy
         )
     return _result(found, at_rate, spent, field.judged, each, repeats, args.price, policy)
-
-
-def _requests(each: int, connections: int) -> int:
-    from benchmarks.decisions.rounds import WARMUP, WEIGHTS
-
-    return each * WEIGHTS[connections] + max(WARMUP, connections)
 
 
 def _decision() -> str:

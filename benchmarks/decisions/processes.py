@@ -94,8 +94,8 @@ def raypipe(verb: str, home: Path, *words: str) -> Iterator[System]:
         line = process.stdout.readline()
         check(bool(line), f"raypipe {verb} ended before it served")
         summary: dict[str, Any] = json.loads(line)
-        check("failed" not in summary, f"raypipe {verb} failed: {summary.get('failed')}")
         serving = summary.get("serving", summary)
+        check("api_key" in serving, f"raypipe {verb} did not serve: {summary}")
         key = Path(serving["api_key"]).read_text().strip()
         yield System(serving["url"], key, home, Tree([process.pid]), serving)
     finally:

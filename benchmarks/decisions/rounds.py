@@ -39,11 +39,6 @@ class Candidate:
         """Requests of one turn."""
         return max(round(each * WEIGHTS[connections] * self.share), connections)
 
-    def needs(self, each: int, repeats: int) -> int:
-        """Bodies of all turns, the warm-up included."""
-        warm = sum(max(WARMUP, c) for c in self.points)
-        return warm + repeats * sum(self.requests(each, c) for c in self.points)
-
 
 @dataclass(frozen=True)
 class Sample:
@@ -57,6 +52,11 @@ class Sample:
     def cpu_us(self) -> float:
         """CPU microseconds of the server for a request."""
         return self.cpu_s / len(self.load.latencies) * 1e6
+
+
+def needs(each: int, repeats: int, points: Sequence[int] = CONCURRENCY) -> int:
+    """Bodies of all turns of a candidate that gets them all, the warm-up included."""
+    return sum(max(WARMUP, c) + repeats * max(each * WEIGHTS[c], c) for c in points)
 
 
 Samples = dict[tuple[str, int], list[Sample]]

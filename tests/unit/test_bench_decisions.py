@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from benchmarks import availability, decide
 from benchmarks.decisions import figures as named
 from benchmarks.decisions.faults import REPLICA, WORKER, Done, Fault, Faults, kill, times
 from benchmarks.decisions.processes import System, Tree
-from benchmarks.decisions.rounds import Candidate, Medians, Sample
+from benchmarks.decisions.rounds import Candidate, Medians, Sample, needs
 from benchmarks.decisions.stages import table
 from benchmarks.decisions.stored import Stored, read_log
 from benchmarks.harness import WrongResult
@@ -80,7 +81,8 @@ def test_a_candidate_takes_as_many_requests_as_it_says_it_needs() -> None:
     candidate = Candidate("x", nothing, Tree([]), iter([]), lambda *_: "", (1, 8), share=0.1)
     assert candidate.requests(1_000, 8) == 300
     assert candidate.requests(10, 8) == 8  # each connection at least one
-    assert candidate.needs(1_000, 2) == 100 + 2 * (100 + 300)
+    whole = replace(candidate, share=1.0)
+    assert needs(10, 2, whole.points) == 100 + 2 * sum(whole.requests(10, c) for c in whole.points)
 
 
 def test_answers_are_judged_and_counted() -> None:
