@@ -30,12 +30,15 @@ class Child:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._fd = os.pidfd_open(pid)
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:  # it is dead already, and nobody waits for it
+            self._fd = -1
 
     @property
     def ended(self) -> bool:
         """Whether it is dead."""
-        return self._fd < 0 or bool(select.select([self._fd], [], [], 0)[0])
+        return self._fd < 0 or self._wait(0)
 
     def kill(self) -> bool:
         """Kill it without warning and wait for its end; False if it was dead."""
@@ -43,9 +46,15 @@ class Child:
             self._close()
             return False
         signal.pidfd_send_signal(self._fd, signal.SIGKILL)
-        select.select([self._fd], [], [])
+        self._wait(None)
         self._close()
         return True
+
+    def _wait(self, timeout_ms: int | None) -> bool:
+        """Whether it has ended by then. By poll: select() knows no descriptor over 1,023."""
+        ends = select.poll()
+        ends.register(self._fd, select.POLLIN)
+        return bool(ends.poll(timeout_ms))
 
     def _close(self) -> None:
         if self._fd >= 0:

@@ -74,9 +74,11 @@ class Worker:
         self.texts = texts
         self.snapshot_s = snapshot_s
         self.clock = ManualClock(NOW)
+        self.log: SqliteLog | None = None
         self.start()
 
     def start(self) -> None:
+        self.close()
         self.log = SqliteLog(self.home / "log")
         self.core = WorkerCore(
             project,
@@ -90,6 +92,10 @@ class Worker:
             patterns=patterns(*self.texts),
             clock=self.clock,
         )
+
+    def close(self) -> None:
+        if self.log is not None:
+            self.log.close()
 
     def take(self, *rows: dict) -> None:
         batch = pa.RecordBatch.from_pylist(list(rows), project.event("opening").arrow_schema)
@@ -160,6 +166,7 @@ def test_every_alert_is_logged_once(
             worker.start()
     worker.core._look(all_=True)
     assert [a["event_id"] for a in worker.logged()] == worker.dry_run()
+    worker.close()
 
 
 @given(steps)
@@ -184,6 +191,7 @@ def test_every_alert_is_logged_once_by_patterns_that_run_beside(
                     worker.core.tick()
         worker.core._look(all_=True)
         assert [a["event_id"] for a in worker.logged()] == worker.dry_run()
+        worker.close()
 
 
 def test_events_wait_while_the_patterns_are_copied(tmp_path: Path) -> None:
