@@ -33,7 +33,7 @@ from raypipe.ledger.record import DecisionRecord
 SUITE = "launch"
 PATIENCE_S = 45.0
 START_S = 300.0
-FEATURES_S = 300.0
+FEATURES_S = 900
 """Enough for two busy cores on which three hosts compile the window kernel."""
 
 Note = Callable[[str], None]

@@ -216,7 +216,7 @@ def _told(record: DecisionRecord) -> Answer:
     names = ("decision_id", "event_id", "action", "score", "model", "policy", "definition_hash")
     names += ("degraded", "event_offset", "event_time", "received_at", "decided_at")
     reasons = [
-        {"code": r.code, "feature": r.feature, "contribution": r.contribution}
+        {"code": r.code, "feature": r.feature, "contribution": r.contribution, "words": r.words}
         for r in record.reasons
     ]
     found = {n: getattr(record, n) for n in names} | {"reasons": reasons}
