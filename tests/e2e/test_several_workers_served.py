@@ -173,7 +173,8 @@ def check_features(
             (chunk,) = log.read(worker, offset, 1)
             windows[worker] = chunk.batch.column("windows")[0].as_py()
         found[event_id] = merge_windows(widths, ownership.way("opening", event).views, windows)
-        assert record.features == assembler.row(event, found[event_id], ()).tobytes()
+        if not record.degraded:
+            assert record.features == assembler.row(event, found[event_id], ()).tobytes()
         assert not record.degraded
     return found
 
