@@ -32,7 +32,7 @@ from raypipe.ledger.record import DecisionRecord
 
 SUITE = "launch"
 PATIENCE_S = 45.0
-START_S = 300.0
+START_S = 600
 FEATURES_S = 900
 """Enough for two busy cores on which three hosts compile the window kernel."""
 

@@ -130,7 +130,7 @@ def doctor_finds_what_is_wrong(cluster: Cluster) -> None:
     cluster.call(sick, " && ".join(cures.values()))
 
 
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2_400)
 def test_a_cluster_is_launched_works_and_loses_hosts_but_nothing_acknowledged(
     tmp_path: Path,
 ) -> None:
