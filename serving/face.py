@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from raypipe.errors import MalformedBody
 from raypipe.tenancy.keys import Credential
 from raypipe.tenancy.keys import Scope as KeyScope
-from serving.auth import Verifier, permit, shown_key
+from serving.auth import Verifier, authorize
 from serving.decide import deadline
 from serving.exchange import JSON, Direct, headers_of, refuse_size
 from serving.problems import problem_of
@@ -135,15 +135,8 @@ class Face:
             self._counted.answered(scope["path"], status or 499)
 
     async def _authorize(self, request: Request, scope: KeyScope) -> Credential:
-        return await self._admit(request.headers.get("authorization"), scope)
-
-    async def _admit(self, header: str | None, scope: KeyScope) -> Credential:
-        text = shown_key(header)
-        known = self._keys.fresh(text)
-        if known is None:
-            async with deadline(self._patience_s):
-                known = await self._keys.verify(text)
-        return permit(known, scope)
+        async with deadline(self._patience_s):
+            return await authorize(request.headers.get("authorization"), scope, self._keys)
 
 
 def _through(answer: Direct) -> Handler:
