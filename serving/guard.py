@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("raypipe.serving")
 
+HAND_OVER_S = 5.0
+"""How long a replica that ends tries to hand over what its node has kept."""
+
 _MILLION_HOURS = 1_000_000 / 3_600
 """Core hours of a million decisions, where one takes a second."""
 
@@ -103,6 +106,19 @@ class Guard:
         except RaypipeError as e:
             _log.error("nothing can be decided without the worker for now: %s", e)
         await self.fallback.warm()
+
+    async def end(self) -> None:
+        """Hand over what is kept before the replica goes, for the node may go with it. What the
+        worker doesn't take within ``HAND_OVER_S`` waits on the disk for the next start.
+        """
+        if self._task is None:
+            return
+        self._task.cancel()
+        try:
+            async with asyncio.timeout(HAND_OVER_S):
+                await self.taking_in.finish()
+        except TimeoutError:
+            _log.error("decisions are left in this node's spill: the worker is away")
 
     def _figures(self) -> dict[str, float]:
         gate, taken, decided = self.gate, self.taking_in.taken, self._metrics.count

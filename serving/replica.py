@@ -112,6 +112,10 @@ class Replica:
     def __serve_build_asgi_app__(self) -> HttpApp:
         return self._app
 
+    async def __del__(self) -> None:
+        """Ray Serve awaits this once, after the last request of a replica that it stops."""
+        await self._guard.end()
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray Serve's controller hands to the autoscaling policy."""
         return {P95: self._app.latencies.p95_ms}

@@ -75,6 +75,16 @@ class TakingIn:
                 pause_s = IDLE_S
             await asyncio.sleep(pause_s)
 
+    async def finish(self) -> None:
+        """Go on until nothing is left, however long the worker is away."""
+        while (spill := self._writer.opened) is not None and spill.some:
+            try:
+                pause_s = await self.step()
+            except (RaypipeError, TimeoutError):
+                pause_s = IDLE_S
+            if spill.some:
+                await asyncio.sleep(pause_s)
+
     async def step(self) -> float:
         """Do what there is to do now; returns after how many seconds to look again."""
         if self._presence.away:

@@ -31,6 +31,8 @@ from raypipe.runtime.worker.core import GROUP
 from raypipe.vector.assemble import Assembler
 from raypipe.windows import snapshot
 from raypipe.windows.engine import WindowEngine
+from serving.release import Challenger
+from serving.split import Split
 from tests.contract.log_kit import runs
 from tests.domains.greenhouse import project
 from tests.domains.greenhouse_line import Served, raypipe
@@ -361,6 +363,13 @@ def test_releases_change_under_requests_without_a_restart_or_an_error(greenhouse
     file = greenhouse.settings.home / "models" / broken.replace("@", "/") / "model.ubj"
     file.write_bytes(b"no model")
     pids = set(replica_pids())
+    # The three valves are not all drawn by the same model.
+    salt = next(
+        salt
+        for salt in map(str, range(100))
+        if len({Split(salt, [Challenger(third, 0.5)]).arm("default", f"v-{i}") for i in range(3)})
+        == 2
+    )
 
     def verb(*arguments: str, code: int = 0) -> dict[str, Any]:
         quiet = arguments[0] not in ("show", "history", "compare")
@@ -377,7 +386,7 @@ def test_releases_change_under_requests_without_a_restart_or_an_error(greenhouse
         assert release_of(greenhouse) == (second, 2)
         verb("rollback")
         assert release_of(greenhouse) == (first, 3)
-        verb("challenge", third, "--share", "0.5", "--salt", "spring")
+        verb("challenge", third, "--share", "0.5", "--salt", salt)
         verb("shadow", second)
         assert verb("show")["agree"] is True
         assert release_of(greenhouse) == (first, 5)
@@ -395,7 +404,7 @@ def test_releases_change_under_requests_without_a_restart_or_an_error(greenhouse
             assert detail["model"] == answer["model"]
             if detail["experiment"] is not None:
                 arm = "champion" if detail["model"] == first else third
-                assert (detail["experiment"], detail["arm"]) == ("spring", arm)
+                assert (detail["experiment"], detail["arm"]) == (salt, arm)
                 valve = opening(crowd.prefix, int(event_id.rpartition("-")[2]))["valve"]
                 arms.setdefault(valve, set()).add(arm)
     assert arms

@@ -27,7 +27,7 @@ from serving.fairness import Gate
 from serving.fallback import Fallback
 from serving.presence import SILENT_S, Presence
 from serving.spill import SpillWriter
-from serving.taking_in import TakingIn
+from serving.taking_in import BATCH, TakingIn
 from tests.unit.serving_kit import (
     FEATURES,
     HOT,
@@ -167,6 +167,23 @@ def test_a_degraded_answer_comes_in_time_and_is_recorded_later(replica: Replica)
     again = replica.post(body())
     assert same(answer, again)
     assert (again.json()["replayed"], again.json()["event_offset"]) == (True, 1)
+
+
+def test_a_replica_that_ends_hands_over_what_its_node_has_kept(replica: Replica) -> None:
+    replica.leave()
+    for number in range(BATCH + 3):
+        assert replica.post(body(event_id=f"r-{number}")).status_code == 200
+
+    async def end() -> None:
+        finished = asyncio.create_task(replica.taking_in.finish())
+        await asyncio.sleep(0.3)
+        assert not finished.done()
+        replica.worker.hangs, replica.worker.reachable = False, True
+        await asyncio.wait_for(finished, 30)
+
+    asyncio.run(end())
+    assert replica.writer.opened.backlog().rows == 0
+    assert all(recorded(replica, f"r-{number}").spilled for number in range(BATCH + 3))
 
 
 def test_once_one_has_waited_in_vain_the_others_do_not_wait(replica: Replica) -> None:
