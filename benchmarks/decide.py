@@ -32,7 +32,7 @@ from benchmarks.load import Target, free_port
 from raypipe.config import Settings
 
 SUITE = "decide"
-EVENTS, QUICK_EVENTS = 200_000, 20_000
+EVENTS, QUICK_EVENTS = 200_000, 60_000
 REQUESTS, QUICK_REQUESTS = 1_500, 100
 QUICK_REPEATS = 2
 OPEN, QUICK_OPEN = 10_000, 500
