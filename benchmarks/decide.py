@@ -304,9 +304,9 @@ def _result(
     notes = (
         "bare: FastAPI and the model, scores a ready row, stores nothing; feast stack: FastAPI, "
         "Feast's Redis store, XGBoost, pred_contribs, stores nothing, counts nothing, explains "
-        f"every {EXPLAINED}th answer (by its scores, of values that stand still, it would be more); "
-        "default serve: the same application behind Ray Serve's proxy, in a session of its own that "
-        "idles beside the others",
+        f"every {EXPLAINED}th answer (by scores of values that stand still it would be more); "
+        "default serve: the same application behind Ray Serve's proxy, in a session of its own "
+        "that idles beside the others",
         f"{each} requests a turn at c=1, {repeats} turns; closed loop, client on the same cores; "
         "the slower candidates get fewer requests a turn",
         f"policy: the rules of {policy} with the thresholds of the model",
