@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class Walk:
         return score
 
 
-def _all(trees: Sequence[Tree], name: str, dtype: npt.DTypeLike) -> npt.NDArray[np.generic]:
+def _all(trees: Sequence[Tree], name: str, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     parts = [np.array(getattr(tree, name), dtype) for tree in trees]
     return np.concatenate([np.empty(0, dtype), *parts])
 
