@@ -18,9 +18,7 @@ class Capped(NamedTuple):
     above: int
 
 
-def capped(
-    values: Floats, *, quantile: float | None = None, value: float | None = None
-) -> Capped:
+def capped(values: Floats, *, quantile: float | None = None, value: float | None = None) -> Capped:
     """Apply a declared cap: a ``value``, or a ``quantile`` of all these values, or none.
 
     A quantile is of the units of all arms together, so that it knows nothing of the arm. What is

@@ -46,9 +46,7 @@ def adjust(arms: Mapping[str, Moments]) -> Adjusted:
     return Adjusted(
         theta,
         1.0 - theta * xy / yy if yy > 0.0 else 1.0,
-        {
-            name: estimate(m.linear([[1.0, -theta]], theta * middle)) for name, m in arms.items()
-        },
+        {name: estimate(m.linear([[1.0, -theta]], theta * middle)) for name, m in arms.items()},
     )
 
 

@@ -70,7 +70,7 @@ class Moments:
         with np.errstate(invalid="ignore", divide="ignore"):
             return self.products / (self.n - 1 if self.n > 1 else np.nan)
 
-    def linear(self, matrix: npt.ArrayLike, shift: npt.ArrayLike = 0.0) -> Moments:
+    def linear(self, matrix: npt.ArrayLike, shift: Floats | float = 0.0) -> Moments:
         """Of the columns ``matrix [m, k] @ row + shift``."""
         a = np.atleast_2d(np.asarray(matrix, np.float64))
         return Moments(self.n, a @ self.mean + shift, a @ self.products @ a.T)

@@ -1,20 +1,23 @@
 """How many units an experiment needs, and how long that takes.
 
-The test that is planned is the one that is used: the boundary of ``sequential``, looked at at evenly
-spaced times. What looking costs stands beside it, as the units of a test with one look.
+The test that is planned is the one that is used: the boundary of ``sequential``, with looks at even
+distances. What looking costs stands beside it, as the units of a test with one look.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 
 from raypipe.errors import UsageError
-from raypipe.experiments.crossing import Crossing, crossing
+from raypipe.experiments.crossing import Walk
 from raypipe.experiments.sequential import FIRST_UNITS, Mixture
 
 _ROUNDS = 20
+_LARGEST_DRIFT = 20.0
+_MOST_LOOKS = 365
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +52,12 @@ class Plan:
     days: int | None = None
 
 
-def found_by(drift: float, looks: int, alpha: float) -> Crossing:
-    """When a true effect of ``drift`` standard errors at the horizon leaves the interval."""
+@cache
+def walk(looks: int, alpha: float) -> Walk:
+    """What is looked at so often, evenly until the horizon, with the boundary of ``sequential``."""
     mixture = Mixture.tuned(1.0, alpha)
     times = [(i + 1) / looks for i in range(looks)]
-    return crossing([mixture.critical(t, alpha) for t in times], times, drift)
+    return Walk([mixture.critical(t, alpha) for t in times], times)
 
 
 def drift_for(power: float, looks: int, alpha: float) -> float:
@@ -61,9 +65,9 @@ def drift_for(power: float, looks: int, alpha: float) -> float:
     from scipy.optimize import brentq
 
     def lacking(drift: float) -> float:
-        return float(found_by(drift, looks, alpha).above.sum()) - power
+        return float(walk(looks, alpha).crossing(drift).above.sum()) - power
 
-    return float(brentq(lacking, 0.0, 20.0, xtol=1e-6))
+    return float(brentq(lacking, 0.0, _LARGEST_DRIFT, xtol=1e-6))
 
 
 def units_for(
@@ -96,7 +100,7 @@ def units_for(
     spread = baseline.variance * (1.0 / control + 1.0 / treated)
     least = math.ceil(FIRST_UNITS / min(control, treated))
     units = max(math.ceil(spread * (drift / size) ** 2), least)
-    found = found_by(size * math.sqrt(units / spread), looks, alpha)
+    found = walk(looks, alpha).crossing(size * math.sqrt(units / spread))
     first = sum(p * (i + 1) / looks for i, p in enumerate((found.above + found.below).tolist()))
     names = list(shares)
     return Plan(
@@ -128,15 +132,14 @@ def days_for(
         raise UsageError(f"{units_per_day:g} units a day", hint="Some have to come.")
     days = 28
     for _ in range(_ROUNDS):
-        plan = units_for(baseline, effect, shares, alpha=alpha, power=power, looks=min(days, 365))
+        plan = units_for(
+            baseline, effect, shares, alpha=alpha, power=power, looks=min(days, _MOST_LOOKS)
+        )
         needed = math.ceil(plan.units / units_per_day)
         if needed == days:
             break
         days = needed
-    return Plan(
-        *(getattr(plan, name) for name in Plan.__slots__ if name != "days"),
-        days=math.ceil(plan.units / units_per_day),
-    )
+    return replace(plan, days=math.ceil(plan.units / units_per_day))
 
 
 def detectable(

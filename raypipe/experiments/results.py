@@ -36,8 +36,8 @@ class Guarding(StrEnum):
 class Finding(msgspec.Struct, frozen=True):
     """A metric of an arm beside the control, all units or those of a segment.
 
-    ``low`` to ``high`` is the interval of the difference at ``level``, valid at any time; ``lift`` and
-    its bounds are relative to the control, None where the control can't be told from zero.
+    ``low`` to ``high`` is the interval of the difference at ``level``, valid at any time; ``lift``
+    and its bounds are relative to the control, None where that can't be told from zero.
     ``adjusted`` is the p value among all questions of its kind.
     """
 

@@ -8,8 +8,8 @@ central limit theory and asymptotic confidence sequences*, Annals of Statistics 
 
 at all n together, as n grows, with probability 1 - alpha. The boundary is Robbins' normal mixture
 (*Statistical methods related to the law of the iterated logarithm*, Ann. Math. Statist. 41, 1970);
-the mixture SPRT with a normal prior has the same one (Johari, Koomen, Pekelis & Walsh, *Always valid
-inference*, Operations Research 70, 2022), and the p value here is theirs at the present look.
+the mixture SPRT with a normal prior has the same one (Johari, Koomen, Pekelis & Walsh, *Always
+valid inference*, Operations Research 70, 2022), and the p value here is theirs at the present look.
 The paper above says why an estimated variance and values that are not normal may stand in it.
 ADR 0028 says why this one.
 """

@@ -77,7 +77,7 @@ def _words(f: Finding) -> str:
     else:
         size = f"{_percent(abs(f.lift))} {change}"
         range_ = f"{_signed(f.lift_low)} to {_signed(f.lift_high)}"
-    sure = f"between {range_} with {_sure(f.level)} confidence, at any look"
+    sure = f"from {range_} with {_sure(f.level)} confidence, at any look"
     wanted = "wanted" if f.direction is Direction.UP else "not wanted"
     judged = (
         f"shown, and {'good' if f.good else 'bad'}: higher is {wanted}"
@@ -97,7 +97,7 @@ def _guard_words(g: Guard) -> str:
     if g.lift_low is None or g.lift_high is None:
         return f"Guardrail {g.metric} of {g.arm} {said}."
     return (
-        f"Guardrail {g.metric} of {g.arm} {said}: {_signed(g.lift_low)} to "
+        f"Guardrail {g.metric} of {g.arm} {said}: from {_signed(g.lift_low)} to "
         f"{_signed(g.lift_high)} with {_sure(g.level)} confidence."
     )
 

@@ -42,6 +42,7 @@ TUNED_UNITS = 10_000
 
 MOST_LOOKS = 60
 
+_Lift = tuple[float | None, float | None, float | None]
 _Correct = Callable[[Sequence[float], float], list[Corrected]]
 
 
@@ -56,7 +57,7 @@ def analyse(
             before the start; never from the data.
 
     Raises:
-        InputError: the table is not one of this experiment.
+        StageError: the table is not one of this experiment.
     """
     return _Look(experiment, Units(experiment, table), now_ms, planned_units).analysis()
 
@@ -121,9 +122,7 @@ class _Look:
 
     def _ratio(self) -> Ratio:
         found = check_ratio(self.units.by_arm(), {a.name: a.share for a in self.experiment.arms})
-        return Ratio(
-            dict(found.units), dict(found.expected), found.p, found.p_now, found.mismatch
-        )
+        return Ratio(dict(found.units), dict(found.expected), found.p, found.p_now, found.mismatch)
 
     def _adjusted(self, values: Values, groups: Sequence[Moments]) -> Adjusted:
         pairs = (values.pair(m) for m in groups)
@@ -156,9 +155,7 @@ class _Look:
                 found.append(_Question(metric, arm, effect, p, segment, value))
         return found
 
-    def _findings(
-        self, questions: Sequence[_Question], correct: _Correct
-    ) -> list[Finding]:
+    def _findings(self, questions: Sequence[_Question], correct: _Correct) -> list[Finding]:
         corrected = correct([q.p for q in questions], self.experiment.alpha)
         return [self._finding(q, c) for q, c in zip(questions, corrected, strict=True)]
 
@@ -189,7 +186,7 @@ class _Look:
         )
 
     @staticmethod
-    def _lift(effect: Effect, width: float) -> tuple[float | None, float | None, float | None]:
+    def _lift(effect: Effect, width: float) -> _Lift:
         low, high = effect.lift_interval(width)
         if not (math.isfinite(low) and math.isfinite(effect.lift)):
             return None, None, None
@@ -203,7 +200,7 @@ class _Look:
             metric = e.metric(name)
             for arm in self.arms:
                 effect = self._effect(adjusted[name], arm)
-                lift: tuple[float | None, ...] = (None, None, None)
+                lift: _Lift = (None, None, None)
                 state = Guarding.OPEN
                 if effect is not None:
                     width = self.mixture.critical(effect.n, level)

@@ -69,7 +69,8 @@ def scale(low: float, high: float, *, percent: bool = False) -> Axis:
     span = high - low or abs(high) or 1.0
     step = 10.0 ** math.floor(math.log10(span / 4))
     step *= next(f for f in (1, 2, 5, 10) if span / (step * f) <= 5)
-    first, last = math.floor(low / step), math.ceil(high / step)
+    first = math.floor(low / step)
+    last = max(math.ceil(high / step), first + 1)
     values = [n * step for n in range(first, last + 1)]
     texts = [f"{100 * v:.6g} %" if percent else f"{v:.6g}" for v in values]
     return Axis(values[0], values[-1], tuple(zip(values, texts, strict=True)))

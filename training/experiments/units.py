@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raypipe.errors import InputError
+from raypipe.errors import StageError
 from raypipe.experiments.capping import capped
 from raypipe.experiments.cuped import filled
 from raypipe.experiments.effects import linearised
@@ -49,9 +50,7 @@ class Values:
         order = np.argsort(mine, kind="stable")
         edges = np.searchsorted(mine[order], np.arange(size + 1))
         table = np.column_stack(self.columns)[order]
-        return [
-            Moments.of(*table[a:b].T) for a, b in zip(edges[:-1], edges[1:], strict=True)
-        ]
+        return [Moments.of(*table[a:b].T) for a, b in pairwise(edges)]
 
     def pair(self, moments: Moments) -> Moments:
         """Columns (metric, covariate) from the raw ones; nothing of a ratio without any row."""
@@ -63,7 +62,7 @@ class Values:
 class Units:
     """The table, checked against its experiment.
 
-    Raises InputError: a column is missing or holds nothing where it has to, an arm is not the
+    Raises StageError: a column is missing or holds nothing where it has to, an arm is not the
     experiment's, a unit has two rows.
     """
 
@@ -76,12 +75,12 @@ class Units:
             needed += [m.name, f"{m.name}__mature", *([f"{m.name}__of"] * (m.kind is Kind.RATIO))]
         missing = [name for name in needed if name not in table.column_names]
         if missing:
-            raise InputError(
+            raise StageError(
                 f"the table of units lacks {', '.join(missing)}",
                 hint=f"Make it again for {experiment.id}.",
             )
         if pc.count_distinct(table["unit"]).as_py() != len(table):
-            raise InputError(
+            raise StageError(
                 f"units have two rows in the table of {experiment.id}",
                 hint="A unit has the arm of its first exposure, once.",
             )
@@ -92,14 +91,16 @@ class Units:
     @cached_property
     def arm(self) -> Codes:
         """The place of each unit's arm in the experiment."""
-        found = pc.index_in(self.table["arm"], pa.array(self.arms)).to_numpy()
+        column = self.table["arm"].cast(pa.string())
+        found = pc.index_in(column, pa.array(self.arms)).to_numpy()
         if np.isnan(found.astype(np.float64)).any():
             known = set(pc.unique(self.table["arm"]).to_pylist())
-            raise InputError(
+            raise StageError(
                 f"arms {sorted(map(str, known - set(self.arms)))} are not of {self.experiment.id}",
                 hint="It has: " + ", ".join(self.arms),
             )
-        return found.astype(np.int64)
+        places: Codes = found.astype(np.int64)
+        return places
 
     @cached_property
     def exposed(self) -> Codes:
@@ -139,9 +140,7 @@ class Units:
         ).values
         columns.append(filled(np.where(known, before, np.nan)))
         above = rows[value > cut.cap] if cut.cap is not None else rows[:0]
-        return Values(
-            metric, rows, tuple(columns), np.flatnonzero(~mature), above, cut.cap, past
-        )
+        return Values(metric, rows, tuple(columns), np.flatnonzero(~mature), above, cut.cap, past)
 
     def _numbers(self, name: str) -> npt.NDArray[np.generic]:
         found: npt.NDArray[np.generic] = self.table[name].to_numpy()
@@ -151,9 +150,8 @@ class Units:
         values = self._numbers(name).astype(np.float64)[rows]
         bad = int((~np.isfinite(values)).sum())
         if bad:
-            raise InputError(
+            raise StageError(
                 f"{name} of {bad} mature units is no number",
                 hint="A unit without any row of a metric has 0.",
             )
         return values
-
