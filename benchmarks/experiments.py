@@ -23,7 +23,7 @@ SUITE = "experiments"
 SEED = 41
 CUSTOMERS = 20_000
 CAP = 0.999
-EFFECT, POWER = 0.08, 0.8
+EFFECT, POWER, TOLERANCE = 0.08, 0.8, 0.02
 CLAIMED = 0.95
 
 
@@ -157,6 +157,8 @@ def _with_effect(world: People, trials: int) -> dict[str, float]:
         found += first is not None and z[first] > 0
         units.append(a_day * (DAYS if first is None else first + 1))
     power = looks.rate(found, trials)
+    near = power.low - TOLERANCE <= POWER <= power.high + TOLERANCE
+    check(near, f"a power of {POWER} was planned, {power} was measured")
     return {
         "power_planned": POWER,
         **_named("power_measured", power),
