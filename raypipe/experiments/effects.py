@@ -33,7 +33,7 @@ def linearised(ratio: Moments) -> Moments:
 
     A unit's part of the ratio R = mean(num) / mean(den) is R + (num - R den) / mean(den): their
     mean is R, and their variance over n is the delta method's variance of R (Deng, Knoblich & Lu,
-    *Applying the delta method in metric analytics*, KDD 2018, section 3.1).
+    *Applying the delta method in metric analytics*, KDD 2018).
 
     Raises UsageError if the denominators sum to zero.
     """

@@ -33,7 +33,7 @@ class Mixture:
 
     @classmethod
     def tuned(cls, n: float, alpha: float) -> Mixture:
-        """Tightest at ``n`` units of both arms for ``alpha`` (section 3.5 of the paper).
+        """Tightest at ``n`` units of both arms for ``alpha``.
 
         Ten times fewer units widen intervals by a quarter, ten times more by less than a tenth.
 

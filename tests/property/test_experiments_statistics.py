@@ -288,6 +288,18 @@ def test_off_policy_intervals_hold_the_truth_as_often_as_they_claim() -> None:
     assert np.mean(widths["dr"]) < np.mean(widths["ips"])
 
 
+def test_rare_losses_are_held_on_their_side_too() -> None:
+    rng, trials, n = np.random.default_rng(15), 2_000, 2_000
+    missed = normal = 0
+    for _ in range(trials):
+        reward = np.where(rng.random(n) < 0.015, -rng.exponential(100.0, n), 2.0)
+        found = ips(reward, np.full(n, 0.5), np.full(n, 0.5))
+        truth = 0.985 * 2.0 - 0.015 * 100.0
+        missed += truth < found.interval.low
+        normal += truth < found.value - 1.96 * found.error
+    assert missed < 0.05 * trials < normal
+
+
 def test_a_constant_reward_is_known_by_snips_alone() -> None:
     propensity, target = np.array([0.5, 0.25, 0.9]), np.array([0.1, 0.7, 0.2])
     found = snips(np.full(3, 7.0), propensity, target)

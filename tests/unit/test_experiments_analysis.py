@@ -141,6 +141,14 @@ def test_a_guardrail_is_kept_only_when_the_loss_is_known_to_be_smaller() -> None
     assert analyse(EXPERIMENT, table(1_200), NOW).guards[0].state is Guarding.OPEN
 
 
+@pytest.mark.parametrize(
+    ("factor", "state"), [(0.8, Guarding.BROKEN), (1.2, Guarding.KEPT), (0.95, Guarding.OPEN)]
+)
+def test_what_should_be_high_is_guarded_against_falling(factor: float, state: Guarding) -> None:
+    guarded = replace(EXPERIMENT, guardrails={"spent": 0.05})
+    assert analyse(guarded, table(spent=factor), NOW).guards[0].state is state
+
+
 def test_lost_units_make_every_figure_void() -> None:
     found = analyse(EXPERIMENT, table(spent=1.3, share=0.45), NOW)
     assert found.ratio.mismatch

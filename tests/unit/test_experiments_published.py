@@ -103,7 +103,7 @@ def test_a_mismatch_of_units() -> None:
 
 
 def test_false_discoveries_of_fifteen_questions() -> None:
-    # Benjamini & Hochberg, JRSS B 57, 1995, section 4.1: of these, their procedure finds the first
+    # Benjamini & Hochberg, JRSS B 57, 1995: of these, their procedure finds the first
     # four at 0.05 and Bonferroni's the first three.
     p = [0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240]
     p += [0.4262, 0.5719, 0.6528, 0.7590, 1.0]
@@ -118,7 +118,7 @@ def test_false_discoveries_of_fifteen_questions() -> None:
     [(1, 0.050), (2, 0.083), (3, 0.107), (4, 0.126), (5, 0.142), (10, 0.193), (20, 0.248)],
 )
 def test_what_repeated_t_tests_find_without_an_effect(looks: int, found: float) -> None:
-    # Armitage, McPherson & Rowe, JRSS A 132, 1969, table 2: tests at 5 %.
+    # Armitage, McPherson & Rowe, JRSS A 132, 1969: tests at 5 %.
     times = [(i + 1) / looks for i in range(looks)]
     assert Walk([Z] * looks, times).crossing().total == pytest.approx(found, abs=5e-4)
 
@@ -158,7 +158,7 @@ def test_the_boundary_is_robbins(n: int, m: int) -> None:
     ("mean", "sd", "published"), [(0.05, math.sqrt(0.05 * 0.95), 121_600), (3.75, 30.0, 409_600)]
 )
 def test_units_of_one_look(mean: float, sd: float, published: int) -> None:
-    # Kohavi, Longbotham, Sommerfield & Henne, Data Min. Knowl. Disc. 18, 2009, section 3.2: a
+    # Kohavi, Longbotham, Sommerfield & Henne, Data Min. Knowl. Disc. 18, 2009: a
     # change of 5 % of a conversion of 5 %, and of 3.75 spent with sd 30; users an arm by the rule
     # n = 16 sd^2 / change^2, where 16 rounds 15.7 up.
     plan = units_for(Baseline(mean, sd**2), 0.05, {"a": 0.5, "b": 0.5})
@@ -166,7 +166,7 @@ def test_units_of_one_look(mean: float, sd: float, published: int) -> None:
 
 
 def test_weights_of_twenty_patients() -> None:
-    # Hernan & Robins, Causal inference: what if, 2020, tables 2.2 and 2.3: heart transplants given
+    # Hernan & Robins, Causal inference: what if, 2020, table 2.2: heart transplants given
     # by severity. Weighted, the risk is 1/2 with and without; as it is, 7/13 and 3/7.
     counts = {(0, 0): (4, 1), (0, 1): (4, 1), (1, 0): (3, 2), (1, 1): (9, 6)}
     severe, given, died = [], [], []
