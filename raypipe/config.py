@@ -314,7 +314,7 @@ class Settings(BaseSettings):
         "is a duplicate",
     )
     dedup_ids: int = Field(
-        2**24,
+        16_000_000,  # somewhat less than a power of two, to which its tables grow
         ge=1_024,
         le=2**30,
         description="ids of bulk events remembered at most, at 24 bytes each; under more load the "

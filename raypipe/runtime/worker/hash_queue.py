@@ -1,4 +1,8 @@
-"""64-bit hashes in the order in which they came, each once: a queue that knows its members."""
+"""64-bit hashes in the order in which they came, each once: a queue that knows its members.
+
+Its table doubles without a pause: the members of a large one move to the new one little by little,
+with what is added, and both are asked meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,14 @@ Mask = npt.NDArray[np.bool_]
 
 _SMALLEST = 1 << 12
 
+_AT_ONCE = 1 << 16
+"""So many members move at once."""
+
+_PACE = 4
+"""Members that move for each hash that is added: all have moved long before the table is full."""
+
+_NONE = np.empty(0, np.int64)
+
 _AHEAD = 16
 """How many hashes before its own a place in the table is fetched: a large one is in no cache."""
 
@@ -25,31 +37,44 @@ class HashQueue:
         self._ring = np.zeros(_SMALLEST, np.int64)
         self._first = 0
         self._count = 0
+        self._old = _NONE
+        """The table that is being left; it has all members that were there when that began."""
+        self._unmoved = 0
+        """How many members, the oldest ones, are in no other table."""
 
     def __len__(self) -> int:
         return self._count
 
     def __contains__(self, hash: int) -> bool:
-        return bool(_find(self._table, hash))
+        return bool(_find(self._table, hash) or (self._unmoved and _find(self._old, hash)))
 
     @property
     def nbytes(self) -> int:
         """Memory held."""
-        return self._table.nbytes + self._ring.nbytes
+        return self._table.nbytes + self._ring.nbytes + self._old.nbytes
 
     def add(self, hashes: Ints) -> Mask:
         """Append those that aren't there yet; which ones [n], in order."""
         self._make_room(len(hashes))
+        self._move(_PACE * len(hashes))
         new = np.empty(len(hashes), np.bool_)
-        self._count += int(_add(self._table, hashes, self._ring, self._first + self._count, new))
+        end = self._first + self._count
+        self._count += int(_add(self._table, self._old, hashes, self._ring, end, new))
         return new
 
     def drop(self, count: int) -> None:
         """Forget the oldest ones."""
-        if count:
-            _remove(self._table, self._ring, self._first, count)
-            self._first = (self._first + count) & (len(self._ring) - 1)
-            self._count -= count
+        unmoved = min(count, self._unmoved)
+        if unmoved:
+            self._drop(self._old, unmoved)
+            self._left(self._unmoved - unmoved)
+        if count > unmoved:
+            self._drop(self._table, count - unmoved)
+
+    def _drop(self, table: Ints, count: int) -> None:
+        _remove(table, self._ring, self._first, count)
+        self._first = (self._first + count) & (len(self._ring) - 1)
+        self._count -= count
 
     def hashes(self) -> Ints:
         """All of them, oldest first [members]."""
@@ -64,12 +89,27 @@ class HashQueue:
             wanted *= 2
         if wanted == len(self._ring):
             return
-        known = self.hashes()
+        self._move(self._unmoved)
+        known, old = self.hashes(), self._table
         self._table = np.zeros(2 * wanted, np.int64)
         self._ring = np.zeros(wanted, np.int64)
         self._first = 0
         self._ring[: len(known)] = known
-        _fill(self._table, known)
+        self._old, self._unmoved = old, len(known)
+        self._move(_AT_ONCE)
+
+    def _move(self, count: int) -> None:
+        """Move so many members to the new table, the newest of the old one first: what is dropped
+        meanwhile is the other end."""
+        count = min(count, self._unmoved)
+        if count:
+            _fill(self._table, self._ring, self._first + self._unmoved - count, count)
+            self._left(self._unmoved - count)
+
+    def _left(self, unmoved: int) -> None:
+        self._unmoved = unmoved
+        if not unmoved:
+            self._old = _NONE
 
 
 @njit(cache=True, inline="always")
@@ -88,17 +128,19 @@ def _find(table, hash):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _add(table, hashes, ring, end, new):  # type: ignore[no-untyped-def]
+def _add(table, old, hashes, ring, end, new):  # type: ignore[no-untyped-def]
     mask = len(table) - 1
     added = 0
     for i in range(len(hashes)):
         if i + _AHEAD < len(hashes):
             prefetch(table, _home(table, hashes[i + _AHEAD]))
+            if len(old):
+                prefetch(old, _home(old, hashes[i + _AHEAD]))
         hash = hashes[i]
         at = _home(table, hash)
         while table[at] != 0 and table[at] != hash:
             at = (at + 1) & mask
-        new[i] = table[at] == 0
+        new[i] = table[at] == 0 and not (len(old) and _find(old, hash))
         if new[i]:
             table[at] = hash
             ring[(end + added) & (len(ring) - 1)] = hash
@@ -107,15 +149,16 @@ def _add(table, hashes, ring, end, new):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _fill(table, hashes):  # type: ignore[no-untyped-def]
-    mask = len(table) - 1
-    for i in range(len(hashes)):
-        if i + _AHEAD < len(hashes):
-            prefetch(table, _home(table, hashes[i + _AHEAD]))
-        at = _home(table, hashes[i])
+def _fill(table, ring, first, count):  # type: ignore[no-untyped-def]
+    mask, turn = len(table) - 1, len(ring) - 1
+    for i in range(count):
+        if i + _AHEAD < count:
+            prefetch(table, _home(table, ring[(first + i + _AHEAD) & turn]))
+        hash = ring[(first + i) & turn]
+        at = _home(table, hash)
         while table[at] != 0:
             at = (at + 1) & mask
-        table[at] = hashes[i]
+        table[at] = hash
 
 
 @njit(cache=True, nogil=True)

@@ -24,7 +24,7 @@ NO_ROWS = Group(())
 class Dedup:
     """How far back ids of bulk rows are remembered: by number, and by time."""
 
-    ids: int = 1 << 24
+    ids: int = 16_000_000
     horizon_ms: int = 600_000
 
 
