@@ -90,12 +90,13 @@ class HashQueue:
         if wanted == len(self._ring):
             return
         self._move(self._unmoved)
-        known, old = self.hashes(), self._table
+        ring, first = self._ring, self._first
+        self._ring, self._first = np.zeros(wanted, np.int64), 0
+        whole = min(self._count, len(ring) - first)
+        self._ring[:whole] = ring[first : first + whole]
+        self._ring[whole : self._count] = ring[: self._count - whole]
+        self._old, self._unmoved = self._table, self._count
         self._table = np.zeros(2 * wanted, np.int64)
-        self._ring = np.zeros(wanted, np.int64)
-        self._first = 0
-        self._ring[: len(known)] = known
-        self._old, self._unmoved = old, len(known)
         self._move(_AT_ONCE)
 
     def _move(self, count: int) -> None:
