@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from raypipe.errors import NotFound, UsageError
-from raypipe.policy import registry as registry_of_policies
+from raypipe.policy.registry import POLICIES
 from raypipe.project import load_project
 from serving.release import Challenger, Release, split_reference
 from serving.releases import Recorded, Releases, first_or_current, somebody
@@ -137,7 +137,7 @@ def rolled_back(settings: Settings, to: int | None = None) -> Edit:
 def with_policy(settings: Settings, reference: str | None) -> Edit:
     """Decide by a published policy, by a name alone its highest version; None: by the thresholds
     of each model. Raises NotFound."""
-    found = None if reference is None else registry_of_policies.resolve(settings.lake, reference)
+    found = None if reference is None else POLICIES.resolve(settings.lake, reference)
     return lambda release: msgspec.structs.replace(release, policy=found)
 
 

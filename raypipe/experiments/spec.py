@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -199,23 +199,19 @@ class Experiment:
 
     def arm(self, name: str) -> Arm:
         """The arm of that name; raises DeclarationError."""
-        for a in self.arms:
-            if a.name == name:
-                return a
-        self.fail(
-            "arms", f"there is no arm {name!r}", "It has: " + ", ".join(a.name for a in self.arms)
-        )
+        found = next((a for a in self.arms if a.name == name), None)
+        if found is None:
+            self.fail("arms", f"there is no arm {name!r}", _known(a.name for a in self.arms))
+        return found
 
     def metric(self, name: str) -> Metric:
         """The metric of that name; raises DeclarationError."""
-        for m in self.metrics:
-            if m.name == name:
-                return m
-        self.fail(
-            "metrics",
-            f"there is no metric {name!r}",
-            "It has: " + ", ".join(m.name for m in self.metrics),
-        )
+        found = next((m for m in self.metrics if m.name == name), None)
+        if found is None:
+            self.fail(
+                "metrics", f"there is no metric {name!r}", _known(m.name for m in self.metrics)
+            )
+        return found
 
     def fail(self, part: str, what: str, hint: str = "") -> NoReturn:
         """Refuse the experiment for what stands at ``part``."""
@@ -262,3 +258,7 @@ class Experiment:
     def sha256(self) -> str:
         """Of the canonical form."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+
+def _known(names: Iterable[str]) -> str:
+    return "It has: " + ", ".join(names)
