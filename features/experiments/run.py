@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from raypipe.runtime.progress import Progress
 
 FOLDER = "experiment-units"
+HISTORY_FOLDER = "experiment-history"
 PARTITION = 0
 
 TASK_ROWS = 2_000_000
@@ -131,7 +132,7 @@ def spread(plan: Plan, files: Files, out: Place) -> list[tuple[int, int]]:
     written = facts.repartition(plan.parts, keys=[PART]).map_batches(
         partial(_write, plan=plan, out=out), **options
     )
-    return [c for rows in written.iter_batches(**options) for c in _counts(rows)]
+    return [(row["units"], row["mixed"]) for row in written.iter_rows()]
 
 
 def _prepared(sources: pa.Table, plan: Plan) -> pa.Table:
