@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from raypipe.lake import Place
 from training.charts import FPR, UNIT, Chart, Mark, chart
+from training.pages import page
 
 _TEMPLATE = "report.html.j2"
 
@@ -56,22 +55,8 @@ def write(report: TrainReport, folder: Place) -> None:
 
 
 def render(report: TrainReport) -> str:
-    """The HTML page: no scripts, no outside references, light and dark."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        percent=_percent, figure=_figure, number=_number, moment=_moment, day=_day, days=_days
-    )
-    return environment.get_template(_TEMPLATE).render(
-        r=report, charts=_charts(report), timeline=_timeline(report)
-    )
+    """The HTML page."""
+    return page(_TEMPLATE, r=report, charts=_charts(report), timeline=_timeline(report))
 
 
 def _charts(report: TrainReport) -> tuple[Chart, Chart]:
@@ -107,27 +92,3 @@ def _timeline(report: TrainReport) -> list[dict[str, Any]]:
         }
         for part in report.split
     ]
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def _figure(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _moment(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _day(ms: int) -> str:
-    return _moment(ms)[:10]
-
-
-def _days(ms: int) -> str:
-    return f"{ms / 86_400_000:.1f} days"

@@ -1,0 +1,1 @@
+"""What the suite ``experiments`` repeats thousands of times over a simulated world."""

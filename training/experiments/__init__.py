@@ -1,0 +1,1 @@
+"""What the table of an experiment's units says: analysis and report."""
