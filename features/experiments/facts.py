@@ -43,6 +43,8 @@ class Plan:
         as_of_ms: what happened later is not known.
         until_ms: exposures from then on don't count.
         parts: of the units, each of which one task works on as a whole.
+        since_ms: instead of those who were exposed, take all who would have been from then on, as
+            in the control arm; None: those who were.
     """
 
     experiment: Experiment
@@ -51,6 +53,7 @@ class Plan:
     as_of_ms: int
     until_ms: int
     parts: int
+    since_ms: int | None = None
 
     @cached_property
     def built_in(self) -> tuple[Metric, ...]:
@@ -61,7 +64,8 @@ class Plan:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of rows that it reads."""
         others = [m.of for m in self.experiment.metrics if not m.built_in]
-        kinds = (EXPOSURE, LOG_KIND, self.project.decision, self.project.label.event, *others)
+        exposed = [EXPOSURE] if self.since_ms is None else []
+        kinds = (*exposed, LOG_KIND, self.project.decision, self.project.label.event, *others)
         return tuple(dict.fromkeys(kinds))
 
     @cached_property
@@ -99,6 +103,8 @@ class Plan:
             wanted.add(self.project.label.reference)
         if kind == self.project.decision:
             wanted |= {key_column(self.experiment, self.project), *self.experiment.segments}
+            if self.since_ms is not None and self.experiment.eligible:
+                wanted |= set(condition(self.experiment.eligible, event).columns)
         for m in self.experiment.metrics:
             if source_of(m, self.project).name == kind:
                 wanted |= {m.key or self.experiment.unit} - {EVENT} if not m.built_in else set()
@@ -116,6 +122,8 @@ def prepare(rows: pa.Table, plan: Plan, kind: str) -> pa.Table:
         made.append(_decisions(rows, plan))
     if kind == plan.project.decision:
         made.append(_asked(rows, plan))
+        if plan.since_ms is not None:
+            made.append(_would_be(rows, plan, plan.since_ms))
     if kind == plan.project.label.event:
         made.append(_labels(rows, plan))
     made += [
@@ -141,6 +149,19 @@ def _exposures(rows: pa.Table, plan: Plan) -> pa.Table:
             "arm": rows["arm"],
         },
     )
+
+
+def _would_be(rows: pa.Table, plan: Plan, since_ms: int) -> pa.Table:
+    """Exposures of all events that would have been eligible."""
+    time = rows["event_time"].to_numpy()
+    mine = (time >= since_ms) & (time < plan.until_ms)
+    if plan.experiment.eligible:
+        mine &= condition(plan.experiment.eligible, plan.project.decision_event).of_columns(rows)
+    rows = rows.filter(pa.array(mine))
+    unit = rows[key_column(plan.experiment, plan.project)]
+    control = pa.array([plan.experiment.control.name] * rows.num_rows, pa.string())
+    found = {"unit": unit, "time": rows["event_time"], "event_id": rows["event_id"], "arm": control}
+    return _table(plan, EXPOSED, rows, found)
 
 
 def _decisions(rows: pa.Table, plan: Plan) -> pa.Table:

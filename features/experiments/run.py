@@ -7,7 +7,9 @@ decisions with their events and labels, then by unit. Both ways run the same fun
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +21,21 @@ import pyarrow.parquet as pq
 
 from features.experiments.facts import PART, Plan, decided, prepare
 from features.experiments.units import units
-from features.intake import exports
+from features.intake import exports, in_lake
+from features.moments import point
 from raypipe.errors import NotFound
-from raypipe.experiments.registry import load_experiment
+from raypipe.experiments.checks import check
+from raypipe.experiments.registry import EXPERIMENTS, load_experiment
 from raypipe.experiments.spec import Experiment
 from raypipe.lake import Place
 from raypipe.ledger.exposure import EXPOSURE, EXPOSURE_SCHEMA
 from raypipe.ledger.record import LOG_KIND, LOG_SCHEMA
 from raypipe.log import opening
-from raypipe.log.port import OFFSET, EventLog
+from raypipe.log.export import STEP
+from raypipe.log.port import OFFSET
 from raypipe.ownership.claim import require_single
 from raypipe.project import Project, load_project
+from raypipe.runtime import session
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -37,6 +43,7 @@ if TYPE_CHECKING:
 
 FOLDER = "experiment-units"
 HISTORY_FOLDER = "experiment-history"
+SCRATCH = "experiment-scratch"
 PARTITION = 0
 
 TASK_ROWS = 2_000_000
@@ -76,33 +83,61 @@ def run(settings: Settings, progress: Progress, reference: str) -> tuple[Experim
     """
     project = load_project(settings.project)
     experiment = load_experiment(settings.lake, reference, project)
-    log = opening.open_log(settings.log_url, settings.log_cache, create=False)
-    try:
-        require_single(log, "this command")
-        files = _files(log, project, settings.lake, experiment)
-    finally:
-        log.close()
+    plan = Plan(experiment, project, settings.tenant, 0, 0, 1)
+    with _log_files(settings, plan) as files:
+        mine = pc.field("experiment") == experiment.id
+        exposed = _span(files.get(EXPOSURE, ()), settings.tenant, mine)
+        if exposed is None:
+            raise NotFound(
+                f"nobody was exposed to {experiment.id}", hint="`raypipe experiment start` runs it."
+            )
+        until = exposed[0] + experiment.horizon_ms
+        plan = replace(plan, as_of_ms=_as_of(settings, plan, files), until_ms=until)
+        return experiment, _made(settings, progress, plan, files, FOLDER)
+
+
+def history(
+    settings: Settings, progress: Progress, reference: str, since: str | None = None
+) -> tuple[Experiment, Units]:
+    """Compute the units that would have been in an experiment, a file or a published one.
+
+    Args:
+        since: a date, a time or a duration before the newest event; by default the horizon.
+
+    Raises NotFound where nothing happened, and what reading the experiment raises.
+    """
+    project = load_project(settings.project)
+    experiment = EXPERIMENTS.find(settings.lake, reference)
+    check(experiment, project)
+    plan = Plan(experiment, project, settings.tenant, 0, 0, 1, 0)
+    with _log_files(settings, plan) as files:
+        as_of = _as_of(settings, plan, files)
+        start = as_of - experiment.horizon_ms if since is None else point("--since", since, as_of)
+        plan = replace(plan, as_of_ms=as_of, until_ms=as_of + 1, since_ms=start)
+        return experiment, _made(settings, progress, plan, files, HISTORY_FOLDER)
+
+
+def _made(settings: Settings, progress: Progress, plan: Plan, files: Files, folder: str) -> Units:
+    rows = sum(_rows(f) for of in files.values() for f in of)
+    plan = replace(plan, parts=1 + rows // PART_ROWS)
+    experiment, name = plan.experiment, secrets.token_hex(8)
+    out = settings.lake / folder / experiment.name / str(experiment.version)
     with progress.stage("units", unit="units") as stage:
-        plan = _plan(experiment, project, settings, files)
-        name = f"{FOLDER}/{experiment.name}/{experiment.version}"
-        folder = f"{name}/{secrets.token_hex(8)}"
-        rows = sum(_rows(f) for of in files.values() for f in of)
-        # Ray Data splits and runs tasks only where that pays.
-        counted = (
-            here(plan, files, settings.lake / folder)
-            if rows <= TASK_ROWS
-            else spread(plan, files, settings.lake / folder)
-        )
-        (settings.lake / name).prune([folder.rpartition("/")[2]])
+        if rows <= TASK_ROWS:
+            counted = here(plan, files, out / name)
+        else:
+            session.start(settings)
+            counted = spread(plan, files, out / name)
+        out.prune([name])
         made = Units(
             experiment=experiment.id,
-            folder=folder,
+            folder=f"{folder}/{experiment.name}/{experiment.version}/{name}",
             as_of_ms=plan.as_of_ms,
             units=sum(n for n, _ in counted),
             mixed=sum(m for _, m in counted),
         )
         stage.say(f"{made.units:,} units")
-    return experiment, made
+    return made
 
 
 def here(plan: Plan, files: Files, out: Place) -> list[tuple[int, int]]:
@@ -158,38 +193,42 @@ def _counts(written: pa.Table) -> list[tuple[int, int]]:
     return [(r["units"], r["mixed"]) for r in written.to_pylist()]
 
 
-def _plan(experiment: Experiment, project: Project, settings: Settings, files: Files) -> Plan:
-    exposed = _span(
-        files.get(EXPOSURE, ()), settings.tenant, pc.field("experiment") == experiment.id
-    )
-    if exposed is None:
-        raise NotFound(
-            f"nobody was exposed to {experiment.id}", hint="`raypipe experiment start` runs it."
-        )
-    as_of = settings.label_as_of
-    if as_of is None:
-        kinds = {project.decision, project.label.event}
-        spans = [_span(files.get(kind, ()), settings.tenant) for kind in kinds]
-        as_of = max(s[1] for s in spans if s is not None)
-    rows = sum(_rows(f) for of in files.values() for f in of)
-    return Plan(
-        experiment,
-        project,
-        settings.tenant,
-        as_of,
-        exposed[0] + experiment.horizon_ms,
-        1 + rows // PART_ROWS,
-    )
+def _as_of(settings: Settings, plan: Plan, files: Files) -> int:
+    """The setting, or the time of the newest event; raises NotFound where there is none."""
+    if settings.label_as_of is not None:
+        return settings.label_as_of
+    kinds = {plan.project.decision, plan.project.label.event}
+    spans = [_span(files.get(kind, ()), settings.tenant) for kind in kinds]
+    newest = max((s[1] for s in spans if s is not None), default=None)
+    if newest is None:
+        raise NotFound("the log has no events", hint="`raypipe simulate` or `load` brings some.")
+    return newest
 
 
-def _files(log: EventLog, project: Project, lake: Place, experiment: Experiment) -> Files:
-    kinds = Plan(experiment, project, "", 0, 0, 1).kinds
-    present, end = log.kinds(PARTITION), log.end(PARTITION)
-    return {
-        kind: log.export(PARTITION, kind, exports(lake, log), log.first(PARTITION, kind), end)
-        for kind in kinds
-        if kind in present
-    }
+@contextmanager
+def _log_files(settings: Settings, plan: Plan) -> Iterator[Files]:
+    """All that the log has of the kinds that a plan reads, in the lake.
+
+    Whole steps stay for other readers; the rows after them go when the block ends.
+    """
+    log = opening.open_log(settings.log_url, settings.log_cache, create=False)
+    scratch = settings.lake / SCRATCH / secrets.token_hex(8)
+    try:
+        require_single(log, "this command")
+        kept, present, end = exports(settings.lake, log), log.kinds(PARTITION), log.end(PARTITION)
+        found: dict[str, list[Place]] = {}
+        for kind in plan.kinds:
+            if kind in present:
+                first = log.first(PARTITION, kind)
+                whole = max(first, end // STEP * STEP)
+                steps = log.export(PARTITION, kind, kept, first, whole)
+                found[kind] = [in_lake(f, settings.lake, kept) for f in steps]
+                rest = log.export(PARTITION, kind, scratch, whole, end)
+                found[kind] += [in_lake(f, settings.lake, scratch) for f in rest]
+        yield found
+    finally:
+        scratch.remove_tree()
+        log.close()
 
 
 def _span(

@@ -81,6 +81,91 @@ def publish(
     return 0
 
 
+@app.command()
+def plan(
+    experiment: Annotated[
+        str,
+        typer.Argument(metavar="EXPERIMENT", help="A file, name@version, or name for the newest."),
+    ],
+    since: Annotated[
+        str | None,
+        typer.Option("--since", metavar="TIME", help="Of what history: 28d, a date [the horizon]."),
+    ] = None,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    home: Home = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """Say how many units and days an experiment needs, from who would have been in it.
+
+    Looks at what was decided since then as if all of them had been in the control. The plan is
+    kept: `report` sets its intervals by it. Exits with 3 if the horizon is too short for an arm.
+    """
+    settings = _options.settings(home, config, set_, ray_address=address)
+    with _stage.session():
+        found = _stage.call(
+            "training.experiments.run:plan", settings, _options.progress(quiet), experiment, since
+        )
+    import msgspec
+
+    header = ("ARM", "UNITS", "DAYS", "ON AVERAGE", "ONE LOOK", "IN THE HORIZON", "FINDS THEN")
+    rows = [
+        (
+            a.arm,
+            f"{a.units:,}",
+            "?" if a.days is None else a.days,
+            f"{a.expected_units:,}",
+            f"{a.one_look_units:,}",
+            f"{a.units_in_horizon:,}",
+            f"{a.detectable:.2%}",
+        )
+        for a in found.arms
+    ]
+    about = (
+        f"{found.experiment}: {found.minimum_effect:.2%} of {found.metric},"
+        f" {found.mean:.6g} a unit, with power {found.power:g} and alpha {found.alpha:g},"
+        f" from {found.history_units:,} units of {found.history_days} days"
+    )
+    _output.write(
+        msgspec.to_builtins(found), as_json=json, text=f"{about}\n\n{_output.table(header, rows)}"
+    )
+    return 3 if any(a.units_in_horizon < a.units for a in found.arms) else 0
+
+
+@app.command()
+def report(
+    experiment: Reference,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    home: Home = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """Analyse an experiment as of now, at any time and as often as you like, into a page.
+
+    Computes the units from the log, writes report.html and report.json into the lake and prints
+    the verdict. Exits with 1 if it has to be stopped: a guardrail is broken, or the arms don't have
+    the units that their shares say.
+    """
+    settings = _options.settings(home, config, set_, ray_address=address)
+    with _stage.session():
+        found, folder = _stage.call(
+            "training.experiments.run:report", settings, _options.progress(quiet), experiment
+        )
+    import msgspec
+
+    verdict, page = found.verdict, (folder / "report.html").url
+    _output.write(
+        {**msgspec.to_builtins(found), "report": page},
+        as_json=json,
+        text="\n".join((verdict.headline, *verdict.sentences, page)),
+    )
+    return 1 if verdict.state in ("invalid", "harmful") else 0
+
+
 @app.command("list")
 def list_(json: Json = False, home: Home = None, config: Config = None, set_: Set = None) -> int:
     """List the published experiments, and whether they run."""

@@ -148,10 +148,19 @@ def world(rng: np.random.Generator) -> dict[str, pa.Table]:
     }
 
 
-def computed(files: dict[str, list[Place]], parts: int, folder: Path) -> tuple[pa.Table, int]:
-    experiment = parse_experiment(DECLARED)
+def computed(
+    files: dict[str, list[Place]],
+    parts: int,
+    folder: Path,
+    declared: str = DECLARED,
+    until: int = UNTIL,
+    since: int | None = None,
+) -> tuple[pa.Table, int]:
+    experiment = parse_experiment(declared)
     check(experiment, project)
-    plan = Plan(experiment, project, "t", AS_OF, UNTIL, parts)
+    plan = Plan(experiment, project, "t", AS_OF, until, parts, since)
+    assert set(plan.kinds) <= set(files)
+    files = {kind: files[kind] for kind in plan.kinds}
     counted = here(plan, files, Place.at(folder) / "units")
     made = Units(
         experiment=experiment.id,
@@ -179,8 +188,7 @@ ROWS = {
 
 FOUND = """
 with mine as (
-  select * from exposures
-  where tenant = 't' and experiment = 'less_water@3' and event_time < {until}
+  {mine}
 ), first as (
   select distinct on (unit) unit, arm, event_time began, decided_event_id from mine
   order by unit, event_time, "offset"
@@ -206,13 +214,22 @@ from first left join rows using (unit) group by all order by 1
 """
 
 
-def oracle(files: dict[str, list[Place]], name: str) -> list[tuple[Any, ...]]:
+EXPOSURES = "select * from exposures where tenant = 't' and experiment = 'less_water@3'"
+WOULD_BE = """
+  select gardener unit, 'control' arm, event_id decided_event_id, * from openings
+  where tenant = 't' and gardener is not null and mode = 'drip'
+"""
+
+
+def oracle(
+    files: dict[str, list[Place]], name: str, mine: str = EXPOSURES, until: int = UNTIL
+) -> list[tuple[Any, ...]]:
     source, value, where, within, ripe = ROWS[name]
     con = duckdb.connect()
     names = {"openings": "opening", "floods": "flood", "decisions": LOG_KIND, "exposures": EXPOSURE}
     for table, kind in names.items():
         con.read_parquet([str(f.local) for f in files[kind]]).create_view(table)
-    open_ended = f"time < {UNTIL} and time + {ripe * DAY_MS} <= {AS_OF}"
+    open_ended = f"time < {until} and time + {ripe * DAY_MS} <= {AS_OF}"
     after = f"time < began + {within * DAY_MS} and time <= {AS_OF}" if within else open_ended
     return con.sql(
         FOUND.format(
@@ -220,7 +237,7 @@ def oracle(files: dict[str, list[Place]], name: str) -> list[tuple[Any, ...]]:
             value=value,
             where=where,
             after=after,
-            until=UNTIL,
+            mine=f"{mine} and event_time < {until}",
             as_of=AS_OF,
             hour=HOUR_MS,
             before=6 * DAY_MS,
@@ -277,3 +294,17 @@ def test_segments_are_of_the_first_exposure_and_mixed_units_are_counted(
         " having count(distinct arm) > 1)"
     ).fetchall()
     assert mixed == several > 0
+
+
+def test_history_has_everyone_who_would_have_been_in_it_as_the_control(
+    files: dict[str, list[Place]], tmp_path: Path
+) -> None:
+    since, until = START + 2 * DAY_MS, AS_OF + 1
+    declared = DECLARED + "eligible: mode == 'drip'\n"
+    table, mixed = computed(files, 2, tmp_path, declared, until, since)
+    expected = oracle(files, "passed", f"{WOULD_BE} and event_time >= {since}", until)
+    rows = [tuple(r.values()) for r in table.select(["unit", "arm", "exposed_at"]).to_pylist()]
+    assert rows == [row[:3] for row in expected]
+    found = zip(table["passed"].to_pylist(), table["passed__of"].to_pylist(), strict=True)
+    assert list(found) == [(total, number) for _, _, _, total, number, *_ in expected]
+    assert mixed == 0

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from features import payments
 from raypipe.clock import DAY_MS
 from raypipe.errors import Conflict, DeclarationError, IntegrityError, NotFound
 from raypipe.experiments import registry
@@ -175,3 +177,10 @@ def test_what_does_not_fit_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(DeclarationError):
         registry.publish(lake, stranger, b"", project, NOW)
     assert EXPERIMENTS.names(lake) == []
+
+
+def test_the_experiment_of_the_documents_is_one() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/experiments.md").read_text()
+    found = parse_experiment(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0], "page")
+    check(found, payments.project)
+    assert parse_experiment(found.text) == found
