@@ -27,7 +27,7 @@ from tests.e2e.test_decisions_survive import replica_pids, worker_pid
 pytest_plugins = ["tests.domains.greenhouse_line"]
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-UNITS, EACH = 240, 6
+UNITS, EACH = 520, 3
 CLIENTS = 4
 TIGHT, WIDE = 300, 500
 PLANTED = (WIDE - TIGHT) / 1_000
