@@ -1,4 +1,4 @@
-"""How many units an experiment needs, and how long that takes.
+"""How many units an experiment needs.
 
 The test that is planned is the one that is used: the boundary of ``sequential``, with looks at even
 distances. What looking costs stands beside it, as the units of a test with one look.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 
 from raypipe.errors import UsageError
 from raypipe.experiments.crossing import Walk
 from raypipe.experiments.sequential import FIRST_UNITS, Mixture
 
-_ROUNDS = 20
 _LARGEST_DRIFT = 20.0
-_MOST_LOOKS = 365
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Units and days until an effect of this size is found with this power.
+    """Units until an effect of this size is found with this power.
 
     ``units`` are of both arms at the horizon. ``expected_units`` is the mean number at the first
     look that shows the effect, where it is as large as planned. ``fixed_units`` is what a test
@@ -49,7 +47,6 @@ class Plan:
     by_arm: Mapping[str, int]
     expected_units: int
     fixed_units: int
-    days: int | None = None
 
 
 @cache
@@ -113,33 +110,6 @@ def units_for(
         math.ceil(units * (first + 1.0 - found.total)),
         math.ceil(spread * (_fixed_drift(alpha, power) / size) ** 2),
     )
-
-
-def days_for(
-    baseline: Baseline,
-    effect: float,
-    shares: Mapping[str, float],
-    units_per_day: float,
-    *,
-    alpha: float = 0.05,
-    power: float = 0.8,
-) -> Plan:
-    """The same with a look a day and so many new units in both arms a day.
-
-    Raises UsageError if no units come.
-    """
-    if not units_per_day > 0.0:
-        raise UsageError(f"{units_per_day:g} units a day", hint="Some have to come.")
-    days = 28
-    for _ in range(_ROUNDS):
-        plan = units_for(
-            baseline, effect, shares, alpha=alpha, power=power, looks=min(days, _MOST_LOOKS)
-        )
-        needed = math.ceil(plan.units / units_per_day)
-        if needed == days:
-            break
-        days = needed
-    return replace(plan, days=math.ceil(plan.units / units_per_day))
 
 
 def detectable(

@@ -22,7 +22,7 @@ from raypipe.experiments.effects import Effect, Estimate, linearised
 from raypipe.experiments.moments import Moments
 from raypipe.experiments.multiplicity import benjamini_hochberg, holm
 from raypipe.experiments.offpolicy import doubly_robust, ips, snips
-from raypipe.experiments.power import Baseline, days_for, detectable, units_for
+from raypipe.experiments.power import Baseline, detectable, units_for
 from raypipe.experiments.sequential import Mixture
 from raypipe.experiments.srm import CONCENTRATION, check_ratio
 
@@ -186,11 +186,6 @@ def test_plans_hold_together() -> None:
     assert detectable(baseline, plan.units, shares) == pytest.approx(0.05, rel=1e-3)
     assert plan.fixed_units < plan.expected_units < plan.units
     assert units_for(baseline, -0.05, shares).units == plan.units
-    daily = days_for(baseline, 0.05, shares, plan.units / 10)
-    assert daily.days is not None
-    assert daily.days == daily.looks == math.ceil(daily.units / (plan.units / 10))
-    with pytest.raises(UsageError, match="0 units a day"):
-        days_for(baseline, 0.05, shares, 0.0)
     with pytest.raises(UsageError, match="a plan for an effect of 0"):
         units_for(baseline, 0.0, shares)
 
