@@ -244,6 +244,13 @@ class Settings(BaseSettings):
         "in X-Deadline-Ms; if the worker does not answer by then, the last written windows decide, "
         "`degraded`",
     )
+    worker_patience_ms: int = Field(
+        1_000,
+        ge=0,
+        le=120_000,
+        description="how long a decision waits at most for a worker that can't be reached, as "
+        "while it starts again, before the last written windows decide, `degraded`",
+    )
     fallback_reserve_ms: int = Field(
         200,
         ge=1,

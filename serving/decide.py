@@ -401,8 +401,8 @@ class Decider:
         patience = fallback.patience(budget.left)
         if patience > 0:
             try:
-                with fallback.presence.asking():
-                    async with asyncio.timeout(patience):
+                async with asyncio.timeout(patience) as limit:
+                    with fallback.presence.asking(limit):
                         return await self._ask(attempt)
             except (TimeoutError, Unavailable) as e:
                 fallback.presence.in_vain()

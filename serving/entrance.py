@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -68,10 +69,10 @@ class Entrance:
                 return await authorize(authorization, scope, self._keys)
         if self._presence.worth_asking:
             try:
-                with self._presence.asking():
-                    async with deadline(budget.left * KEPT_BACK):
+                async with asyncio.timeout(budget.left * KEPT_BACK) as limit:
+                    with self._presence.asking(limit):
                         return await authorize(authorization, scope, self._keys)
-            except Unavailable:
+            except (TimeoutError, Unavailable):
                 self._presence.in_vain()
         return await authorize(authorization, scope, self._keys.remembered)
 

@@ -74,7 +74,9 @@ class Guard:
             settings.max_ongoing_requests, settings.max_queued_requests, options.fairness.weights
         )
         # Half the places may wait for a worker that is away, so that the others answer.
-        self.presence = Presence(worker, max(1, settings.max_ongoing_requests // 2))
+        self.presence = Presence(
+            worker, max(1, settings.max_ongoing_requests // 2), settings.worker_patience_ms / 1_000
+        )
         self.writer = SpillWriter(partial(Spill, settings.spill_dir, settings.spill_bytes))
         self.fallback = Fallback(
             project,
@@ -90,17 +92,20 @@ class Guard:
         self._price = options.core_hour_price
         self._metrics = metrics
         self._cpu_s = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         metrics.watch(ABOUT, self._figures)
 
     async def begin(self) -> None:
         """Be ready for the worker's absence, and hand over what was kept before; once, in the
         replica's event loop, before its first request: that may have been answered from the spill.
         """
-        if self._task is not None:
+        if self._tasks:
             return
         self._cpu_s = time.process_time()
-        self._task = asyncio.get_running_loop().create_task(self.taking_in.run())
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(run) for run in (self.taking_in.run(), self.presence.watch())
+        ]
         try:
             await asyncio.to_thread(self.writer.open)
         except RaypipeError as e:
@@ -111,9 +116,10 @@ class Guard:
         """Hand over what is kept before the replica goes, for the node may go with it. What the
         worker doesn't take within ``HAND_OVER_S`` waits on the disk for the next start.
         """
-        if self._task is None:
+        if not self._tasks:
             return
-        self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
         try:
             async with asyncio.timeout(HAND_OVER_S):
                 await self.taking_in.finish()

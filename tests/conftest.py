@@ -29,6 +29,9 @@ os.environ.update(
     # starting Python again.
     RAY_idle_worker_killing_time_threshold_ms="60000",
     RAY_num_workers_soft_limit="8",
+    # Replicas that leave wait for nobody here: the tests that end a system under load have their
+    # own, started as a user starts it.
+    RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S="1",
     # Ray Data's newer reader starts dozens of processes for the footers of one Parquet file.
     RAY_DATA_USE_DATASOURCE_V2="0",
 )

@@ -1,16 +1,18 @@
 """What a user would build: FastAPI, Feast on Redis, one XGBoost model, ``pred_contribs``.
 
 A request's keys are looked up by ``FeatureStore.get_online_features`` in Feast's own Redis store,
-in the same columns that raypipe's model reads; the row is made, scored, and explained where it is
-not approved, or always. It counts nothing, stores nothing and knows no key.
+in the same columns that raypipe's model reads; the row is made, scored, and every so many are
+explained: as many as raypipe does not approve, or all. By its own scores it would explain more, for
+its values stand still while the payments go on. It counts nothing, stores nothing and knows no key.
 
 ``fill`` writes the values into the store; the server is
 ``python -m benchmarks.peers.feast_stack OPTIONS PORT``, with options as one JSON object: place,
-redis_port, model, review (the threshold) and every (whether all are explained).
+redis_port, model, review (the threshold) and each (1: all are explained; 50: every 50th).
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 import warnings
@@ -110,7 +112,7 @@ def references() -> list[str]:
     return [f"{views.get(group, group)}:{c}" for group, columns in used.items() for c in columns]
 
 
-def application(place: Path, redis_port: int, model: Path, review: float, every: bool) -> FastAPI:
+def application(place: Path, redis_port: int, model: Path, review: float, each: int) -> FastAPI:
     """One route: look up, make the row, score, explain."""
     from features.payments import project
     from raypipe.vector.assemble import Assembler
@@ -120,7 +122,7 @@ def application(place: Path, redis_port: int, model: Path, review: float, every:
     assembler = Assembler(project, project.models[0])
     names = list(assembler.features)
     store, wanted = open_store(place, redis_port), references()
-    app = FastAPI()
+    app, numbers = FastAPI(), itertools.count(1)
 
     def row_of(payment: Payment) -> np.ndarray[Any, Any]:
         keys = {
@@ -142,9 +144,8 @@ def application(place: Path, redis_port: int, model: Path, review: float, every:
     async def score(payment: Payment) -> dict[str, Any]:
         row = row_of(payment)[None]
         value = float(booster.inplace_predict(row, validate_features=False)[0])
-        approved = value <= review
         reasons = []
-        if every or not approved:
+        if next(numbers) % each == 0:
             matrix = xgboost.DMatrix(row, feature_names=names, nthread=1)
             shares = booster.predict(matrix, pred_contribs=True)[0, :-1]
             strongest = np.argsort(-shares)[:REASONS]
@@ -152,7 +153,7 @@ def application(place: Path, redis_port: int, model: Path, review: float, every:
         return {
             "event_id": payment.event_id,
             "score": value,
-            "action": "approve" if approved else "review",
+            "action": "approve" if value <= review else "review",
             "reasons": reasons,
             "known": int(np.isfinite(row).sum()),
         }
@@ -173,7 +174,7 @@ if __name__ == "__main__":
             given["redis_port"],
             Path(given["model"]),
             given["review"],
-            given["every"],
+            given["each"],
         ),
         host="127.0.0.1",
         port=int(sys.argv[2]),

@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from raypipe.events.rows import batch_of
+
 
 class Reason(msgspec.Struct, frozen=True):
     """One feature's share in a score, in log-odds, positive speaks for fraud; or a rule that fired.
@@ -161,7 +163,7 @@ def to_batch(records: list[DecisionRecord]) -> pa.RecordBatch:
         }
         for r in records
     ]
-    return pa.RecordBatch.from_pylist(rows, LOG_SCHEMA)
+    return batch_of(rows, LOG_SCHEMA)
 
 
 TOLD_KIND = "told"

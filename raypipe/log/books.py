@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from raypipe.errors import Conflict, IntegrityError
 from raypipe.log import port
@@ -88,11 +88,11 @@ def check_epoch(db: sqlite3.Connection, partition: int, epoch: int | None) -> No
     port.check_epoch(epoch, current_epoch(db, partition), partition)
 
 
-def add_rows(db: sqlite3.Connection, partition: int, kind: str, rows: int) -> None:
-    """Add rows of a kind."""
-    db.execute(
+def add_rows(db: sqlite3.Connection, partition: int, rows: Iterable[Mapping[str, int]]) -> None:
+    """Add numbers of rows by kind."""
+    db.executemany(
         "insert into kind values(?, ?, ?) on conflict do update set rows = rows + excluded.rows",
-        (partition, kind, rows),
+        [(partition, kind, count) for counts in rows for kind, count in counts.items()],
     )
 
 

@@ -96,10 +96,9 @@ class History:
         return loaded[1].get(partition, _NONE)
 
     def search(
-        self, partition: int, kind: str, hashes: Hashes, keys: Keys
+        self, ranges: Ranges, kind: str, hashes: Hashes, keys: Keys
     ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-        """(index into keys, offset, row) for sealed rows that bear one of these ids."""
-        ranges = self.ranges(partition)
+        """(index into keys, offset, row) for the ranges' rows that bear one of these ids."""
         for span in ranges.all:
             for i, offset in self.reader.candidates(span, kind, hashes):
                 home = ranges.at(offset)

@@ -28,6 +28,8 @@ Stored = tuple[int, int, str, int, int, bytes]
 GROUP = ""
 """The kind of a stored batch that is a group: its parts have kinds of their own."""
 
+_PLACES = "select place from ids where hash = ? and place between ? and ? order by place"
+
 _STORED = "select place, n, kind, schema, crc, payload from batch"
 
 
@@ -37,6 +39,11 @@ class LiveBatch(NewIds):
 
     schema: int
     payload: pa.Buffer
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """By kind."""
+        return {self.kind: len(self)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +76,7 @@ class Live:
         return LiveBatch(kind, names, hashes, schema, codec.encode(batch))
 
     def prepare_group(self, group: Group) -> LiveGroup:
-        """Make a group ready for insert_group(); raises UsageError for what can't be logged."""
+        """Make a group ready for insert(); raises UsageError for what can't be logged."""
         for part in group.parts:
             check_kind(part.kind)
         schemas = [self._schema_id(p.kind, p.batch.schema) for p in group.parts]
@@ -95,39 +102,26 @@ class Live:
         self,
         db: sqlite3.Connection,
         place: int,
-        live: LiveBatch,
+        appended: Sequence[LiveBatch | LiveGroup],
         writer: tuple[str, int, int | None],
     ) -> None:
-        """Write one batch and its ids inside the caller's transaction."""
-        n = len(live)
-        self._insert(db, (place, n, live.kind, live.schema), live.payload, writer)
-        # In the index's own order: neighbours fall on the same pages.
-        rows = sorted(zip(signed(live.hashes), range(place, place + n), strict=True))
-        db.executemany("insert into ids values(?, ?)", rows)
-
-    def insert_group(
-        self,
-        db: sqlite3.Connection,
-        place: int,
-        group: LiveGroup,
-        writer: tuple[str, int, int | None],
-    ) -> None:
-        """Write a group inside the caller's transaction."""
-        self._insert(db, (place, len(group), GROUP, 0), group.payload, writer)
-
-    def _insert(
-        self,
-        db: sqlite3.Connection,
-        what: tuple[int, int, str, int],
-        payload: bytes | pa.Buffer,
-        writer: tuple[str, int, int | None],
-    ) -> None:
-        crc = codec.checksum(*what, payload)
-        db.execute(
+        """Write batches and groups one after the other, and the ids of batches, inside the
+        caller's transaction."""
+        rows, ids = [], list[tuple[int, int]]()
+        for one in appended:
+            kind, schema = (GROUP, 0) if isinstance(one, LiveGroup) else (one.kind, one.schema)
+            what = (place, len(one), kind, schema)
+            rows.append((*what, codec.checksum(*what, one.payload), one.payload, *writer))
+            if isinstance(one, LiveBatch):
+                ids += zip(signed(one.hashes), range(place, place + len(one)), strict=True)
+            place += len(one)
+        db.executemany(
             "insert into batch(place, n, kind, schema, crc, payload, producer, seq, epoch)"
             " values(?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (*what, crc, payload, *writer),
+            rows,
         )
+        # In the index's own order: neighbours fall on the same pages.
+        db.executemany("insert into ids values(?, ?)", sorted(ids))
 
     def check_new(self, db: sqlite3.Connection, low: int, batches: Sequence[LiveBatch]) -> None:
         """Raise DuplicateId when an id is in the partition (from place ``low``) or comes twice."""
@@ -162,12 +156,12 @@ class Live:
         self, low: int, kind: str, hashes: Hashes, tenant: str, id: str
     ) -> tuple[int, pa.RecordBatch] | None:
         """The first row with that id as (offset, batch of one)."""
+        values = (*signed(hashes), low, low + (1 << PLACE_BITS) - 1)
+        with translated():  # the usual case: it isn't there, which takes no transaction to see
+            if self._db.connection.execute(_PLACES, values).fetchone() is None:
+                return None
         with self._db.read() as db:
-            places = db.execute(
-                "select place from ids where hash = ? and place between ? and ? order by place",
-                (*signed(hashes), low, low + (1 << PLACE_BITS) - 1),
-            ).fetchall()
-            for (place,) in places:
+            for (place,) in db.execute(_PLACES, values).fetchall():
                 row = self.row(db, kind, place, tenant, id)
                 if row is not None:
                     return place - low, row

@@ -141,6 +141,28 @@ def chunks_of(appended: Appended, offsets: Offsets) -> list[Chunk]:
     return [Chunk(appended[0], offsets, appended[1])]
 
 
+def merged(chunks: Sequence[Chunk]) -> list[Chunk]:
+    """Chunks with the same columns as one: what is done for each costs more than its rows."""
+    alike: list[list[Chunk]] = []
+    for chunk in chunks:
+        for some in alike:
+            if some[0].kind == chunk.kind and some[0].batch.schema.equals(chunk.batch.schema):
+                some.append(chunk)
+                break
+        else:
+            alike.append([chunk])
+    return [
+        some[0]
+        if len(some) == 1
+        else Chunk(
+            some[0].kind,
+            np.concatenate([c.offsets for c in some]),
+            pa.concat_batches([c.batch for c in some]),
+        )
+        for some in alike
+    ]
+
+
 class EventLog(Protocol):
     """What every adapter does; tests/contract/test_log_contract.py says it in cases."""
 

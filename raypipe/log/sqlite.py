@@ -97,17 +97,9 @@ class SqliteLog:
                 books.check_remembered(db, partition, producer, seq)
                 books.check_epoch(db, partition, epoch)
                 self._check_new(db, partition, [r for r in rows if isinstance(r, LiveBatch)])
-                base = end = books.next_offset(db, partition)
-                for row in rows:
-                    writer = (producer, seq, epoch)
-                    if isinstance(row, LiveBatch):
-                        self._live.insert(db, low + end, row, writer)
-                        books.add_rows(db, partition, row.kind, len(row))
-                    else:
-                        self._live.insert_group(db, low + end, row, writer)
-                        for kind, count in row.rows.items():
-                            books.add_rows(db, partition, kind, count)
-                    end += len(row)
+                base = books.next_offset(db, partition)
+                self._live.insert(db, low + base, rows, (producer, seq, epoch))
+                books.add_rows(db, partition, (row.rows for row in rows))
                 books.acknowledge(db, partition, producer, seq, base, sizes, sealed=False)
             reach("log.append.before_commit")
         reach("log.append.after_commit")
@@ -119,8 +111,9 @@ class SqliteLog:
         self, db: sqlite3.Connection, partition: int, batches: Sequence[LiveBatch]
     ) -> None:
         self._live.check_new(db, _low(partition), batches)
+        ranges = self._history.ranges(partition)
         for live in batches:
-            found = self._history.search(partition, live.kind, live.hashes, live.keys)
+            found = self._history.search(ranges, live.kind, live.hashes, live.keys)
             for row, offset, _ in found:
                 raise live.duplicate(row, f"at sealed offset {offset}")
 
@@ -159,8 +152,9 @@ class SqliteLog:
                     sealing.publish()
                     reach("log.seal.after_rename")
                     self._history.add(db, partition, span, epoch)
-                    for kind, sealed in span.files.items():
-                        books.add_rows(db, partition, kind, sum(f.rows for f in sealed))
+                    books.add_rows(
+                        db, partition, [{k: sum(f.rows for f in s) for k, s in span.files.items()}]
+                    )
                     books.acknowledge(db, partition, producer, seq, start, [count], sealed=True)
                     reach("log.seal.before_manifest")
                 reach("log.seal.after_manifest")
@@ -257,7 +251,8 @@ class SqliteLog:
         if live is not None:
             # Appends refuse ids that are sealed, so a live row is older than any sealed namesake.
             return live
-        for _, offset, row in self._history.search(partition, kind, hashes, keys):
+        ranges = self._history.ranges(partition)
+        for _, offset, row in self._history.search(ranges, kind, hashes, keys):
             return offset, row
         return None
 

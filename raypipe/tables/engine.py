@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raypipe.errors import NotFound, UsageError
 from raypipe.events.schema import EventType
-from raypipe.log.port import Chunk
+from raypipe.log.port import Chunk, merged
 from raypipe.tables import snapshot
 from raypipe.tables.batch import Group
 from raypipe.tables.batch import read as read_batch
@@ -46,6 +46,7 @@ class TableEngine:
             for e in events
         }
         self._taken: list[Chunk] = []
+        self._taken_rows = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -80,13 +81,16 @@ class TableEngine:
     def take(self, parts: Iterable[Chunk]) -> None:
         """Events in log order that are applied later, at the latest when they are asked for."""
         if self._states:
-            self._taken += parts
-            if len(self._taken) >= TAKEN_CHUNKS or sum(map(len, self._taken)) >= TAKEN_ROWS:
+            for part in parts:
+                self._taken.append(part)
+                self._taken_rows += len(part)
+            if len(self._taken) >= TAKEN_CHUNKS or self._taken_rows >= TAKEN_ROWS:
                 self._flush()
 
     def _flush(self) -> None:
-        taken, self._taken = self._taken, []
-        self.apply(taken)
+        taken, rows = self._taken, self._taken_rows
+        self._taken, self._taken_rows = [], 0
+        self.apply(merged(taken) if rows < TAKEN_ROWS else taken)
 
     def apply(self, parts: Sequence[Chunk], only: Collection[str] | None = None) -> None:
         """Take a micro-batch in, in offset order over all parts.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypipe.log.port import Chunk
+from raypipe.log.port import Chunk, merged
 from raypipe.windows import kernel
 from raypipe.windows.hashing import BUCKETS, Ints, bucket, bucket_of
 from raypipe.windows.inputs import Facts, Inputs, key_hash, key_hashes
@@ -74,24 +74,23 @@ class WindowEngine:
         if self._owned is not None:
             return self._observe_owned(kind, event, offset, self._owned)
         reads = self._decision == kind
-        modes = {
-            name: (kernel.READ if reads else 0) | (kernel.UPDATE if kind in inputs else 0)
-            for name, inputs in self._inputs.items()
-        }
+        mine: list[tuple[ViewState, Rows]] = []
+        keys: dict[tuple[str, str], int] = {}
         # All inputs are read before any state changes: an odd event can't be half counted.
-        for name, mode in modes.items():
-            if mode:
-                rows = self._row[name]
-                rows.keys[0] = key_hash(self.states[name].view, event)
-                rows.times[0], rows.offsets[0], rows.modes[0] = event["event_time"], offset, mode
-                if mode & kernel.UPDATE:
-                    facts = Facts(rows.amounts, rows.hashes, rows.flags)
-                    self._inputs[name][kind].of_row(event, facts)
-        parts = [
-            self.states[name].process(self._row[name]).before.tobytes()
-            for name, mode in modes.items()
-            if mode
-        ]
+        for name, state in self.states.items():
+            inputs = self._inputs[name].get(kind)
+            if inputs is None and not reads:
+                continue
+            rows, view = self._row[name], state.view
+            key = keys.get((view.key, view.entity))
+            if key is None:
+                key = keys[view.key, view.entity] = key_hash(view, event)
+            rows.keys[0], rows.times[0], rows.offsets[0] = key, event["event_time"], offset
+            rows.modes[0] = _mode(reads=reads, counts=inputs is not None)
+            if inputs is not None:
+                inputs.of_row(event, Facts(rows.amounts, rows.hashes, rows.flags))
+            mine.append((state, rows))
+        parts = [state.one(rows).tobytes() for state, rows in mine]
         return b"".join(parts) if reads else b""
 
     def _observe_owned(
@@ -113,11 +112,11 @@ class WindowEngine:
             mine.add(name)
             counts = bool(key) and kind in inputs
             rows.keys[0], rows.times[0], rows.offsets[0] = key, event["event_time"], offset
-            rows.modes[0] = (kernel.READ if reads else 0) | (kernel.UPDATE if counts else 0)
+            rows.modes[0] = _mode(reads=reads, counts=counts)
             if counts:
                 inputs[kind].of_row(event, Facts(rows.amounts, rows.hashes, rows.flags))
         parts = [
-            state.process(self._row[name]).before.tobytes() if name in mine else self._blank[name]
+            state.one(self._row[name]).tobytes() if name in mine else self._blank[name]
             for name, state in self.states.items()
         ]
         return b"".join(parts) if reads else b""
@@ -133,7 +132,7 @@ class WindowEngine:
             if view.entity == entity:
                 rows.keys[0] = key_hash(view, {"tenant": tenant, view.key: key})
                 rows.times[0], rows.modes[0] = now, kernel.READ
-                values = state.process(rows).before[0].tolist()
+                values = state.one(rows).tolist()
                 found |= zip(view.column_names, values, strict=True)
         return found
 
@@ -173,7 +172,7 @@ class WindowEngine:
 
     def apply(self, chunks: Sequence[Chunk]) -> None:
         """Take events in, in offset order over all chunks, without reading."""
-        events = [_Events(chunk) for chunk in _by_kind(chunks)]
+        events = [_Events(chunk) for chunk in merged(chunks)]
         for name, state in self.states.items():
             found = [
                 _rows(state.view, inputs, mine, self._since.get(name))
@@ -253,26 +252,8 @@ class _Events:
         return self._keys[view.key, view.entity]
 
 
-def _by_kind(chunks: Sequence[Chunk]) -> list[Chunk]:
-    """Chunks with the same columns as one: what is done for each costs more than its rows."""
-    alike: list[list[Chunk]] = []
-    for chunk in chunks:
-        for some in alike:
-            if some[0].kind == chunk.kind and some[0].batch.schema.equals(chunk.batch.schema):
-                some.append(chunk)
-                break
-        else:
-            alike.append([chunk])
-    return [
-        some[0]
-        if len(some) == 1
-        else Chunk(
-            some[0].kind,
-            np.concatenate([c.offsets for c in some]),
-            pa.concat_batches([c.batch for c in some]),
-        )
-        for some in alike
-    ]
+def _mode(*, reads: bool, counts: bool) -> int:
+    return (kernel.READ if reads else 0) | (kernel.UPDATE if counts else 0)
 
 
 def _rows(view: WindowView, inputs: Inputs, events: _Events, since: Ints | None) -> Rows:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import xxhash
 from numba import njit
 
 BUCKETS = 1_024
@@ -112,7 +113,7 @@ def xxh64(data: bytes, seed: int = 0) -> int:
     >>> hex(xxh64(b"abc"))
     '0x44bc2cf5ad770999'
     """
-    return int(_xxh64(np.frombuffer(data, np.uint8), 0, len(data), np.uint64(seed)))
+    return xxhash.xxh64_intdigest(data, seed)
 
 
 def key_seed(tenant: str, entity: str) -> int:

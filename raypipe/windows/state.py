@@ -75,6 +75,8 @@ class ViewState:
             np.empty(self.layout[kernel.EVENT_WORDS], np.int64),
             np.empty(self.layout[kernel.TILE_WORDS], np.int64),
         )
+        # What one row finds: making arrays for it would cost as much as finding it.
+        self._found = np.empty((1, len(view.columns))), np.empty(1, np.int64), np.empty(0, np.int64)
 
     @property
     def _kept_words(self) -> int:
@@ -103,15 +105,27 @@ class ViewState:
         newest, clocks = np.empty(n, np.int64), np.empty(n if wants_after else 0, np.int64)
         done = 0
         while done < n:
-            done = kernel.process(
-                self._slots, self._arena, self._sums, self._free, self._top, self.layout.words,
-                self.layout.plan, self.layout.tables, *self._scratch, done, rows.keys, rows.times,
-                rows.offsets, rows.modes, rows.amounts, rows.hashes, rows.flags, out, newest,
-                clocks,
-            )  # fmt: skip
+            done = self._kernel(done, rows, out, newest, clocks)
             if done < n:
                 self._grow()
         return Values(out[:n], newest, out[n:], clocks)
+
+    def one(self, rows: Rows) -> Floats:
+        """Read or update with one row, which asks for no values after it; the values before it
+        [columns], which stand until the next call."""
+        before, newest, clocks = self._found
+        while not self._kernel(0, rows, before, newest, clocks):
+            self._grow()
+        values: Floats = before[0]
+        return values
+
+    def _kernel(self, done: int, rows: Rows, out: Floats, newest: Ints, clocks: Ints) -> int:
+        found: int = kernel.process(
+            self._slots, self._arena, self._sums, self._free, self._top, self.layout.words,
+            self.layout.plan, self.layout.tables, *self._scratch, done, rows.keys, rows.times,
+            rows.offsets, rows.modes, rows.amounts, rows.hashes, rows.flags, out, newest, clocks,
+        )  # fmt: skip
+        return found
 
     def clocks(self, keys: Ints) -> Ints:
         """Time of the newest event of each key in ms [n]; kernel.NEVER for unknown ones."""

@@ -17,6 +17,7 @@ from serving.scoring.cut import MAX_BITS, cut
 from serving.scoring.forest import Tree, Unsupported
 from serving.scoring.probes import probes
 from serving.scoring.table import Table
+from serving.scoring.walk import Walk
 from training.artefact import LIGHTGBM, LoadedModel
 
 REASONS = 4
@@ -44,10 +45,10 @@ class RowScore(Protocol):
 
 @dataclass(frozen=True)
 class _Library:
-    """What a library of trees offers; ``fast`` uses what it doesn't promise."""
+    """What a library of trees offers; ``fast``, the fastest first, uses what it doesn't promise."""
 
     name: str
-    fast: Callable[[Any, int], RowScore]
+    fast: tuple[Callable[[Any, int, Sequence[Tree]], RowScore], ...]
     plain: Callable[[Any, int], RowScore]
     scores: Callable[[Any, Vector], Floats]
     contributions: Callable[[Any, Vector], Floats]
@@ -55,10 +56,20 @@ class _Library:
 
 
 _XGBOOST = _Library(
-    "xgboost", xgb.DenseRow, xgb.InplaceRow, xgb.scores, xgb.contributions, forest.of_xgboost
+    "xgboost",
+    (Walk, lambda booster, features, _: xgb.DenseRow(booster, features)),
+    xgb.InplaceRow,
+    xgb.scores,
+    xgb.contributions,
+    forest.of_xgboost,
 )
 _LIGHTGBM = _Library(
-    "lightgbm", lgb.FastRow, lgb.PlainRow, lgb.scores, lgb.contributions, forest.of_lightgbm
+    "lightgbm",
+    (lambda booster, features, _: lgb.FastRow(booster, features),),
+    lgb.PlainRow,
+    lgb.scores,
+    lgb.contributions,
+    forest.of_lightgbm,
 )
 
 
@@ -117,7 +128,7 @@ def load_scorer(loaded: LoadedModel, *, table_bytes: int = TABLE_BYTES) -> TreeS
     except Unsupported as e:
         trees, why = [], str(e)
     rows = probes(len(features), trees)
-    score = _row_score(library, booster, rows, loaded.reference)
+    score = _row_score(library, booster, trees, rows, loaded.reference)
     table = None if why else _table(library, booster, trees, rows, table_bytes)
     if isinstance(table, Table):
         return TreeScorer(features, score, table.shares, Ways(score.name, "table"))
@@ -135,18 +146,21 @@ def load_scorer(loaded: LoadedModel, *, table_bytes: int = TABLE_BYTES) -> TreeS
     )
 
 
-def _row_score(library: _Library, booster: Any, rows: Vector, reference: str) -> RowScore:
+def _row_score(
+    library: _Library, booster: Any, trees: Sequence[Tree], rows: Vector, reference: str
+) -> RowScore:
     expected = library.scores(booster, rows)
-    try:
-        fast = library.fast(booster, rows.shape[1])
-        found = np.array([fast(row) for row in rows], expected.dtype)
-    except Exception as e:  # noqa: BLE001 - it is private: whatever is wrong with it, there is another
-        why = f"{type(e).__name__}: {e}"
-    else:
-        if found.tobytes() == expected.tobytes():
-            return fast
-        why = f"it differs on {int((found != expected).sum())} of {len(rows)} rows"
-    _log.warning("model %s is scored the slower way: %s", reference, why)
+    for way in library.fast:
+        try:
+            fast = way(booster, rows.shape[1], trees)
+            found = np.array([fast(row) for row in rows], expected.dtype)
+        except Exception as e:  # noqa: BLE001 - whatever is wrong with it, there is another
+            why = f"{type(e).__name__}: {e}"
+        else:
+            if found.tobytes() == expected.tobytes():
+                return fast
+            why = f"it differs on {int((found != expected).sum())} of {len(rows)} rows"
+        _log.warning("model %s is scored a slower way: %s", reference, why)
     return library.plain(booster, rows.shape[1])
 
 

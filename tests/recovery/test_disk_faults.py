@@ -190,7 +190,7 @@ def test_a_disk_that_refuses(nurseries: Nurseries, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lie", "loses", "refuses"),
     [
-        ("fsync log/log.db-wal 20 lie stays", True, False),
+        ("fsync log/log.db-wal 10 lie stays", True, False),
         ("fsync snapshots/* 1 lie stays", False, False),
         ("fsync log/sealed* 1 lie stays", False, True),
     ],

@@ -77,14 +77,14 @@ async def waiting_now(worker: Supervised) -> list[Review]:
 @pytest.mark.parametrize(
     "point",
     [
-        # Six decisions are up to twelve commits; the claims and verdicts come after them.
+        # Six decisions are six commits or some more; the claims and verdicts come after them.
         "",
-        "worker.before_commit:14",
-        "worker.after_commit:14",
-        "worker.after_commit:16",
+        "worker.before_commit:8",
+        "worker.after_commit:8",
+        "worker.after_commit:10",
         "worker.after_reply:9",
-        "log.append.before_commit:17",
-        "log.append.after_commit:18",
+        "log.append.before_commit:11",
+        "log.append.after_commit:12",
     ],
 )
 def test_the_queue_is_the_same_after_any_death(tmp_path: Path, point: str) -> None:

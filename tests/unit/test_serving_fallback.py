@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -73,7 +73,7 @@ class Replica:
         self.service.worker = self.service.app._worker = self.worker
         self.writer = SpillWriter(lambda: Spill(folder / "spill", 2**20))
         self.writer.open()
-        self.presence = Presence(self.worker, 4)
+        self.presence = Presence(self.worker, 4, 60.0)
         self.fallback = Fallback(
             PROJECT,
             self.service.stored,
@@ -412,11 +412,14 @@ class Reached:
 def test_a_worker_is_away_when_it_answers_nobody() -> None:
     now = [0.0]
     worker = Reached()
-    presence = Presence(worker, 2, lambda: now[0])
+    presence = Presence(worker, 2, 1.0, lambda: now[0])
+
+    def asking() -> AbstractContextManager[None]:
+        return presence.asking(asyncio.Timeout(None))
 
     def wait(seconds: float, *, answered: bool) -> None:
         try:
-            with presence.asking():
+            with asking():
                 now[0] += seconds
                 if not answered:
                     raise TimeoutError
@@ -432,13 +435,41 @@ def test_a_worker_is_away_when_it_answers_nobody() -> None:
     assert not presence.worth_asking
     presence.back()
     assert presence.worth_asking
-    with suppress(Conflict), presence.asking():
+    with suppress(Conflict), asking():
         now[0] += 60
         raise Conflict("an answer too")
     presence.in_vain()
     assert presence.worth_asking
     worker.reachable = False
-    with presence.asking(), presence.asking():
+    with asking(), asking():
         assert not presence.worth_asking  # enough wait for it
     wait(0.001, answered=False)
     assert presence.away
+
+
+def test_nobody_waits_for_a_worker_that_could_not_be_reached_for_a_while() -> None:
+    now = [0.0]
+    worker = Reached()
+    presence = Presence(worker, 2, 1.0, lambda: now[0])
+
+    def pass_by(seconds: float, *, reachable: bool) -> None:
+        worker.reachable = reachable
+        presence.look()
+        now[0] += seconds
+        presence.look()
+
+    async def ask() -> None:
+        async with asyncio.timeout(3_600) as limit:
+            with presence.asking(limit):
+                pass_by(0.9, reachable=False)
+                pass_by(0.9, reachable=True)  # it has come back: that begins anew
+                pass_by(0.9, reachable=False)
+                assert not presence.away
+                pass_by(0.2, reachable=False)
+                assert presence.away
+                await asyncio.sleep(3_600)
+
+    pass_by(60.0, reachable=False)  # nobody asked
+    with pytest.raises(TimeoutError):
+        asyncio.run(ask())
+    assert not presence.worth_asking

@@ -86,8 +86,35 @@ def test_a_row_scores_as_xgboost_scores_the_whole_matrix(loaded: artefact.Loaded
     rows = _rows()
     expected = loaded.booster.predict(_matrix(rows))
     scorer = load_scorer(loaded)
-    assert scorer.ways == ("xgboost_c_api", "table")
+    assert scorer.ways == ("compiled_walk", "table")
     assert [scorer.score(row) for row in rows] == expected.astype(float).tolist()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"base_score": 0.02, "max_depth": 10},
+        # Margins from -60 to 60, where a probability is 1 in float32, and some 1e-26 or less.
+        {"eta": 1.0, "reg_lambda": 0.0, "min_child_weight": 0.0, "max_depth": 8},
+    ],
+)
+def test_the_walk_gives_the_bits_of_the_library(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    booster = _grown(rounds=120, **parameters)
+    scorer = load_scorer(_saved(tmp_path, bytes(booster.save_raw("ubj"))))
+    assert scorer.ways.scores == "compiled_walk"
+    rows = _rows(2_000)
+    assert [scorer.score(row) for row in rows] == booster.predict(_matrix(rows)).tolist()
+
+
+def test_another_objective_is_scored_by_the_library(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    booster = _grown(objective="reg:logistic")
+    scorer = load_scorer(_saved(tmp_path, bytes(booster.save_raw("ubj"))))
+    assert scorer.ways.scores == "xgboost_c_api"
+    assert "reg:logistic" in caplog.text
+    rows = _rows(50)
+    assert [scorer.score(row) for row in rows] == booster.predict(_matrix(rows)).tolist()
 
 
 def test_an_infinite_feature_still_gets_a_probability_and_reasons(
@@ -121,7 +148,7 @@ def test_a_table_over_the_limit_is_not_made_and_the_library_explains(
     size = sum(piece.size for piece in cut(of_xgboost(loaded.booster)))
     assert load_scorer(loaded, table_bytes=size).ways.reasons == "table"
     scorer = load_scorer(loaded, table_bytes=size - 1)
-    assert scorer.ways == ("xgboost_c_api", "xgboost_contributions")
+    assert scorer.ways == ("compiled_walk", "xgboost_contributions")
     assert f"{size} bytes" in caplog.text
     rows = _rows(50)
     exact = loaded.booster.predict(_matrix(rows), pred_contribs=True)[:, :-1]
@@ -173,7 +200,7 @@ def test_an_early_stopped_model_is_scored_and_explained_with_all_its_rounds(
     )
     assert booster.best_iteration + 1 < booster.num_boosted_rounds()
     scorer = load_scorer(_saved(tmp_path, bytes(booster.save_raw("ubj"))))
-    assert scorer.ways == ("xgboost_c_api", "table")
+    assert scorer.ways == ("compiled_walk", "table")
     rows = _rows(50)
     assert [scorer.score(row) for row in rows] == booster.predict(_matrix(rows)).tolist()
     exact = booster.predict(_matrix(rows), pred_contribs=True)[:, :-1]
@@ -198,7 +225,9 @@ def test_a_fast_way_that_is_gone_or_off_by_one_bit_is_not_used(
     way: type[DenseRow],
     why: str,
 ) -> None:
-    changed = dataclasses.replace(scorer_module._XGBOOST, fast=way)
+    changed = dataclasses.replace(
+        scorer_module._XGBOOST, fast=(lambda booster, features, _: way(booster, features),)
+    )
     monkeypatch.setattr(scorer_module, "_XGBOOST", changed)
     scorer = load_scorer(loaded)
     assert scorer.ways == ("xgboost_inplace", "table")

@@ -33,6 +33,7 @@ from raypipe.errors import (
 from raypipe.events.declarations import declare
 from raypipe.events.evolution import align
 from raypipe.events.quarantine import Quarantine
+from raypipe.events.rows import batch_of
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
 from raypipe.ledger.exposure import EXPOSURE, Counted, exposures_batch
@@ -583,9 +584,7 @@ class WorkerCore:
             for entry in entries
         ]
         part = self._parts.get(kind)
-        return pa.RecordBatch.from_pylist(
-            rows, self._schemas[kind] if part is None else part.schema
-        )
+        return batch_of(rows, self._schemas[kind] if part is None else part.schema)
 
     def save(self) -> int:
         """Write a snapshot and commit to it; returns its offset. Raises what prevents it."""

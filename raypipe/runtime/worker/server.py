@@ -3,8 +3,10 @@
 A Unix socket serves the node; across nodes it is the same frames within TLS (``tls.py``).
 
 Each round reads every waiting frame, works on all, commits once and answers all. What queued
-during the last commit is the next group, so the group grows with the load by itself. Bulk requests
-queue, and a round takes a bounded number of their rows, so that decisions don't wait for them long.
+during the last commit is the next group, so the group grows with the load by itself. An event whose
+decision is still to come, which nobody was told to be durable, waits shortly for the commit of the
+decision. Bulk requests queue, and a round takes a bounded number of their rows, so that decisions
+don't wait for them long.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import logging
 import selectors
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -34,6 +37,9 @@ _log = logging.getLogger("raypipe.worker")
 BULK_ROWS = 8_192
 """Bulk rows from which on a round takes no further request."""
 
+HOLD_S = 0.01
+"""How long an observed event waits for its decision, with which it becomes durable."""
+
 _STRANGERS = 256
 """Connections that have not proven who they are; with more, the oldest is closed."""
 
@@ -55,6 +61,7 @@ _DURABLE = (
 """Answers that tell of something that the next commit makes durable."""
 
 Asked = list[tuple[Connection, protocol.Request]]
+Answered = list[tuple[Connection, protocol.Reply]]
 
 
 class WorkerServer:
@@ -86,6 +93,8 @@ class WorkerServer:
             self._selector.register(listener.sock, selectors.EVENT_READ, listener)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
         self._bulk: deque[tuple[Connection, protocol.Ingest | protocol.Hear]] = deque()
+        self._held: float | None = None
+        """Since when an observed event waits for a commit."""
         self._stopping = False
 
     def stop(self) -> None:
@@ -97,7 +106,7 @@ class WorkerServer:
         """Serve until stopped."""
         while not self._stopping:
             asked: Asked = []
-            for key, mask in self._selector.select(0 if self._bulk else self._core.idle_s):
+            for key, mask in self._selector.select(self._idle_s()):
                 if isinstance(key.data, Connection):
                     self._serve(key.data, mask, asked)
                 elif key.fileobj is not self._wake_in:
@@ -109,6 +118,13 @@ class WorkerServer:
         self._selector.close()
         for listener in self._listeners:
             listener.sock.close()
+
+    def _idle_s(self) -> float | None:
+        if self._bulk:
+            return 0.0
+        if self._held is None:
+            return self._core.idle_s
+        return max(0.0, self._held + HOLD_S - time.monotonic())
 
     def _accept(self, listener: Listener) -> None:
         try:
@@ -152,21 +168,32 @@ class WorkerServer:
             self._close(connection)
 
     def _round(self, asked: Asked) -> None:
-        durable: list[tuple[Connection, protocol.Reply]] = []
+        now: Answered = []
+        durable: Answered = []
         for connection, request in self._due(asked):
             reply = self._answer(request)
-            if isinstance(reply, _DURABLE) or (
+            waits = isinstance(reply, _DURABLE) or (
                 isinstance(reply, protocol.Observed) and reply.decision is not None
-            ):
-                durable.append((connection, reply))
-            else:
-                self._reply(connection, reply)
+            )
+            (durable if waits else now).append((connection, reply))
+        self._send_all(now)
+        if not durable and self._holds():
+            return
+        self._held = None
         self._core.commit()
-        for connection, reply in durable:
-            self._reply(connection, reply)
+        self._send_all(durable)
         if durable:
             reach("worker.after_reply")
         self._core.tick()
+
+    def _holds(self) -> bool:
+        """Whether what waits for a commit may wait longer."""
+        if not self._core.dirty:
+            return False
+        now = time.monotonic()
+        if self._held is None:
+            self._held = now
+        return now < self._held + HOLD_S
 
     def _due(self, asked: Asked) -> Iterator[tuple[Connection, protocol.Request]]:
         """What this round works on: all that is small, then as much of the bulk as it may take.
@@ -295,9 +322,12 @@ class WorkerServer:
                 hint="Start both again with the same version of the project.",
             )
 
-    def _reply(self, connection: Connection, reply: protocol.Reply) -> None:
-        connection.out += protocol.frame(reply)
-        self._send(connection)
+    def _send_all(self, answers: Answered) -> None:
+        """Send to each replica all that is for it at once: it reads it at once, too."""
+        for connection, reply in answers:
+            connection.out += protocol.frame(reply)
+        for connection in dict.fromkeys(connection for connection, _ in answers):
+            self._send(connection)
 
     def _send(self, connection: Connection) -> None:
         if connection.sock.fileno() < 0:

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from raypipe.errors import DeclarationError
 from raypipe.events.schema import EventType
-from raypipe.log.port import Appended, Chunk
+from raypipe.log.port import Appended, Chunk, merged
 from raypipe.patterns.alerts import ALERT, Alert, to_batch
 from raypipe.patterns.engine import PatternEngine
 from raypipe.patterns.plan import compile_pattern
@@ -79,6 +79,8 @@ class Watch:
         self._looking: Future[list[Alert]] | None = None
         self._copying: Future[Sequence[pa.Table]] | None = None
         self._waiting: list[Chunk] = []
+        self._rows = 0
+        """Of those that wait."""
         self._since = 0.0
         self._counted = 0
         """Offset up to which a restored state has counted."""
@@ -107,6 +109,7 @@ class Watch:
             if not self._waiting:
                 self._since = self._clock()
             self._waiting += chunks
+            self._rows += sum(map(len, chunks))
 
     @property
     def idle_s(self) -> float | None:
@@ -117,8 +120,7 @@ class Watch:
             return _POLL_S
         now = self._clock()
         if self._waiting:
-            many = sum(map(len, self._waiting)) >= ROWS
-            return 0.0 if many else max(0.0, self._since + DELAY_S - now)
+            return 0.0 if self._rows >= ROWS else max(0.0, self._since + DELAY_S - now)
         return max(0.0, self._ticked + CLOCK_S - now) if self._engine.awaiting else None
 
     @property
@@ -145,9 +147,12 @@ class Watch:
         if self._waiting:
             if not all_ and self.idle_s:
                 return found
-            waiting, self._waiting = self._waiting, []
+            waiting, rows = self._waiting, self._rows
+            self._waiting, self._rows = [], 0
             self._ticked = self._clock()
-            if all_ or sum(map(len, waiting)) < ROWS:
+            if rows < ROWS:
+                return found + self._alerts(self._engine.apply(merged(waiting)))
+            if all_:
                 return found + self._alerts(self._engine.apply(waiting))
             self._looking = self._thread.submit(self._engine.apply, waiting)
             return found
@@ -250,7 +255,7 @@ class Watch:
             "patterns": float(len(self.patterns)),
             "pattern_keys": float(self._engine.keys),
             "pattern_bytes": float(self._engine.nbytes),
-            "pattern_rows_waiting": float(sum(map(len, self._waiting))),
+            "pattern_rows_waiting": float(self._rows),
             "alerts": float(self.alerts),
         }
         for name, numbers in self._engine.stats.items():
