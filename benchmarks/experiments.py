@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Simulate, and compare what was found with what is claimed."""
+    from benchmarks import assignment
     from benchmarks.trials.world import people
 
     trials = args.trials or (200 if args.quick else 1_000)
@@ -46,14 +47,17 @@ def run(args: argparse.Namespace) -> Result:
     figures |= _with_effect(world, planted)
     figures |= _off_policy(world, trials)
     _agrees_with_analysis(world)
+    cost = assignment.measure(100_000 if args.quick else assignment.UNITS)
+    figures |= {"assign_us": cost.assign_us, "assignments_per_s": cost.assignments_per_s}
     return Result(
         SUITE,
         figures,
-        {},
+        cost.samples,
         (
             f"{trials:,} trials without an effect, {planted:,} with one; 28 daily looks in each",
             f"{len(world.daily):,} customers of a simulated world: spending of 28 days, capped at "
             f"quantile {CAP}, with the 28 days before as CUPED's covariate",
+            "an assignment is of three arms, with a holdout and a condition; one thread",
             "naive: Welch's t-test of what was spent at each look, as it is; no cap, no CUPED",
         ),
     )

@@ -83,7 +83,7 @@ def take_in(
             continue
         found = inputs.setdefault(kind, [])
         for file in log.export(PARTITION, kind, exported, since, end):
-            place = _in_lake(file, lake, exported)
+            place = in_lake(file, lake, exported)
             taken = _footer(place, place.below(lake) or place.name)
             found.append(taken)
             if taken.end > start:
@@ -148,7 +148,7 @@ def _all_there(held: Inputs, lake: Place, exported: Place) -> bool:
     return all(f.below(exported) in names or f.exists() for f in files)
 
 
-def _in_lake(file: Place, lake: Place, folder: Place) -> Place:
+def in_lake(file: Place, lake: Place, folder: Place) -> Place:
     """A sealed file of the log lies on one node: where all must read it, it is copied once."""
     if file.below(lake) is not None:
         return file

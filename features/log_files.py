@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from raypipe.lake import Place
+from raypipe.ledger.exposure import EXPOSURE, EXPOSURE_SCHEMA
 from raypipe.ledger.record import LOG_KIND, LOG_SCHEMA
 from raypipe.log import opening
 from raypipe.log.export import STEP
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from raypipe.config import Settings
 
 PARTITION = 0
+
+_OWN = {LOG_KIND: LOG_SCHEMA, EXPOSURE: EXPOSURE_SCHEMA}
 
 
 class LogFiles:
@@ -84,7 +87,7 @@ class LogFiles:
                 *self._log.export(PARTITION, kind, self._kept, first, whole),
                 *self._log.export(PARTITION, kind, self._scratch, whole, self.end),
             ]
-            schema = LOG_SCHEMA if kind == LOG_KIND else self._project.event(kind).arrow_schema
+            schema = _OWN.get(kind) or self._project.event(kind).arrow_schema
             schema = pa.schema(
                 [pa.field(OFFSET, pa.int64()), *(f.with_nullable(True) for f in schema)]
             )

@@ -27,6 +27,7 @@ from features.store.names import (
 )
 from raypipe.errors import NotFound
 from raypipe.lake import Place
+from raypipe.ledger.exposure import EXPOSURE, EXPOSURE_SCHEMA
 from raypipe.ledger.record import LOG_KIND, decode
 from raypipe.log.port import OFFSET
 from raypipe.profiles import Profile
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 DECISIONS = "decisions"
+EXPOSURES = "exposures"
 
 MOMENT = pa.timestamp("us")
 """UTC, and not said so: DuckDB can do little with time zones without an extension."""
@@ -47,6 +49,14 @@ _REASON = pa.struct(
         ("feature", pa.string()),
         ("contribution", pa.float64()),
         ("words", pa.string()),
+    ]
+)
+_EXPOSED = pa.struct(
+    [
+        ("experiment", pa.string()),
+        ("arm", pa.string()),
+        ("unit", pa.string()),
+        ("propensity", pa.float64()),
     ]
 )
 DECISION_SCHEMA = pa.schema(
@@ -75,6 +85,7 @@ DECISION_SCHEMA = pa.schema(
         pa.field("list_hits", pa.list_(pa.string())),
         pa.field("degraded_by", pa.list_(pa.string())),
         pa.field("spilled", pa.bool_()),
+        pa.field("exposures", pa.list_(_EXPOSED)),
     ]
 )
 """The fields of a decision record, and the decision's own place in the log."""
@@ -132,6 +143,8 @@ def declared(project: Project) -> dict[str, Table]:
         about = f"profile of a {profile.entity} at the end of each day"
         found.append(Table(profile.name, about, pa.schema([*columns, newest])))
     found.append(Table(DECISIONS, "recorded decisions", DECISION_SCHEMA))
+    exposures = pa.schema([pa.field(OFFSET, pa.int64()), *EXPOSURE_SCHEMA])
+    found.append(Table(EXPOSURES, "arms of experiments that decisions were made with", exposures))
     return {t.name: t for t in found}
 
 
@@ -160,6 +173,8 @@ class Tables:
         """The rows as an object that DuckDB scans; raises NotFound when nothing was built."""
         if table.name == DECISIONS:
             return Decisions(self._files.table(LOG_KIND))
+        if table.name == EXPOSURES:
+            return self._files.table(EXPOSURE)
         if table.name in self._views:
             return self._features(table)
         for profile in self._project.profiles:
@@ -236,6 +251,7 @@ class Decisions:
                 record = decode(data)
                 row = msgspec.structs.asdict(record)
                 row["reasons"] = [msgspec.structs.asdict(r) for r in record.reasons]
+                row["exposures"] = [msgspec.structs.asdict(e) for e in record.exposed]
                 row["features"] = np.frombuffer(record.features, FEATURE_VALUE)
                 rows.append(row | {OFFSET: offset})
             yield pa.RecordBatch.from_pylist(rows, DECISION_SCHEMA)

@@ -23,7 +23,14 @@ from raypipe.clock import Clock
 from raypipe.errors import Conflict, EventLost, InputError, Unavailable, Violation
 from raypipe.events.body import parse_object
 from raypipe.events.schema import EventType, canonical_json
-from raypipe.ledger.record import DecisionRecord, OwnerOffsets, Reason, decision_id, decode
+from raypipe.ledger.record import (
+    DecisionRecord,
+    Exposed,
+    OwnerOffsets,
+    Reason,
+    decision_id,
+    decode,
+)
 from raypipe.policy.lists import EMPTY, Lists
 from raypipe.policy.policy import Action, Decides, Verdict, failed
 from raypipe.vector.assemble import FEATURE_VALUE
@@ -198,6 +205,7 @@ class Judge:
         clock: Clock,
         experiment: str | None = None,
         arm: str | None = None,
+        exposed: tuple[Exposed, ...] = (),
     ) -> DecisionRecord:
         """Decide about an observed event, as an arm of an experiment if there is one.
 
@@ -257,6 +265,7 @@ class Judge:
             lists=lists.version if self.policy.lists else "",
             list_hits=verdict.list_hits,
             arm=arm,
+            exposures=exposed or msgspec.UNSET,
         )
 
     def worded(self, reason: Reason) -> Reason:
@@ -273,8 +282,11 @@ def _said(verdict: Verdict) -> list[Reason]:
 class Chooser(Protocol):
     """Several judges; a serving.panel.Panel is one."""
 
-    def choose(self, event: Mapping[str, Any]) -> tuple[Judge, str | None, str | None]:
-        """Who decides about an event, in which experiment and as which arm of it."""
+    def choose(
+        self, event: Mapping[str, Any]
+    ) -> tuple[Judge, str | None, str | None, tuple[Exposed, ...]]:
+        """Who decides about an event: the judge, the salt and the arm while models share the
+        decisions, and the arms of declared experiments."""
 
 
 class Onlookers(Protocol):
@@ -403,8 +415,8 @@ class Decider:
     def _judged(self, seen: Observation, profiles: Known | None) -> DecisionRecord:
         if self._chooser is None:
             return self.judge.judge(seen, profiles, self._clock)
-        judge, experiment, arm = self._chooser.choose(seen.event)
-        return judge.judge(seen, profiles, self._clock, experiment, arm)
+        judge, experiment, arm, exposed = self._chooser.choose(seen.event)
+        return judge.judge(seen, profiles, self._clock, experiment, arm, exposed)
 
     async def _ask(self, attempt: Attempt) -> Decided:
         """The decision by way of the worker."""

@@ -34,6 +34,7 @@ from serving.exchange import (
     require_json,
     text_of,
 )
+from serving.experiments import Experiments
 from serving.explain import Explainer, wants_reasons
 from serving.face import Face
 from serving.key_values import KeyValues
@@ -81,6 +82,7 @@ class HttpApp(Face):
         events: Events,
         explainer: Explainer,
         reviews: Reviews,
+        experiments: Experiments,
         metrics: Metrics,
         documents: Documents,
         feature_names: Callable[[str], Sequence[str] | None],
@@ -102,6 +104,7 @@ class HttpApp(Face):
         self._explainer = explainer
         self._batches = Batches(batch_limits, explainer, metrics, entrance)
         self._reviews = reviews
+        self._experiments = experiments
         self._key_values = key_values
         self._tables = tables
         self._documents = documents
@@ -120,6 +123,7 @@ class HttpApp(Face):
                 ("/v1/events", self._take_events, "POST"),
                 ("/v1/features/{entity}/{key:path}", self._features, "GET"),
                 ("/v1/tables/{name}", self._table, "GET"),
+                ("/v1/experiments/{reference}", self._experiment, "GET"),
                 ("/healthz", self._healthz, "GET"),
                 ("/readyz", self._readyz, "GET"),
                 ("/metrics", self._metrics_text, "GET"),
@@ -216,6 +220,11 @@ class HttpApp(Face):
         credential = await self._authorize(request, KeyScope.FEATURES_READ)
         name = request.path_params["name"]
         return _json(await self._tables.read(credential.tenant, name, request.query_params))
+
+    async def _experiment(self, request: Request) -> Response:
+        credential = await self._authorize(request, KeyScope.DECISIONS_READ)
+        wanted = request.path_params["reference"]
+        return _json(await self._experiments.read(credential.tenant, wanted))
 
     async def _healthz(self, request: Request) -> Response:
         return _json(schemas.Health("ok"))

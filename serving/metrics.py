@@ -96,8 +96,8 @@ class Metrics:
         ).labels(replica)
         self._arms = Counter(
             "raypipe_experiment_decisions_total",
-            "New decisions by arm of the running experiment, and action.",
-            ("replica", "arm", "action"),
+            "New decisions by arm of the running experiments and of challengers, and action.",
+            ("replica", "experiment", "arm", "action"),
             registry=self._registry,
         )
         self._worker = _WorkerFigures(replica)
@@ -139,8 +139,11 @@ class Metrics:
                 self._hits.labels(self._replica, record.policy, rule).inc()
             if record.degraded:
                 self._degraded.inc()
+            arms = [(e.experiment, e.arm) for e in record.exposed]
             if record.arm is not None:
-                self._arms.labels(self._replica, record.arm, record.action).inc()
+                arms.append((record.experiment or "", record.arm))
+            for experiment, arm in arms:
+                self._arms.labels(self._replica, experiment, arm, record.action).inc()
         self._seconds.observe(seconds)
 
     def loaded(self, models: Mapping[str, Ways]) -> None:

@@ -28,6 +28,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
         schemas.Taken,
         schemas.KeyFeatures,
         schemas.TableRows,
+        schemas.ExperimentState,
         schemas.Health,
         schemas.Readiness,
         schemas.ReviewPage,
@@ -58,6 +59,7 @@ def document(project: Project, currency: str, body_limit: int) -> dict[str, Any]
             "/v1/events": {"post": _events(project, currency)},
             "/v1/features/{entity}/{key}": {"get": _features(project)},
             "/v1/tables/{name}": {"get": _table(project)},
+            "/v1/experiments/{reference}": {"get": _experiment()},
             "/healthz": {"get": _plain("The process answers", "Health")},
             "/readyz": {"get": _plain("Whether decisions can be made", "Readiness", "503")},
             "/metrics": {"get": _text("Figures for Prometheus", "text/plain")},
@@ -356,6 +358,22 @@ def _table(project: Project) -> dict[str, Any]:
         "responses": {
             "200": json_answer("The rows", "TableRows"),
             **problems("400", "401", "403", "404", "503"),
+        },
+    }
+
+
+def _experiment() -> dict[str, Any]:
+    return {
+        "operationId": "experiment",
+        "summary": "Read the state of an experiment",
+        "description": "By `name@version`; a name alone is the version that runs, else the "
+        "highest. Exposures are counted for the tenant of the key, one for each decision that was "
+        "made with the arm.",
+        "security": [{"key": ["decisions:read"]}],
+        "parameters": [path_parameter("reference")],
+        "responses": {
+            "200": json_answer("The experiment", "ExperimentState"),
+            **problems("401", "403", "404", "503"),
         },
     }
 

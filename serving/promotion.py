@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from raypipe.errors import NotFound, UsageError
-from raypipe.policy import registry as registry_of_policies
+from raypipe.experiments.registry import EXPERIMENTS
+from raypipe.policy.registry import POLICIES
 from raypipe.project import load_project
 from serving.release import Challenger, Release, split_reference
 from serving.releases import Recorded, Releases, first_or_current, somebody
@@ -137,8 +138,61 @@ def rolled_back(settings: Settings, to: int | None = None) -> Edit:
 def with_policy(settings: Settings, reference: str | None) -> Edit:
     """Decide by a published policy, by a name alone its highest version; None: by the thresholds
     of each model. Raises NotFound."""
-    found = None if reference is None else registry_of_policies.resolve(settings.lake, reference)
+    found = None if reference is None else POLICIES.resolve(settings.lake, reference)
     return lambda release: msgspec.structs.replace(release, policy=found)
+
+
+def started(settings: Settings, reference: str) -> Edit:
+    """Run a published experiment, by a name alone its highest version; a version of it that runs
+    gives way. Raises NotFound."""
+    found = EXPERIMENTS.resolve(settings.lake, reference)
+
+    def edit(release: Release) -> Release:
+        others = _without(release, found.partition("@")[0])
+        return msgspec.structs.replace(release, experiments=(*others, found))
+
+    return edit
+
+
+def stopped(reference: str) -> Edit:
+    """Run an experiment no longer: its units get what the release serves. Raises NotFound."""
+
+    def edit(release: Release) -> Release:
+        _running(release, reference)
+        others = _without(release, reference.partition("@")[0])
+        return msgspec.structs.replace(release, experiments=others)
+
+    return edit
+
+
+def arm_promoted(settings: Settings, reference: str, arm: str) -> Edit:
+    """End an experiment and serve to everybody what an arm of it got.
+
+    Raises NotFound for an experiment that doesn't run, DeclarationError for an unknown arm.
+    """
+
+    def edit(release: Release) -> Release:
+        winner = EXPERIMENTS.read(settings.lake, _running(release, reference)).arm(arm)
+        ended = stopped(reference)(release)
+        if winner.policy is not None:
+            ended = msgspec.structs.replace(ended, policy=winner.policy)
+        return ended if winner.model is None else promoted(settings, winner.model)(ended)
+
+    return edit
+
+
+def _running(release: Release, reference: str) -> str:
+    """The ``name@version`` that runs and that a name, or the same, means."""
+    for running in release.experiments:
+        if reference in (running, running.partition("@")[0]):
+            return running
+    raise NotFound(
+        f"experiment {reference!r} doesn't run", hint=f"There run: {_listed(release.experiments)}."
+    )
+
+
+def _without(release: Release, name: str) -> tuple[str, ...]:
+    return tuple(e for e in release.experiments if e.partition("@")[0] != name)
 
 
 def resolve(settings: Settings, reference: str) -> str:

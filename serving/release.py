@@ -31,10 +31,11 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     ``policy`` None means the thresholds of each model's manifest. ``shadows`` score and decide
     nothing. ``salt`` names the experiment: with another one, other keys go to the challengers.
-    ``number`` is that in the history; 0 for one that isn't recorded there.
+    ``experiments`` run, each as ``name@version``. ``number`` is that in the history; 0 for one that
+    isn't recorded there.
 
-    Raises ConfigError for a reference that can be none, a model that is named twice, shares that
-    are over 1 together, challengers without a salt.
+    Raises ConfigError for a reference that can be none, a model or an experiment that is named
+    twice, shares that are over 1 together, challengers without a salt.
     """
 
     champion: str
@@ -43,11 +44,19 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shadows: tuple[str, ...] = ()
     salt: str = ""
     number: int = 0
+    experiments: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for reference in (*self.models, *([self.policy] if self.policy else [])):
+        policies = (self.policy,) if self.policy else ()
+        for reference in (*self.models, *policies, *self.experiments):
             if not _REFERENCE.fullmatch(reference):
                 raise ConfigError(f"{reference!r} names no version", hint="Write NAME@VERSION.")
+        names = [e.partition("@")[0] for e in self.experiments]
+        if len(set(names)) < len(names):
+            raise ConfigError(
+                f"an experiment is named twice: {', '.join(self.experiments)}",
+                hint="One version of it runs at a time.",
+            )
         doubled = {m for m in self.models if self.models.count(m) > 1}
         if doubled:
             raise ConfigError(
@@ -70,7 +79,12 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def models(self) -> tuple[str, ...]:
         """All model versions, the champion first."""
-        return (self.champion, *(c.model for c in self.challengers), *self.shadows)
+        return (*self.deciding, *self.shadows)
+
+    @property
+    def deciding(self) -> tuple[str, ...]:
+        """The model versions that decide where no experiment says otherwise."""
+        return (self.champion, *(c.model for c in self.challengers))
 
     def describe(self) -> dict[str, Any]:
         """Plain data, from which ``read`` makes it again."""
@@ -79,7 +93,7 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def changes(self, other: Release) -> Iterator[str]:
         """In words, in what ``other`` differs from this one."""
-        for name in ("champion", "policy", "challengers", "shadows", "salt"):
+        for name in ("champion", "policy", "challengers", "shadows", "salt", "experiments"):
             before, after = _told(getattr(self, name)), _told(getattr(other, name))
             if before != after:
                 yield f"{name}: {before} -> {after}"

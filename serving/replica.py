@@ -45,6 +45,7 @@ class Replica:
         from serving.credentials import AWAY_S, Credentials
         from serving.docs import render
         from serving.events import Events
+        from serving.experiments import Experiments
         from serving.explain import Explainer
         from serving.guard import Guard
         from serving.key_shelf import KeyShelf
@@ -78,6 +79,7 @@ class Replica:
         self._guard = Guard(settings, options, self._project, self._worker, stored, keys, metrics)
         self._shadows = Shadows(settings.lake / FOLDER, metrics.shadowed)
         self._lists = WatchedLists(settings.lake)
+        self._experiments = Experiments(settings.lake, self._worker)
         self._panel: Panel | None = None
         self._prepared: Panel | None = None
         self._app = HttpApp(
@@ -98,6 +100,7 @@ class Replica:
             reviews=Reviews(
                 self._project, self._worker, SystemClock(), settings.review_minutes * MINUTE_MS
             ),
+            experiments=self._experiments,
             metrics=metrics,
             documents=render(document(self._project, settings.currency, settings.body_limit_bytes)),
             feature_names=lambda reference: feature_names(models, reference),
@@ -241,7 +244,7 @@ class Replica:
             onlookers=self._shadows,
         )
         self._app.release = panel.release.number
-        loaded = (*panel.judges, *panel.shadows)
-        self._metrics.loaded({judge.model: judge.scorer.ways for judge in loaded})
+        self._experiments.release = panel.release
+        self._metrics.loaded({judge.model: judge.scorer.ways for judge in panel.loaded})
         self._shadows.use(panel.shadows)
         self._panel, self._prepared = panel, None

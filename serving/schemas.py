@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from raypipe.ledger.record import NOWHERE, DecisionRecord, Reason
+from raypipe.ledger.record import NOWHERE, DecisionRecord, Exposed, Reason
 from raypipe.policy.policy import Action
 from raypipe.vector.assemble import FEATURE_VALUE
 
@@ -77,6 +77,10 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
     ]
     arm: Annotated[
         str | None, Meta(description="champion, or the challenger that has this key; else null")
+    ]
+    exposures: Annotated[
+        tuple[Exposed, ...],
+        Meta(description="the arms of declared experiments that it was made with"),
     ]
     features: Annotated[
         dict[str, float | None] | None,
@@ -177,6 +181,36 @@ class TableRows(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ]
     definition_hash: str
+
+
+class ExperimentArm(msgspec.Struct, frozen=True, kw_only=True):
+    """An arm, what its units get, and how often they did so far."""
+
+    name: str
+    share: Annotated[float, Meta(description="of the layer")]
+    model: Annotated[str | None, Meta(description="name@version; null: what the release serves")]
+    policy: Annotated[str | None, Meta(description="name@version; null: what the release serves")]
+    exposures: Annotated[int, Meta(description="decisions that were made with the arm")]
+    first_exposure: Annotated[int | None, Meta(description="ms UTC; null before it")]
+    last_exposure: Annotated[int | None, Meta(description="ms UTC; null before the first")]
+
+
+class ExperimentState(msgspec.Struct, frozen=True, kw_only=True):
+    """An experiment and what came of it so far."""
+
+    experiment: Annotated[str, Meta(description="name@version")]
+    state: Annotated[
+        Literal["running", "stopped", "published"],
+        Meta(description="stopped: it ran for this tenant; published: it has not"),
+    ]
+    release: Annotated[int | None, Meta(description="number of the release that runs it, or null")]
+    unit: Annotated[str, Meta(description="the column that names who has an arm, or event")]
+    layer: Annotated[str, Meta(description="empty for a layer of its own")]
+    holdout: float
+    arms: Annotated[list[ExperimentArm], Meta(description="the control first")]
+    metrics: Annotated[list[str], Meta(description="the primary one first")]
+    horizon_ms: int
+    sha256: str
 
 
 class OpenReview(msgspec.Struct, frozen=True, kw_only=True):
@@ -281,6 +315,7 @@ def detail(record: DecisionRecord, names: Sequence[str] | None) -> DecisionDetai
         list_hits=record.list_hits,
         experiment=record.experiment,
         arm=record.arm,
+        exposures=record.exposed,
         features=named,
         feature_bytes=base64.b64encode(record.features).decode(),
         profile_times=record.profile_times,

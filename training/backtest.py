@@ -20,7 +20,7 @@ from raypipe.log.port import OFFSET
 from raypipe.policy.columns import ACTIONS, decide_columns
 from raypipe.policy.list_store import ListStore
 from raypipe.policy.lists import Lists
-from raypipe.policy.registry import find_spec
+from raypipe.policy.registry import POLICIES
 from raypipe.policy.rules import BoundPolicy, RuleSet
 from raypipe.project import Project, load_project
 from raypipe.vector.assemble import FEATURE_VALUE
@@ -54,7 +54,7 @@ def run(
     Raises NotFound where nothing was decided, and what loading the policy raises.
     """
     project = load_project(settings.project)
-    rules = RuleSet(find_spec(settings.lake, policy), project)
+    rules = RuleSet(POLICIES.find(settings.lake, policy), project)
     lists = ListStore(settings.lake, settings.tenant).refresh()
     with (
         open_log(settings, project) as files,

@@ -8,6 +8,7 @@ from raypipe.cli import (
     cluster,
     doctor,
     down,
+    experiment,
     features,
     ingest,
     init,
@@ -59,6 +60,7 @@ for _verb in (
     init.init,
 ):
     app.command()(_verb)
+app.add_typer(experiment.app)
 app.add_typer(patterns.app)
 app.add_typer(policy.app)
 app.add_typer(quarantine.app)

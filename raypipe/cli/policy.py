@@ -94,20 +94,12 @@ def publish(
 def list_(json: Json = False, home: Home = None, config: Config = None, set_: Set = None) -> int:
     """List the published policies."""
     settings = _options.settings(home, config, set_)
-    from raypipe.policy import registry
+    from raypipe.policy.registry import POLICIES
     from raypipe.policy.spec import iso
 
-    lake = settings.lake
-    found = [
-        registry.read_manifest(lake / registry.FOLDER / name / str(version))
-        for name in registry.names(lake)
-        for version in registry.versions(lake, name)
-    ]
-    rows = [(f"{m.name}@{m.version}", iso(m.published_ms), m.project, m.sha256[:12]) for m in found]
-    policies = [
-        {"policy": f"{m.name}@{m.version}", "published_ms": m.published_ms, "sha256": m.sha256}
-        for m in found
-    ]
+    found = list(POLICIES.manifests(settings.lake))
+    rows = [(m.id, iso(m.published_ms), m.project, m.sha256[:12]) for m in found]
+    policies = [{"policy": m.id, "published_ms": m.published_ms, "sha256": m.sha256} for m in found]
     table = _output.table(("POLICY", "PUBLISHED", "PROJECT", "SHA256"), rows)
     _output.write({"policies": policies}, as_json=json, text=table if rows else "None.")
     return 0
@@ -207,9 +199,9 @@ def _project(settings: Settings) -> Project:
 
 
 def _spec(settings: Settings, reference: str) -> PolicySpec:
-    from raypipe.policy.registry import find_spec
+    from raypipe.policy.registry import POLICIES
 
-    return find_spec(settings.lake, reference)
+    return POLICIES.find(settings.lake, reference)
 
 
 def _text(spec: PolicySpec) -> str:

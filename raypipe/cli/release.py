@@ -93,7 +93,7 @@ def promote(
     """
     settings = _options.settings(home, config, set_, ray_address=address)
     edit = _stage.call("serving.promotion:promoted", settings, model)
-    return _change(settings, edit, reason, by, json, quiet)
+    return change(settings, edit, reason, by, json, quiet)
 
 
 @app.command()
@@ -126,7 +126,7 @@ def challenge(
     """
     settings = _options.settings(home, config, set_, ray_address=address)
     edit = _stage.call("serving.promotion:challenged", settings, model, share, salt)
-    return _change(settings, edit, reason, by, json, quiet)
+    return change(settings, edit, reason, by, json, quiet)
 
 
 @app.command()
@@ -145,7 +145,7 @@ def shadow(
     """Have a model version judge every decision without deciding; see `compare`."""
     settings = _options.settings(home, config, set_, ray_address=address)
     edit = _stage.call("serving.promotion:shadowed", settings, model, stop=stop)
-    return _change(settings, edit, reason, by, json, quiet)
+    return change(settings, edit, reason, by, json, quiet)
 
 
 @app.command()
@@ -166,7 +166,7 @@ def rollback(
     """Serve again what an earlier release was, as a new release."""
     settings = _options.settings(home, config, set_, ray_address=address)
     edit = _stage.call("serving.promotion:rolled_back", settings, to)
-    return _change(settings, edit, reason, by, json, quiet)
+    return change(settings, edit, reason, by, json, quiet)
 
 
 @app.command()
@@ -222,12 +222,13 @@ def use_policy(
     settings = _options.settings(home, config, set_, ray_address=address)
     wanted = None if policy == "none" else policy
     edit = _stage.call("serving.promotion:with_policy", settings, wanted)
-    return _change(settings, edit, reason, by, json, quiet)
+    return change(settings, edit, reason, by, json, quiet)
 
 
-def _change(
+def change(
     settings: Settings, edit: Any, reason: str, by: str | None, json: bool, quiet: bool
 ) -> int:
+    """Serve what an edit of serving.promotion makes of the current release, and tell of it."""
     with _stage.session():
         recorded, serves = _stage.call(
             "serving.promotion:change",
@@ -264,6 +265,7 @@ def _about(recorded: Any) -> str:
         f"policy      {release.policy or 'thresholds of the model'}",
         f"challengers {challengers or 'none'}",
         f"shadows     {', '.join(release.shadows) or 'none'}",
+        f"experiments {', '.join(release.experiments) or 'none'}",
     ]
     if recorded.reason:
         lines.append(f"reason      {recorded.reason}")

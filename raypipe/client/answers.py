@@ -20,6 +20,16 @@ class Reason(msgspec.Struct, frozen=True):
     """For people; "" where nobody wrote any."""
 
 
+class Exposed(msgspec.Struct, frozen=True):
+    """The arm of an experiment, ``name@version``, that a decision was made with."""
+
+    experiment: str
+    arm: str
+    unit: str
+    propensity: float
+    """How likely the arm was for a unit of the experiment."""
+
+
 class _Decision(msgspec.Struct, frozen=True, kw_only=True):
     decision_id: str
     event_id: str
@@ -57,6 +67,9 @@ class DecisionDetail(_Decision, frozen=True, kw_only=True):
     lists: str = ""
     list_hits: tuple[str, ...] = ()
     experiment: str | None
+    arm: str | None = None
+    exposures: tuple[Exposed, ...] = ()
+    """The arms of experiments that it was made with."""
     features: dict[str, float | None] | None
     """By name; None where missing, or as a whole when the server has not the model any more."""
     feature_bytes: bytes

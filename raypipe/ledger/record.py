@@ -28,6 +28,19 @@ OwnerOffsets = tuple[tuple[int, int], ...] | msgspec.UnsetType
 """Of an event that several workers have: (partition, offset) of each, the primary owner first."""
 
 
+class Exposed(msgspec.Struct, frozen=True):
+    """The arm of an experiment that a decision was made with.
+
+    ``experiment`` is ``name@version``, ``propensity`` how likely the arm was for a unit of the
+    experiment, from 0 to 1.
+    """
+
+    experiment: str
+    arm: str
+    unit: str
+    propensity: float
+
+
 class DecisionRecord(msgspec.Struct, frozen=True):
     """One decision.
 
@@ -40,7 +53,8 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     ``degraded_by`` says why, where the worker was away. A ``spilled`` decision was answered before
     its event was in the log, so its features need not be made from the event's stored windows.
     ``experiment`` and ``arm`` are set while models share the decisions: ``champion``, or the
-    model version that has this key.
+    model version that has this key. ``exposures`` are the arms of declared experiments, one of each
+    layer at most; ``exposed`` reads them.
     """
 
     decision_id: str
@@ -71,6 +85,12 @@ class DecisionRecord(msgspec.Struct, frozen=True):
     degraded_by: tuple[str, ...] = ()
     spilled: bool = False
     arm: str | None = None
+    exposures: tuple[Exposed, ...] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def exposed(self) -> tuple[Exposed, ...]:
+        """The arms of declared experiments that it was made with."""
+        return () if isinstance(self.exposures, msgspec.UnsetType) else self.exposures
 
     @property
     def told(self) -> DecisionRecord:

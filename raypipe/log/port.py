@@ -33,7 +33,7 @@ OWNERSHIP = "ownership"
 
 OWN_KINDS = frozenset(
     {DECISION, DECLARATION, OWNERSHIP, "receipt", "alert", "patterns", "clock", "told"}
-    | {"outcome", "claim"}
+    | {"outcome", "claim", "exposure"}
 )
 """Names that no event type may have."""
 

@@ -12,7 +12,7 @@ from raypipe.policy.policy import Decides, Policy
 from raypipe.policy.rules import RuleSet
 from raypipe.project import Project
 from raypipe.vector.assemble import Assembler
-from serving.decide import NO_LISTS, Judge, KnownLists
+from serving.decide import NO_LISTS, Judge, KnownLists, Scorer
 from serving.scoring.scorer import TABLE_BYTES, load_scorer
 from training import artefact, registry
 
@@ -27,12 +27,14 @@ def load_judge(
     lists: KnownLists = NO_LISTS,
     *,
     table_bytes: int = TABLE_BYTES,
+    scorer: Scorer | None = None,
 ) -> Judge:
     """A verified model version, by default the current one, with its features and its policy.
 
     The policy is ``rules`` bound to the model, else the manifest's thresholds with ``on_error``.
     The model scores one row here, so that a model that can't is refused at load and not at the
-    first request. ``table_bytes`` is as in load_scorer. Raises NotFound, IntegrityError, and
+    first request. ``table_bytes`` is as in load_scorer; ``scorer`` is of the same version, loaded
+    before. Raises NotFound, IntegrityError, and
     DeclarationError for rules that read what the model does not have.
     """
     loaded = artefact.load(registry.locate(models, name, version), project)
@@ -42,7 +44,7 @@ def load_judge(
         if rules is None
         else rules.bind(manifest.features)
     )
-    scorer = load_scorer(loaded, table_bytes=table_bytes)
+    known, scorer = scorer, scorer or load_scorer(loaded, table_bytes=table_bytes)
     judge = Judge(
         features=Assembler(project, project.model(name)),
         scorer=scorer,
@@ -52,6 +54,8 @@ def load_judge(
         definition_hash=manifest.definition_hash,
         lists=lists,
     )
+    if known is not None:
+        return judge
     probe = np.full(len(manifest.features), np.nan, np.float32)
     if not 0.0 <= scorer.score(probe) <= 1.0:
         raise IntegrityError(

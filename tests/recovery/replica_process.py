@@ -26,6 +26,7 @@ from serving.credentials import AWAY_S, Credentials
 from serving.decide import Decider, Judge, Vector, Ways
 from serving.docs import render
 from serving.events import Events
+from serving.experiments import Experiments
 from serving.explain import Explainer
 from serving.guard import Guard
 from serving.http import HttpApp
@@ -93,6 +94,7 @@ async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> Non
         events=Events(project, worker, "EUR", clock, body_limit=2**20, waiting_limit=2**20),
         explainer=Explainer(settings.lake / "models"),
         reviews=Reviews(project, worker, clock, settings.review_minutes * MINUTE_MS),
+        experiments=Experiments(settings.lake, worker),
         metrics=metrics,
         documents=DOCUMENTS,
         feature_names=lambda _: MODEL.features,

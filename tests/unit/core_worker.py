@@ -8,6 +8,7 @@ from typing import Any
 from raypipe.clock import Clock
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
+from raypipe.ledger.exposure import Counted
 from raypipe.ledger.outcome import Outcome
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project
@@ -54,6 +55,9 @@ class CoreWorker:
 
     async def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:
         return self.core.decision(tenant, decision_id)
+
+    async def exposures(self, tenant: str, experiment: str) -> list[Counted]:
+        return self.core.exposures(tenant, experiment)
 
     async def event_of(self, tenant: str, decision_id: str) -> dict[str, Any] | None:
         found = self.core.event_of(tenant, decision_id)

@@ -24,10 +24,12 @@ from raypipe.errors import Conflict, Unavailable
 from raypipe.events.row import RowValidator
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.lake import Place
+from raypipe.ledger.exposure import Counted
 from raypipe.ledger.record import DecisionRecord, encode
 from raypipe.log.port import Chunk
 from raypipe.profiles import Profile, Value, facts
 from raypipe.project import Entity, Label, Model, Project
+from raypipe.runtime.worker.exposures import ExposureCounts
 from raypipe.tables.engine import TableEngine
 from raypipe.tables.spec import Table
 from raypipe.tables.spec import count as count_of
@@ -41,6 +43,7 @@ from serving.decide import Decider, Profiles
 from serving.docs import render
 from serving.entrance import Entrance
 from serving.events import Events
+from serving.experiments import Experiments
 from serving.explain import Explainer
 from serving.fairness import Gate
 from serving.http import HttpApp
@@ -250,6 +253,13 @@ class MemoryWorker:
         assert self.keys is not None
         return self.keys.verify(shown)
 
+    async def exposures(self, tenant: str, experiment: str) -> list[Counted]:
+        await self._reached()
+        counts = ExposureCounts()
+        for record in self.records.values():
+            counts.decided(record)
+        return counts.of(tenant, experiment)
+
     async def figures(self, within_s: float) -> list[dict[str, float] | None]:
         try:
             return [await self.stats()]
@@ -312,6 +322,7 @@ class Service:
             ),
             explainer=Explainer(Place.at(home) / "models"),
             reviews=Reviews(project, self.worker, self.clock, DAY_MS),
+            experiments=Experiments(Place.at(home), self.worker),
             metrics=Metrics("r1"),
             documents=DOCUMENTS,
             feature_names=lambda reference: feature_names(Place.at(home) / "models", reference),

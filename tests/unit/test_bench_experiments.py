@@ -15,6 +15,8 @@ def test_figures_have_the_agreed_names() -> None:
         "naive_false_positive_rate",
         "power_gap",
         "cuped_variance_ratio",
+        "assign_us",
+        "assignments_per_s",
     }
     assert agreed <= set(found)
     assert found["aa_alpha"] == 0.05

@@ -340,8 +340,8 @@ def test_a_published_version_never_changes(lake: Place) -> None:
     with pytest.raises(Conflict, match="write version: 4"):
         publish(lake, changed(("0.9", "0.8")))
     publish(lake, changed(("version: 3", "version: 12"), ("0.9", "0.8")))
-    assert registry.versions(lake, "water") == [3, 12]
-    assert registry.resolve(lake, "water") == "water@12"
+    assert registry.POLICIES.versions(lake, "water") == [3, 12]
+    assert registry.POLICIES.resolve(lake, "water") == "water@12"
     loaded = registry.load_policy(lake, "water@3", project)
     assert (loaded.id, loaded.sha256, loaded.lists) == (
         "water@3",
@@ -353,7 +353,7 @@ def test_a_published_version_never_changes(lake: Place) -> None:
 def test_what_can_not_decide_is_not_published(lake: Place) -> None:
     with pytest.raises(DeclarationError, match="litre"):
         publish(lake, changed(("litres >= 1000", "litre >= 1000")))
-    assert registry.names(lake) == []
+    assert registry.POLICIES.names(lake) == []
 
 
 @pytest.mark.parametrize("reference", ["fire", "water@4", "water@x", "../water", ""])

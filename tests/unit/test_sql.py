@@ -333,7 +333,7 @@ def test_the_tables_are_listed_without_a_log(tmp_path: Path) -> None:
         "opening", "flood",
         "valve_at_event", "valve_state", "gardener_at_event", "gardener_state",
         "floods_at_event", "floods_state",
-        "decisions",
+        "decisions", "exposures",
     ]  # fmt: skip
     assert found[0]["columns"]["litres"] == "int64"
     assert "  litres " in call(tmp_path, "--tables").stdout

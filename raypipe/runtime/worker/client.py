@@ -18,6 +18,7 @@ import pyarrow as pa
 from raypipe.errors import error_of
 from raypipe.events.schema import canonical_json
 from raypipe.ledger import record as ledger
+from raypipe.ledger.exposure import Counted
 from raypipe.ledger.outcome import Outcome
 from raypipe.log.codec import encode_group
 from raypipe.ownership.routes import projected
@@ -211,6 +212,13 @@ class WorkerClient:
             lambda number: protocol.EventOf(number, tenant, decision_id), protocol.DecidedEvent
         )
         return reply.event
+
+    async def exposures(self, tenant: str, experiment: str) -> list[Counted]:
+        """How often each arm of an experiment, ``name@version``, was decided with."""
+        reply = await self._ask(
+            lambda number: protocol.AskExposures(number, tenant, experiment), protocol.Exposures
+        )
+        return reply.arms
 
     async def reviews(self, tenant: str, wanted: Wanted) -> tuple[list[Review], int]:
         """Decisions that wait for a person, oldest first, and how many do in all."""

@@ -36,6 +36,7 @@ from raypipe.events.quarantine import Quarantine
 from raypipe.events.rows import batch_of
 from raypipe.lake import Place
 from raypipe.ledger import record as ledger
+from raypipe.ledger.exposure import EXPOSURE, Counted, exposures_batch
 from raypipe.log.port import (
     DECISION,
     Appended,
@@ -148,7 +149,7 @@ class WorkerCore:
         self.people = People(log, partition, self._state.reviews, self._clock, review_ms)
         self._snapshot_offset = offset
         self._fill_tables(offset)
-        self._fill_reviews(offset)
+        self._fill_projections(offset)
         self._next = self._committed = self._replay(offset)
         self._counters = {
             "start_seconds": time.monotonic() - started,
@@ -207,14 +208,20 @@ class WorkerCore:
             self._state.tables.apply(self._events_of(chunks), empty)
             offset += sum(map(len, chunks))
 
-    def _fill_reviews(self, end: int) -> None:
-        """Find the open reviews that the snapshot was without: a batch left it."""
+    def _fill_projections(self, end: int) -> None:
+        """Find the open reviews and the exposures that the snapshot was without: a batch left it,
+        or an older version."""
+        state, kinds = self._state, self._log.kinds(self._partition)
+        lacking = [
+            projection
+            for projection, kind in ((state.reviews, DECISION), (state.exposures, EXPOSURE))
+            if projection.counted < 0 and kind in kinds
+        ]
         offset = self._log.first(self._partition)
-        if self._state.reviews.counted >= 0 or DECISION not in self._log.kinds(self._partition):
-            return
-        while offset < end:
+        while lacking and offset < end:
             chunks = list(self._log.read(self._partition, offset, min(REPLAY_ROWS, end - offset)))
-            self._state.reviews.replay(chunks)
+            for projection in lacking:
+                projection.replay(chunks)
             offset += sum(map(len, chunks))
 
     def _restored(self) -> tuple[WorkerState, int]:
@@ -425,6 +432,7 @@ class WorkerCore:
             )
         self._decisions[record.tenant, record.decision_id] = record
         self._state.reviews.decided(record)
+        self._state.exposures.decided(record)
         self._counters["decisions"] += 1
         return record
 
@@ -465,6 +473,11 @@ class WorkerCore:
         """Rows of a table (TableEngine.read) with every committed event, and its watermark."""
         rows = self._state.tables.read(tenant, table, since, until, now)
         return rows, self._state.tables.watermark(table)
+
+    def exposures(self, tenant: str, experiment: str) -> list[Counted]:
+        """How often each arm of an experiment, ``name@version``, was decided with; those that wait
+        for the next commit too."""
+        return self._state.exposures.of(tenant, experiment)
 
     def event_of(self, tenant: str, decision_id: str) -> Mapping[str, Any] | None:
         """The event that a decision is about, None if retention deleted it; raises NotFound."""
@@ -536,7 +549,10 @@ class WorkerCore:
         """Write all that waits; what the log was given and its offsets."""
         batches = [*self._event_batches(), *self._intake.before_commit()]
         if self._decisions:
-            batches.append((ledger.LOG_KIND, ledger.to_batch(list(self._decisions.values()))))
+            made = list(self._decisions.values())
+            batches.append((ledger.LOG_KIND, ledger.to_batch(made)))
+            if (exposures := exposures_batch(made)) is not None:
+                batches.append((EXPOSURE, exposures))
         batches += [(ledger.TOLD_KIND, batch) for batch in self._told.values()]
         batches += [*self.people.batches(), *self._found]
         if not batches:

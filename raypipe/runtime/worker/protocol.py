@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from raypipe.ledger.exposure import Counted
 from raypipe.ledger.outcome import Outcome
 from raypipe.ledger.record import OwnerOffsets
 from raypipe.runtime.worker.reviews import Review, Wanted
@@ -165,6 +166,14 @@ class EventOf(msgspec.Struct, tag="event_of", array_like=True, frozen=True):
     decision_id: str
 
 
+class AskExposures(msgspec.Struct, tag="ask_exposures", array_like=True, frozen=True):
+    """Ask how often each arm of an experiment, ``name@version``, was decided with."""
+
+    id: int
+    tenant: str
+    experiment: str
+
+
 class ListReviews(msgspec.Struct, tag="list_reviews", array_like=True, frozen=True):
     """Ask for decisions that wait for a person."""
 
@@ -218,6 +227,7 @@ Request = (
     | Hear
     | AskHeard
     | EventOf
+    | AskExposures
     | ListReviews
     | ClaimReview
     | Report
@@ -334,6 +344,13 @@ class DecidedEvent(msgspec.Struct, tag="decided_event", array_like=True, frozen=
     event: dict[str, Any] | None
 
 
+class Exposures(msgspec.Struct, tag="exposures", array_like=True, frozen=True):
+    """The arms that there were exposures of."""
+
+    id: int
+    arms: list[Counted]
+
+
 class Reviews(msgspec.Struct, tag="reviews", array_like=True, frozen=True):
     """Decisions that wait, oldest first, and how many do in all."""
 
@@ -393,6 +410,7 @@ Reply = (
     | HeardOne
     | Heard
     | DecidedEvent
+    | Exposures
     | Reviews
     | Claimed
     | Reported

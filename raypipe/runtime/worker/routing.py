@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from raypipe.errors import Conflict, Unavailable
+from raypipe.ledger.exposure import Counted
 from raypipe.ledger.outcome import Outcome
 from raypipe.ledger.record import DecisionRecord, OwnerOffsets
 from raypipe.log.port import Group
@@ -159,6 +160,15 @@ class RoutingClient:
     async def event_of(self, tenant: str, decision_id: str) -> dict[str, Any] | None:
         """See WorkerClient.event_of."""
         return await (await self._decider(tenant, decision_id)).event_of(tenant, decision_id)
+
+    async def exposures(self, tenant: str, experiment: str) -> list[Counted]:
+        """See WorkerClient.exposures; those of all workers together."""
+        total: dict[str, Counted] = {}
+        for arms in await _together(c.exposures(tenant, experiment) for c in self.each):
+            for one in arms:
+                known = total.get(one.arm)
+                total[one.arm] = one if known is None else known.with_(one)
+        return list(total.values())
 
     async def reviews(self, tenant: str, wanted: Wanted) -> tuple[list[Review], int]:
         """See WorkerClient.reviews; those of all workers in one order."""

@@ -53,6 +53,7 @@ _DURABLE = (
     | protocol.HeardOne
     | protocol.Heard
     | protocol.DecidedEvent
+    | protocol.Exposures
     | protocol.Reviews
     | protocol.Claimed
     | protocol.Reported
@@ -273,6 +274,8 @@ class WorkerServer:
                 case protocol.EventOf(id=number, tenant=tenant, decision_id=decision_id):
                     about = self._core.event_of(tenant, decision_id)
                     return protocol.DecidedEvent(number, None if about is None else dict(about))
+                case protocol.AskExposures(id=number, tenant=tenant, experiment=experiment):
+                    return protocol.Exposures(number, self._core.exposures(tenant, experiment))
                 case protocol.ListReviews(id=number, tenant=tenant, wanted=wanted):
                     return protocol.Reviews(number, *self._core.people.page(tenant, wanted))
                 case protocol.ClaimReview(id=number, tenant=tenant, decision_id=decision_id):

@@ -11,6 +11,7 @@ import pyarrow as pa
 from raypipe.log.port import Chunk
 from raypipe.project import Project
 from raypipe.runtime.worker.changes import Changes
+from raypipe.runtime.worker.exposures import ExposureCounts
 from raypipe.runtime.worker.heard import Heard
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.reviews import ReviewQueue
@@ -40,6 +41,7 @@ class WorkerState:
         self.watch = Watch(project.events)
         self.heard = Heard()
         self.reviews = ReviewQueue()
+        self.exposures = ExposureCounts()
 
     def observe(self, kind: str, event: Mapping[str, Any], offset: int) -> bytes:
         """Count one event, whose id is known already; returns the window values before it."""
@@ -72,6 +74,7 @@ class WorkerState:
             self.ids.remember(chunk)
         self.watch.replay([*events, *others])
         self.reviews.replay(others)
+        self.exposures.replay(others)
 
     def take_changes(self, limit: int, *, written: bool) -> tuple[str, pa.Table] | None:
         """Some keys of a view that changed, as ``WindowEngine.latest`` gives them.
@@ -104,6 +107,7 @@ class WorkerState:
             lambda _: [self.ids.snapshot()],
             lambda _: self.changes.snapshot(),
             lambda offset: [self.reviews.snapshot(offset)],
+            lambda offset: [self.exposures.snapshot(offset)],
             self.watch.pieces,
         ]
 
@@ -122,6 +126,7 @@ class WorkerState:
             self.watch.restore,
             self.heard.restore,
             self.reviews.restore,
+            self.exposures.restore,
         )
         if not any(take(table) for take in takers) and not self.tables.restore([table]):
             self.windows.restore([table])

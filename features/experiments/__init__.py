@@ -1,0 +1,1 @@
+"""What became of an experiment's units, out of the log."""
