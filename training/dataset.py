@@ -38,6 +38,7 @@ _BLOCK = 131_072
 
 _ABOUT = "dataset.json"
 
+
 @dataclass(frozen=True)
 class Origin:
     """Where a dataset comes from."""
