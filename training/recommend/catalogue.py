@@ -80,8 +80,10 @@ def read_catalogue(
     """
     import pyarrow.dataset as ds
 
-    said = tables(event).to_table(filter=ds.field(TIME) < as_of_ms).sort_by(
-        [(TIME, "ascending"), (OFFSET, "ascending")]
+    said = (
+        tables(event)
+        .to_table(filter=ds.field(TIME) < as_of_ms)
+        .sort_by([(TIME, "ascending"), (OFFSET, "ascending")])
     )
     place = pc.index_in(said.column(ITEM), items).to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(~np.isnan(place)) if place.dtype.kind == "f" else np.arange(len(place))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raypipe.errors import NotFound
 from training.recommend.interactions import CART, ORDER, VIEW, Interactions
@@ -69,7 +68,7 @@ def read_interactions(
             continue
         table = _read(tables(source.event), source, user, end_ms)
         parts.append((kind, table))
-    whole = pa.concat_tables([t for _, t in parts]) if parts else None
+    whole = pa.concat_tables([t for _, t in parts], promote_options="permissive") if parts else None
     if whole is None or not len(whole):
         who = "sessions" if sessions else "customers"
         raise NotFound(
@@ -94,8 +93,8 @@ def _read(events: Dataset, source: Source, user: str, end_ms: int | None) -> pa.
     if end_ms is not None:
         wanted &= ds.field(TIME) < end_ms
     columns = {
-        "user": pc.cast(ds.field(user), pa.string()),
-        "item": pc.cast(ds.field(source.item), pa.string()),
-        TIME: pc.cast(ds.field(TIME), pa.int64()),
+        "user": ds.field(user),
+        "item": ds.field(source.item),
+        TIME: ds.field(TIME),
     }
     return events.to_table(columns=columns, filter=wanted)

@@ -102,7 +102,9 @@ class Interactions:
             users_list, items_list = known.users, known.items
             user, item = _found(users, users_list, "user"), _found(items, items_list, "item")
         order = np.lexsort((kind, item, user, time))
-        return cls(users_list, items_list, kinds, user[order], item[order], kind[order], time[order])
+        return cls(
+            users_list, items_list, kinds, user[order], item[order], kind[order], time[order]
+        )
 
     def where(self, rows: npt.NDArray[Any]) -> Interactions:
         """Those of a mask or of ascending places, over the same ids."""

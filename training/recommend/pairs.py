@@ -51,4 +51,3 @@ def read_pairs(
         np.zeros(len(whole), np.int64),
         known=known,
     )
-
