@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from training.recommend.evaluate import Evaluation
     from training.recommend.neighbours import RP3Beta
     from training.recommend.port import Method, Retriever
+    from training.recommend.products import Run
     from training.recommend.rows import Rows
 
 SUITE = "gowalla"
@@ -49,7 +50,8 @@ PUBLISHED = (
 )
 """Recall@20 and NDCG@20 as BARS prints them (openbenchmark/BARS, Matching, gowalla_m1)."""
 
-NEIGHBOURS, ALPHAS, BETAS = (800,), (0.5, 0.6, 0.7), (0.1, 0.2, 0.3, 0.4)
+GRID = (300, 800), (0.5, 0.6, 0.7), (0.2, 0.3), (False, True)
+"""Neighbours, alpha, beta, normalised."""
 HELD_OUT = 0.2
 
 
@@ -73,18 +75,21 @@ def run(args: argparse.Namespace) -> Result:
     found = tuple(round(popular.mean(m, K), 4) for m in ("recall", "ndcg"))
     check(found == MOST_POPULAR, f"the evaluation isn't the protocol's: most popular has {found}")
 
-    method = RP3Beta(800, 0.6, 0.3) if args.quick else _chosen(train)
+    method = RP3Beta(300, 0.6, 0.3) if args.quick else _chosen(train)
     with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as home:
         session.start(Settings(home=Path(home)))
         try:
             fitted: dict[str, Retriever] = {}
 
-            def fit(way: str) -> None:
-                fitted[way] = method.fit(train, on_ray if way == "on Ray" else in_process)
+            def fit(way: str, run: Run) -> None:
+                fitted[way] = method.fit(train, run)
 
             with Peak() as peak:
                 samples = alternate(
-                    {way: (lambda way=way: fit(way)) for way in ("on Ray", "one thread")},
+                    {
+                        "on Ray": partial(fit, "on Ray", on_ray),
+                        "one thread": partial(fit, "one thread", in_process),
+                    },
                     repeats=2 if args.quick else args.repeats,
                 )
         finally:
@@ -138,13 +143,8 @@ def _chosen(train: Rows) -> RP3Beta:
         Rows.of(train.row_of[part], train.columns[part], train.values[part], shape)
         for part in (~held, held)
     )
-    best, first = 0.0, RP3Beta(NEIGHBOURS[0])
-    for neighbours, alpha, beta in product(NEIGHBOURS, ALPHAS, BETAS):
-        method = replace(first, neighbours=neighbours, alpha=alpha, beta=beta)
-        reached = _evaluated(method.fit(learn), learn, guess).mean("ndcg", K)
-        if reached > best:
-            best, chosen = reached, method
-    return chosen
+    tried = [RP3Beta(k, alpha, beta, n) for k, alpha, beta, n in product(*GRID)]
+    return max(tried, key=lambda m: _evaluated(m.fit(learn), learn, guess).mean("ndcg", K))
 
 
 def _others(train: Rows, test: Rows) -> list[tuple[str, Evaluation]]:

@@ -120,7 +120,9 @@ def test_a_score_is_the_weighted_sum_of_similarities_and_names_its_reason() -> N
         assert fitted.because(rows_of(history), item) == max(parts, key=lambda c: parts[c])
     unmet = next(i for i in range(40) if not table[[1, 5, 20], i].any())
     assert fitted.because(rows_of(history), unmet) is None
-    assert fitted.similar(5, 3).columns.tolist() == np.argsort(-table[5], kind="stable")[:3].tolist()
+    assert (
+        fitted.similar(5, 3).columns.tolist() == np.argsort(-table[5], kind="stable")[:3].tolist()
+    )
 
 
 def test_ease_is_its_closed_form() -> None:

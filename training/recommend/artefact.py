@@ -2,8 +2,8 @@
 
 Written as models are (``training.artefact``) and found as they are: ``training.registry`` lists,
 promotes and locates versions below ``retrieval``. The manifest comes last, and with it the version
-exists. Arrays are ``.npy`` files: a replica maps them, so that all replicas of a node share one copy
-in the page cache. From an object store they are fetched once a node, into ``cache``.
+exists. Arrays are ``.npy`` files: a replica maps them, so that all replicas of a node share one
+copy in the page cache. From an object store they are fetched once a node, into ``cache``.
 """
 
 from __future__ import annotations

@@ -116,4 +116,3 @@ def _largest(
         columns.append(best[row, at])
         values.append(found[row, at])
     return np.concatenate(rows), np.concatenate(columns), np.concatenate(values)
-

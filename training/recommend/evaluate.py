@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,6 @@ def by_length(
     (array([0, 1, 2, 3]), ('0', '1 to 4', '5 to 19', '20 and more'))
     """
     names = [
-        str(low) if high == low + 1 else f"{low} to {high - 1}"
-        for low, high in zip(edges[:-1], edges[1:], strict=True)
+        str(low) if high == low + 1 else f"{low} to {high - 1}" for low, high in pairwise(edges)
     ]
     return np.searchsorted(edges, sizes, side="right") - 1, (*names, f"{edges[-1]} and more")

@@ -75,7 +75,9 @@ class ItemFactors:
         order = np.argsort(-found, axis=1, kind="stable")
         best, found = np.take_along_axis(best, order, 1), np.take_along_axis(found, order, 1)
         kept = found > 0
-        return Rows(starts_of(kept.sum(axis=1)), best[kept], found[kept], self.width)
+        return Rows(
+            starts_of(kept.sum(axis=1)), best[kept].astype(np.int32), found[kept], self.width
+        )
 
     def settings(self) -> dict[str, Any]:
         """What folding in needs beside the factors."""

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from raypipe.errors import UsageError
 from training.recommend.port import Arrays
-from training.recommend.products import Product, Run, gathered, in_process
+from training.recommend.products import Doubles, Product, Run, gathered, in_process
 from training.recommend.rows import Rows
 
 
@@ -150,7 +151,8 @@ class RP3Beta:
 
 def diagonal(size: int) -> Rows:
     """Each item itself, for leaving it out of its own neighbours."""
-    return Rows(np.arange(size + 1), np.arange(size), np.ones(size), size)
+    items = np.arange(size + 1)
+    return Rows(items, items[:-1].astype(np.int32), np.ones(size, np.float32), size)
 
 
 def _walk(rows: Rows, alpha: float) -> Rows:
@@ -162,8 +164,8 @@ def _shares(rows: Rows) -> Rows:
     return rows.with_values(rows.values / np.repeat(np.where(total > 0, total, 1), rows.sizes))
 
 
-def _sums(rows: Rows, values: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.bincount(rows.row_of, values, len(rows))
+def _sums(rows: Rows, values: npt.NDArray[np.floating]) -> Doubles:
+    return np.bincount(rows.row_of, values, len(rows)).astype(np.float64, copy=False)
 
 
 def _check_neighbours(count: int) -> None:

@@ -54,11 +54,8 @@ class Popularity:
             inside = known < reach
             free[batch.seen.row_of[inside], known[inside]] = False
             free &= np.cumsum(free, axis=1) <= k
-            row, place = np.nonzero(free)
-            items = self.order[place]
-            parts.append(
-                Rows(starts_of(free.sum(axis=1)), items, self.scores[items], self.width)
-            )
+            items = self.order[np.nonzero(free)[1]].astype(np.int32)
+            parts.append(Rows(starts_of(free.sum(axis=1)), items, self.scores[items], self.width))
         return Rows.joined(parts) if parts else empty(0, self.width)
 
     def settings(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,7 @@ class Product:
         work = work + np.arange(count + 1)
         edges = np.searchsorted(work, np.linspace(0, work[-1], parts + 1)[1:-1])
         edges = np.unique(np.concatenate([[0], edges, [count]]))
-        return [(int(i), int(j)) for i, j in zip(edges[:-1], edges[1:], strict=True)]
+        return [(int(i), int(j)) for i, j in pairwise(edges)]
 
 
 Run = Callable[[Product], Iterator[Rows]]

@@ -59,7 +59,8 @@ class Rows:
         found, where = np.unique(place, return_inverse=True)
         summed = np.bincount(where, values, len(found))
         row, column = np.divmod(found, max(shape[1], 1))
-        return cls(starts_of(np.bincount(row, minlength=shape[0])), column, summed, shape[1])
+        starts = starts_of(np.bincount(row, minlength=shape[0]))
+        return cls(starts, column.astype(np.int32), summed.astype(np.float32), shape[1])
 
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
@@ -129,7 +130,7 @@ class Rows:
         if self.width != width:
             raise StageError(
                 f"{what} has {self.width} items, the retriever knows {width}",
-                hint="Items are counted by one list of ids: use the one the retriever was fitted on.",
+                hint="Items are places in one list of ids: use that of the retriever.",
             )
 
 
