@@ -222,6 +222,8 @@ def test_a_shops_events_become_interactions() -> None:
         (("c1", "i2", NOW + 4), "order"),
         (("c2", "i3", NOW + 50), "order"),
     ]
+    assert found.items.to_pylist() == ["i1", "i2", "i3", "i8"]
+    assert read_interactions(LOG.table, listings=None).items.to_pylist() == ["i2", "i3"]
     weights = found.matrix(SHOP)
     assert weights.values.tolist() == [pytest.approx(9, rel=1e-5), pytest.approx(5)]
     assert len(read_interactions(LOG.table, end_ms=NOW + 4)) == 2

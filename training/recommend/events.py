@@ -53,8 +53,11 @@ def read_interactions(
     *,
     end_ms: int | None = None,
     sessions: bool = False,
+    listings: str | None = "listing",
 ) -> Interactions:
     """All interactions of customers before ``end_ms``, or of sessions.
+
+    Items are those of the interactions, and those that events of type ``listings`` name.
 
     A visit that logs in half-way is its customer's from then on; by ``sessions`` it is one history
     as a whole, for learning what goes together in a visit.
@@ -81,7 +84,15 @@ def read_interactions(
         np.repeat([k for k, _ in parts], [len(t) for _, t in parts]).astype(np.uint8),
         tuple(s.kind for s in sources),
         whole.column(TIME).to_numpy(),
+        listed=None if listings is None else _listed(tables(listings), end_ms),
     )
+
+
+def _listed(listings: Dataset, end_ms: int | None) -> pa.Array:
+    import pyarrow.dataset as ds
+
+    before = None if end_ms is None else ds.field(TIME) < end_ms
+    return listings.to_table(columns=["item_id"], filter=before).column(0).combine_chunks()
 
 
 def _read(events: Dataset, source: Source, user: str, end_ms: int | None) -> pa.Table:

@@ -88,16 +88,18 @@ class Interactions:
         kinds: tuple[str, ...],
         time: Integers,
         *,
+        listed: pa.Array | None = None,
         known: Interactions | None = None,
     ) -> Interactions:
         """From columns of text [n] without nulls, in any order.
 
-        Ids are listed in their order as text. With ``known`` its lists are used, which then must
-        have every id; raises InputError that names one that is missing.
+        Ids are listed in their order as text; ``listed`` are items that belong to the catalogue
+        though nobody may have taken them. With ``known`` its lists are used, which then must have
+        every id; raises InputError that names one that is missing.
         """
         if known is None:
             users_list, user = _coded(users)
-            items_list, item = _coded(items)
+            items_list, item = _coded(items, listed)
         else:
             users_list, items_list = known.users, known.items
             user, item = _found(users, users_list, "user"), _found(items, items_list, "item")
@@ -169,8 +171,9 @@ class Interactions:
         return digest.hexdigest()
 
 
-def _coded(values: pa.Array) -> tuple[pa.StringArray, Codes]:
-    ids = pc.unique(values).cast(pa.string()).sort()
+def _coded(values: pa.Array, more: pa.Array | None = None) -> tuple[pa.StringArray, Codes]:
+    found = [values.cast(pa.string()), *([] if more is None else [more.cast(pa.string())])]
+    ids = pc.unique(pa.chunked_array(found)).sort()
     return ids, _found(values, ids, "value")
 
 
