@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.errors import UsageError
+from raypipe.log.port import OFFSET
 from training.recommend.rows import Rows
 
 if TYPE_CHECKING:
     from training.recommend.events import Tables
 
-ITEM, TIME, OFFSET, FIRST = "item_id", "event_time", "offset", "first_listed"
+ITEM, TIME, FIRST = "item_id", "event_time", "first_listed"
 PRICE, AVAILABLE = "price", "available"
 
 
@@ -41,6 +42,20 @@ class Catalogue:
         )
         return known
 
+    def has(self, column: str) -> bool:
+        """Whether listings said anything in a column."""
+        names = self.table.column_names
+        return column in names and self.table.column(column).null_count < len(self)
+
+    def codes(self, column: str) -> npt.NDArray[np.int64]:
+        """A column's values by number, -1 for null, [items]."""
+        return _coded(self.table.column(column))
+
+    def numbers(self, column: str) -> npt.NDArray[np.float64]:
+        """A column of numbers, NaN for null, [items]."""
+        values: npt.NDArray[np.float64] = self.table.column(column).cast(pa.float64()).to_numpy()
+        return values
+
     def attributes(self, columns: Sequence[str], *, price_bands: int = 0) -> Rows:
         """[items, distinct values] with 1 where an item has a value; rarer ones weigh more.
 
@@ -56,9 +71,9 @@ class Catalogue:
                 f"listings have no {', '.join(lacking)}",
                 hint="Columns: " + ", ".join(self.table.column_names),
             )
-        found = [_coded(self.table.column(c)) for c in columns]
+        found = [self.codes(c) for c in columns]
         if price_bands:
-            found.append(_bands(self.table.column(PRICE), price_bands))
+            found.append(_bands(self.numbers(PRICE), price_bands))
         items, values, offset = [], [], 0
         for codes in found:
             have = np.flatnonzero(codes >= 0)
@@ -104,8 +119,7 @@ def _coded(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return codes
 
 
-def _bands(column: pa.ChunkedArray, count: int) -> npt.NDArray[np.int64]:
-    price = column.cast(pa.float64()).to_numpy()
+def _bands(price: npt.NDArray[np.float64], count: int) -> npt.NDArray[np.int64]:
     known = np.isfinite(price)
     codes = np.full(len(price), -1, np.int64)
     if known.any():

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from raypipe.errors import NotFound
+from raypipe.log.port import OFFSET
 from training.recommend.interactions import CART, ORDER, VIEW, Interactions
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ def read_interactions(
         np.repeat([k for k, _ in parts], [len(t) for _, t in parts]).astype(np.uint8),
         tuple(s.kind for s in sources),
         whole.column(TIME).to_numpy(),
+        offset=whole.column(OFFSET).to_numpy(),
         listed=None if listings is None else _listed(tables(listings), end_ms),
     )
 
@@ -107,5 +109,6 @@ def _read(events: Dataset, source: Source, user: str, end_ms: int | None) -> pa.
         "user": ds.field(user),
         "item": ds.field(source.item),
         TIME: ds.field(TIME),
+        OFFSET: ds.field(OFFSET),
     }
     return events.to_table(columns=columns, filter=wanted)

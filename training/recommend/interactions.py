@@ -52,7 +52,8 @@ class Interactions:
     """Single interactions in order of time, over two lists of ids.
 
     Shapes: ``user`` and ``item`` int32 [n] are places in ``users`` and ``items``; ``kind`` uint8
-    [n] are places in ``kinds``; ``time`` int64 ms UTC [n], all 0 for a table without times.
+    [n] are places in ``kinds``; ``time`` int64 ms UTC [n], all 0 for a table without times;
+    ``offset`` int64 [n] is each one's place in the log, -1 for a table that was never in one.
     """
 
     users: pa.StringArray
@@ -62,6 +63,7 @@ class Interactions:
     item: Codes
     kind: npt.NDArray[np.uint8]
     time: Integers
+    offset: Integers
 
     def __len__(self) -> int:
         return len(self.user)
@@ -88,6 +90,7 @@ class Interactions:
         kinds: tuple[str, ...],
         time: Integers,
         *,
+        offset: Integers | None = None,
         listed: pa.Array | None = None,
         known: Interactions | None = None,
     ) -> Interactions:
@@ -104,9 +107,9 @@ class Interactions:
             users_list, items_list = known.users, known.items
             user, item = _found(users, users_list, "user"), _found(items, items_list, "item")
         order = np.lexsort((kind, item, user, time))
-        return cls(
-            users_list, items_list, kinds, user[order], item[order], kind[order], time[order]
-        )
+        place = np.full(len(user), -1, np.int64) if offset is None else offset
+        columns = (user[order], item[order], kind[order], time[order], place[order])
+        return cls(users_list, items_list, kinds, *columns)
 
     def where(self, rows: npt.NDArray[Any]) -> Interactions:
         """Those of a mask or of ascending places, over the same ids."""
@@ -116,6 +119,7 @@ class Interactions:
             item=self.item[rows],
             kind=self.kind[rows],
             time=self.time[rows],
+            offset=self.offset[rows],
         )
 
     def between(self, start_ms: int, end_ms: int) -> Interactions:
@@ -161,7 +165,7 @@ class Interactions:
         return faded
 
     def fingerprint(self) -> str:
-        """sha256 over ids, kinds and every interaction."""
+        """sha256 over ids, kinds and every interaction, wherever it lies in a log."""
         digest = hashlib.sha256(repr(self.kinds).encode())
         for ids in (self.users, self.items):
             for value in ids.to_pylist():
