@@ -27,12 +27,12 @@ FIXED: Mapping[str, Any] = {
     # The highest grade is 3: a gain of 7.
     "ndcg_exp_gain": True,
     "lambdarank_pair_method": "topk",
-    "lambdarank_num_pair_per_sample": 20,
+    "lambdarank_num_pair_per_sample": 50,
 }
 FIRST_POINT: Mapping[str, Any] = {
     "max_depth": 5,
-    "learning_rate": 0.08,
-    "min_child_weight": 5.0,
+    "learning_rate": 0.04,
+    "min_child_weight": 20.0,
     "subsample": 0.8,
     "colsample_bytree": 0.8,
 }
