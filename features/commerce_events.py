@@ -79,6 +79,32 @@ ORDER = EventType(
     "a customer ordered",
 )
 
+ORDER_LINE = EventType(
+    "order_line",
+    (
+        Field("order_id", Kind.STRING, tags=KEY),
+        Field("session_id", Kind.STRING, required=False, tags=SUBJECT_KEY),
+        CUSTOMER_ID,
+        ITEM_ID,
+        Field("quantity", Kind.INTEGER, minimum=1, maximum=100_000),
+        Field("price", Kind.AMOUNT, minimum=0, description="of one piece, minor units"),
+    ),
+    "one article of an order",
+)
+
+LISTING = EventType(
+    "listing",
+    (
+        ITEM_ID,
+        Field("title", Kind.STRING, required=False, max_length=256),
+        Field("category", Kind.STRING, required=False),
+        Field("brand", Kind.STRING, required=False),
+        Field("price", Kind.AMOUNT, required=False, minimum=0, description="minor units"),
+        Field("available", Kind.BOOLEAN, description="whether it can be ordered"),
+    ),
+    "what the catalogue says of an article from then on",
+)
+
 PAYMENT = EventType(
     "payment",
     (
@@ -142,6 +168,6 @@ CHARGEBACK = EventType(
 )
 
 EVENTS = (
-    *(PAGE_VIEW, SEARCH, CART, ORDER, PAYMENT),
+    *(PAGE_VIEW, SEARCH, CART, ORDER, ORDER_LINE, LISTING, PAYMENT),
     *(REFUND, LOGIN, PASSWORD_CHANGE, CHARGEBACK),
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ from raypipe.events.schema import Kind, Tag
 from raypipe.lake import Place
 from raypipe.project import Project
 from raypipe.vector.assemble import Assembler, raw_columns
+from training.arrays import array_of, write_array
 from training.inputs import (
     OffsetTable,
     open_build,
@@ -37,8 +37,6 @@ _BLOCK = 131_072
 """Rows assembled at a time: bounds the float64 copies of the window columns."""
 
 _ABOUT = "dataset.json"
-_HEAD = 4_096
-"""Bytes of a ``.npy`` file that surely hold its header."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,7 @@ class Dataset:
             **{f"key.{k}": codes for k, codes in self.keys.items()},
         }
         for name, array in arrays.items():
-            with (folder / f"{name}.npy").writing() as sink:
-                np.lib.format.write_array(sink, np.asarray(array), allow_pickle=False)
+            write_array(folder / f"{name}.npy", array)
         about = {
             "names": self.names,
             "keys": list(self.keys),
@@ -143,7 +140,7 @@ class Dataset:
             raise NotFound(f"no dataset at {folder.url}") from e
 
         def array(name: str) -> npt.NDArray[Any]:
-            return _array((folder / f"{name}.npy").buffer())
+            return array_of((folder / f"{name}.npy").buffer())
 
         dataset = cls(
             names=tuple(about["names"]),
@@ -160,14 +157,6 @@ class Dataset:
                 hint="Train again without --resume.",
             )
         return dataset
-
-
-def _array(data: pa.Buffer) -> npt.NDArray[Any]:
-    """The array of a ``.npy`` file, over its bytes."""
-    head = io.BytesIO(data.slice(0, min(_HEAD, data.size)).to_pybytes())
-    np.lib.format.read_magic(head)
-    shape, fortran, kind = np.lib.format.read_array_header_1_0(head)
-    return np.ndarray(shape, kind, data, head.tell(), order="F" if fortran else "C")
 
 
 def build(

@@ -30,6 +30,12 @@ class Purpose(IntEnum):
     CARD_TESTING_DAY = 11
     COMPROMISE_DAY = 12
     EXPLOIT_DAY = 13
+    SHOP_STYLE = 14
+    SHOP_ITEM = 15
+    SHOPPER = 16
+    SHOP_DAY = 17
+    SHOP_CLICK = 18
+    SHOP_VISIT_ID = 19
 
 
 def generator(seed: int, *name: int) -> np.random.Generator:

@@ -1,0 +1,1 @@
+"""A simulated shop: shoppers with hidden tastes, items that come and go, and clicks on lists."""

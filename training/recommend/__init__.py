@@ -1,0 +1,1 @@
+"""Recommendations: interactions from events, retrievers behind one port, tables, evaluation."""

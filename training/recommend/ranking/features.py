@@ -1,0 +1,190 @@
+"""What is known of a visitor and an item at a moment: the columns by which candidates are ordered.
+
+Four sources, each blind to what came after: the retriever's rank, what the visitor did before, what
+the catalogue said when the moments begin, and windows as of each moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raypipe.clock import DAY_MS, HOUR_MS
+from raypipe.windows.spec import WindowView
+from training.recommend.catalogue import FIRST, PRICE, Catalogue
+from training.recommend.events import Tables
+from training.recommend.interactions import Interactions
+from training.recommend.ranking.moments import Moments
+from training.recommend.ranking.past import Before, Past
+from training.recommend.ranking.windows import read_at
+from training.recommend.rows import Integers, Rows
+
+Doubles = npt.NDArray[np.float64]
+ATTRIBUTES = ("category", "brand")
+
+
+@dataclass(frozen=True)
+class Table:
+    """One row per candidate of a moment: ``x`` float32 [n, len(names)], NaN for what is unknown.
+
+    Rows stand as the entries of ``candidates`` [moments, items] do; ``grade`` float64 [n] is how
+    relevant each turned out to be.
+    """
+
+    names: tuple[str, ...]
+    x: npt.NDArray[np.float32]
+    candidates: Rows
+    grade: Doubles
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        return f"Table({len(self)} candidates of {len(self.candidates)} moments, {len(self.names)})"
+
+    @property
+    def moment(self) -> Integers:
+        """Moment of each row, ascending: what learns to rank calls query or group."""
+        return self.candidates.row_of
+
+
+class Columns:
+    """Makes the table of candidates at moments.
+
+    Args:
+        interactions: of the log, to the end of the moments at least.
+        catalogue: as it was known when the first moment began.
+        tables: the log's rows by event type, for the windows.
+        tenant: whose windows are read.
+        item_views: views whose key is the item.
+        user_views: views whose key is the user.
+    """
+
+    def __init__(
+        self,
+        interactions: Interactions,
+        catalogue: Catalogue,
+        tables: Tables,
+        tenant: str,
+        *,
+        item_views: tuple[WindowView, ...] = (),
+        user_views: tuple[WindowView, ...] = (),
+    ) -> None:
+        self._interactions = interactions
+        self._tables, self._tenant = tables, tenant
+        self._item_views, self._user_views = item_views, user_views
+        known = [a for a in ATTRIBUTES if catalogue.has(a)]
+        self._codes = {a: catalogue.codes(a) for a in known}
+        self._log_price = np.log(np.maximum(catalogue.numbers(PRICE), 1.0))
+        self._listed = catalogue.numbers(FIRST)
+        self._past = {"item": self._of(np.arange(len(catalogue)))}
+        self._past |= {a: self._of(codes) for a, codes in self._codes.items()}
+        user = interactions.user.astype(np.int64)
+        self._all = Past(user, interactions.offset, interactions.time, self._money())
+
+    def table(
+        self, at: Moments, candidates: Rows, *, lists: Mapping[str, Rows] | None = None
+    ) -> Table:
+        """The candidates [moments, items], in their order, with their columns.
+
+        ``lists`` are what single retrievers gave [moments, items], by name: each adds its score of
+        a candidate, NaN for one that it did not give.
+        """
+        moment, item = candidates.row_of, candidates.columns
+        found: dict[str, Doubles] = {
+            "rank": (np.arange(1, len(item) + 1) - candidates.starts[moment]).astype(np.float64),
+            "score": candidates.values.astype(np.float64),
+        }
+        for name, ranked in (lists or {}).items():
+            found[f"{name}_score"] = _values(ranked, candidates, np.nan)
+        found |= self._history(at, moment, item)
+        found |= self._windows(at, moment, item)
+        x = np.stack([column.astype(np.float32) for column in found.values()], axis=1)
+        return Table(tuple(found), x, candidates, _values(at.truth, candidates, 0.0))
+
+    def _history(
+        self, at: Moments, moment: Integers, item: npt.NDArray[np.int32]
+    ) -> dict[str, Doubles]:
+        kinds = self._interactions.kinds
+        user, offset, time = at.user[moment], at.offset[moment], at.time[moment]
+        everything = self._all.before(user.astype(np.int64), offset)
+        count = everything.sums[:, 0]
+        out = {"history_count": count, "history_hours": _hours(time, everything)}
+        for name, past in self._past.items():
+            codes = item if name == "item" else self._codes[name][item]
+            mine = past.before(self._pair(user, codes), offset)
+            unknown = codes < 0
+            for k, kind in enumerate(kinds):
+                out[f"{name}_{kind}"] = np.where(unknown, np.nan, mine.sums[:, k])
+            out[f"{name}_hours"] = _hours(time, mine)
+            share = mine.sums.sum(axis=1) / np.maximum(count, 1)
+            out[f"{name}_share"] = np.where(unknown, np.nan, share)
+        out |= self._price(everything, item)
+        listed = self._listed[item]
+        out["item_age_days"] = np.where(listed <= time, (time - listed) / DAY_MS, np.nan)
+        return out
+
+    def _price(self, everything: Before, item: npt.NDArray[np.int32]) -> dict[str, Doubles]:
+        """The item's price against those of what the visitor looked at, by logarithm."""
+        _, priced, total, squares = everything.sums.T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            mean = total / priced
+            spread = np.sqrt(np.maximum(squares / priced - mean**2, 0))
+            away = self._log_price[item] - mean
+            return {
+                "log_price": self._log_price[item],
+                "price_to_habit": away,
+                "price_z": np.where(priced > 1, away / np.maximum(spread, 0.05), np.nan),
+            }
+
+    def _windows(
+        self, at: Moments, moment: Integers, item: npt.NDArray[np.int32]
+    ) -> dict[str, Doubles]:
+        out: dict[str, Doubles] = {}
+        ids = self._interactions.items.take(pa.array(item))
+        for view in self._item_views:
+            values = read_at(
+                view, self._tables, self._tenant, ids, at.time[moment], at.offset[moment]
+            )
+            out |= dict(zip(view.column_names, values.T, strict=True))
+        who = self._interactions.users.take(pa.array(at.user))
+        for view in self._user_views:
+            values = read_at(view, self._tables, self._tenant, who, at.time, at.offset)[moment]
+            out |= dict(zip(view.column_names, values.T, strict=True))
+        return out
+
+    def _of(self, codes: Integers) -> Past:
+        """What users did, by the pair of user and a code of the item; counts by kind."""
+        i = self._interactions
+        counts = (i.kind[:, None] == np.arange(len(i.kinds))).astype(np.float64)
+        return Past(self._pair(i.user, codes[i.item]), i.offset, i.time, counts)
+
+    def _money(self) -> Doubles:
+        price = self._log_price[self._interactions.item]
+        there = np.isfinite(price)
+        known = np.where(there, price, 0)
+        return np.stack([np.ones(len(price)), there.astype(np.float64), known, known**2], axis=1)
+
+    def _pair(self, user: npt.NDArray[np.integer], codes: npt.NDArray[np.integer]) -> Integers:
+        pairs = user.astype(np.int64) * len(self._interactions.items) + codes
+        return np.where(codes < 0, -1, pairs)
+
+
+def _hours(time: Integers, before: Before) -> Doubles:
+    """Hours since, NaN for never."""
+    return np.where(before.newest < 0, np.nan, np.maximum(time - before.newest, 0) / HOUR_MS)
+
+
+def _values(rows: Rows, candidates: Rows, otherwise: float) -> Doubles:
+    """The value that each candidate has in other rows of the same moments."""
+    keys = rows.row_of * rows.width + rows.columns
+    order = np.argsort(keys)
+    wanted = candidates.row_of * candidates.width + candidates.columns
+    if not len(keys):
+        return np.full(len(wanted), otherwise)
+    place = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
+    return np.where(keys[place] == wanted, rows.values[place].astype(np.float64), otherwise)

@@ -1,0 +1,139 @@
+"""Moments at which somebody came to the shop, and what was new to him and taken then."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from raypipe.errors import StageError, UsageError
+from training.recommend.interactions import CART, ORDER, VIEW, Interactions, Weights
+from training.recommend.rows import Codes, Integers, Rows, starts_of
+
+VISIT_GAP_MS = 30 * 60_000
+"""A pause after which a new visit begins, as web analytics counts them."""
+
+GRADES: Mapping[str, float] = {VIEW: 1.0, CART: 2.0, ORDER: 3.0}
+"""How relevant an item was by the best that was done with it; the gain of NDCG is 2^grade - 1."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Beginnings of visits, in log order.
+
+    ``user`` int32 [m], ``time`` int64 ms [m], ``offset`` int64 [m] of the visit's first event:
+    what is known then has a lower one. ``truth`` [m, items] has the grade of each item that the
+    visit took and the user had not met before it.
+    """
+
+    user: Codes
+    time: Integers
+    offset: Integers
+    truth: Rows
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __repr__(self) -> str:
+        return f"Moments({len(self)} visits, {len(self.truth.columns)} items taken)"
+
+
+def moments(
+    interactions: Interactions,
+    start_ms: int,
+    end_ms: int,
+    *,
+    gap_ms: int = VISIT_GAP_MS,
+    grades: Mapping[str, float] = GRADES,
+) -> Moments:
+    """The visits that begin in ``start_ms <= time < end_ms`` and take something new.
+
+    A visit's interactions count until ``end_ms``. Kinds without a grade don't count.
+
+    Raises:
+        UsageError: the interactions were never in a log, so nothing says what was known when.
+        StageError: there is no such visit.
+    """
+    if len(interactions) and int(interactions.offset.min()) < 0:
+        raise UsageError(
+            "these interactions have no places in a log", hint="Load the table, then read events."
+        )
+    order = np.lexsort((interactions.offset, interactions.user))
+    user, item, time, offset, kind = (
+        column[order]
+        for column in (
+            interactions.user,
+            interactions.item,
+            interactions.time,
+            interactions.offset,
+            interactions.kind,
+        )
+    )
+    begins = np.ones(len(user), np.bool_)
+    begins[1:] = (user[1:] != user[:-1]) | (time[1:] - time[:-1] > gap_ms)
+    visit = np.cumsum(begins) - 1
+    first = np.flatnonzero(begins)
+    pair = user.astype(np.int64) * interactions.shape[1] + item
+    _, met, which = np.unique(pair, return_index=True, return_inverse=True)
+    # New in the visit in which it was first met, whatever is done with it later in that visit.
+    new = visit == visit[met[which]]
+    grade = np.array([grades.get(k, 0.0) for k in interactions.kinds])[kind]
+    counts = new & (grade > 0) & (time < end_ms)
+    inside = (time[first] >= start_ms) & (time[first] < end_ms)
+    counts &= inside[visit]
+    kept = np.unique(visit[counts])
+    if not len(kept):
+        raise StageError(
+            f"no visit that begins from {start_ms} to {end_ms} takes anything new",
+            hint="Take a longer span of time.",
+        )
+    kept = kept[np.argsort(offset[first[kept]], kind="stable")]
+    row = np.full(len(first), -1, np.int64)
+    row[kept] = np.arange(len(kept))
+    shape = (len(kept), interactions.shape[1])
+    truth = _best(row[visit[counts]], item[counts], grade[counts], shape)
+    at = first[kept]
+    return Moments(user[at], time[at], offset[at], truth)
+
+
+def histories(interactions: Interactions, at: Moments, weights: Weights) -> Rows:
+    """[m, items]: what each visitor had done before, weighted and faded as of then."""
+    order = np.lexsort((interactions.offset, interactions.user))
+    user, offset = interactions.user[order], interactions.offset[order]
+    starts = np.searchsorted(user, np.arange(interactions.shape[0] + 1))
+    size = _earlier(user, offset, at)
+    entries = np.arange(int(size.sum())) - np.repeat(starts_of(size)[:-1], size)
+    rows = order[entries + np.repeat(starts[at.user], size)]
+    by_kind = np.array([weights.kinds.get(k, 0.0) for k in interactions.kinds])
+    each = by_kind[interactions.kind[rows]]
+    if weights.half_life_ms is not None:
+        age = np.repeat(at.time, size) - interactions.time[rows]
+        each = each * np.exp2(-np.maximum(age, 0) / weights.half_life_ms)
+    moment = np.repeat(np.arange(len(at)), size)
+    kept = each > 0
+    found = Rows.of(
+        moment[kept], interactions.item[rows][kept], each[kept], (len(at), interactions.shape[1])
+    )
+    if weights.cap is not None:
+        found = found.with_values(np.minimum(found.values, weights.cap))
+    return found
+
+
+def _earlier(user: Codes, offset: Integers, at: Moments) -> Integers:
+    """Number of interactions of each moment's user before it; ``user`` and ``offset`` sorted."""
+    known = np.unique(offset)
+    width = len(known) + 1
+    places = user.astype(np.int64) * width + np.searchsorted(known, offset)
+    wanted = at.user.astype(np.int64) * width
+    upto = np.searchsorted(places, wanted + np.searchsorted(known, at.offset))
+    return upto - np.searchsorted(places, wanted)
+
+
+def _best(row: Integers, column: Codes, value: np.ndarray, shape: tuple[int, int]) -> Rows:
+    """Entries, of those of one place the largest."""
+    order = np.lexsort((-value, column, row))
+    row, column, value = row[order], column[order], value[order]
+    first = np.ones(len(row), np.bool_)
+    first[1:] = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+    return Rows.of(row[first], column[first], value[first], shape)
