@@ -166,6 +166,54 @@ def report(
     return 1 if verdict.state in ("invalid", "harmful") else 0
 
 
+@app.command()
+def reallocate(
+    experiment: Reference,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Where to [NAME@VERSION.yaml, here]."),
+    ] = None,
+    floor: Annotated[
+        float, typer.Option("--floor", metavar="SHARE", help="The least share of an arm, of all.")
+    ] = 0.05,
+    address: Address = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    home: Home = None,
+    config: Config = None,
+    set_: Set = None,
+) -> int:
+    """Write the next version of an experiment as a bandit would have it.
+
+    Each arm gets the share of units that is the chance that it is the best one (Thompson), from
+    what the units of this version have shown. Publish and start the file to have it so: units keep
+    their arms as far as the shares allow.
+    """
+    settings = _options.settings(home, config, set_, ray_address=address)
+    with _stage.session():
+        found, shares = _stage.call(
+            "training.experiments.run:reallocate",
+            settings,
+            _options.progress(quiet),
+            experiment,
+            floor,
+        )
+    import yaml
+
+    file = out or Path(f"{found.id}.yaml")
+    text = yaml.safe_dump(found.describe(), sort_keys=False, allow_unicode=True)
+    file.write_text(text, encoding="utf-8")
+    arms = {a.name: {"best": shares.best[a.name], "share": a.share} for a in found.arms}
+    rows = [(name, f"{a['best']:.1%}", f"{a['share']:g}") for name, a in arms.items()]
+    _output.write(
+        {"experiment": found.id, "file": str(file), "arms": arms},
+        as_json=json,
+        text=f"{_output.table(('ARM', 'IS BEST', 'SHARE'), rows)}\n\n"
+        f"{found.id} is in {file}: `raypipe experiment publish {file}`.",
+    )
+    return 0
+
+
 @app.command("list")
 def list_(json: Json = False, home: Home = None, config: Config = None, set_: Set = None) -> int:
     """List the published experiments, and whether they run."""

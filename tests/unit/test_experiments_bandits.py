@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from scipy.stats import norm
 
+from raypipe.cli import _stage
 from raypipe.errors import StageError
+from raypipe.experiments.reading import read_experiment
 from raypipe.experiments.spec import Arm, Direction, Experiment, Kind, Metric
+from tests.unit.test_release_cli import Shell
+from training.experiments import run
 from training.experiments.bandits import arm_values, next_shares
 
 BOUGHT = Metric("bought", "conversion", Kind.SHARE, Direction.UP)
@@ -69,3 +76,29 @@ def test_arms_that_are_not_known_yet_and_ratios_are_refused() -> None:
     ratio = replace(EXPERIMENT, metrics=(replace(BOUGHT, kind=Kind.RATIO),))
     with pytest.raises(StageError, match="is a ratio"):
         next_shares(ratio, table(new, new))
+
+
+def test_the_next_version_is_a_file_with_the_new_shares(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(1)
+    new = rng.random(4_000) < 0.5
+    units = table(rng.random(4_000) < np.where(new, 0.33, 0.30), new)
+    made = SimpleNamespace(table=lambda lake: units)
+    monkeypatch.setattr(run.units, "run", lambda *given: (EXPERIMENT, made))
+    monkeypatch.setattr(_stage, "session", nullcontext)
+    file = tmp_path / "next.yaml"
+    told = Shell(tmp_path).json(
+        "experiment", "reallocate", "softer", "--out", str(file), "--floor", "0.1"
+    )
+    written = read_experiment(file)
+    assert (told["experiment"], written.id) == ("softer@2", "softer@2")
+    share = next_shares(EXPERIMENT, units, floor=0.1).share["new"]
+    assert {a.name: a.share for a in written.arms} == {
+        "old": pytest.approx(0.5 * (1 - share), abs=1e-4),
+        "new": pytest.approx(0.5 * share, abs=1e-4),
+    }
+    assert written.share == pytest.approx(EXPERIMENT.share, abs=1e-9)
+    assert replace(written, version=1, arms=EXPERIMENT.arms) == EXPERIMENT
+    told = Shell(tmp_path).json("experiment", "reallocate", "softer", "--floor", "0.6", code=2)
+    assert "floor of 0.6" in told["error"]["detail"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -62,3 +63,12 @@ def next_shares(experiment: Experiment, table: pa.Table, *, floor: float = FLOOR
     }
     lower = experiment.primary.direction is Direction.DOWN
     return thompson(posteriors, floor=floor, lower_is_better=lower)
+
+
+def next_version(experiment: Experiment, found: Shares) -> Experiment:
+    """The experiment with these shares of what its arms have together, under the next number."""
+    *others, last = experiment.arms
+    given = {a.name: round(found.share[a.name] * experiment.share, 4) for a in others}
+    given[last.name] = round(experiment.share - sum(given.values()), 6)
+    arms = tuple(replace(a, share=given[a.name]) for a in experiment.arms)
+    return replace(experiment, version=experiment.version + 1, arms=arms)

@@ -8,6 +8,7 @@ import msgspec
 
 from features.experiments import run as units
 from raypipe.errors import IntegrityError
+from raypipe.experiments.bandit import Shares
 from raypipe.experiments.checks import maturity_ms
 from raypipe.experiments.results import Analysis
 from raypipe.experiments.spec import Experiment
@@ -15,6 +16,7 @@ from raypipe.lake import Place
 from raypipe.project import load_project
 from training.experiments import report as pages
 from training.experiments.analysis import analyse
+from training.experiments.bandits import next_shares, next_version
 from training.experiments.planning import Forecast, forecast
 
 if TYPE_CHECKING:
@@ -64,6 +66,22 @@ def report(settings: Settings, progress: Progress, reference: str) -> tuple[Anal
         )
         pages.write(analysis, folder)
     return analysis, folder
+
+
+def reallocate(
+    settings: Settings, progress: Progress, reference: str, floor: float
+) -> tuple[Experiment, Shares]:
+    """The next version of a published experiment, whose arms have the shares of a bandit.
+
+    Args:
+        floor: the least share of an arm, of what all arms have.
+
+    Raises what ``features.experiments.run.run`` raises, StageError while an arm is too little
+    known, UsageError for a floor that the arms can't all have.
+    """
+    experiment, made = units.run(settings, progress, reference)
+    found = next_shares(experiment, made.table(settings.lake), floor=floor)
+    return next_version(experiment, found), found
 
 
 def _planned(file: Place) -> Forecast | None:
