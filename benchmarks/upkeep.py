@@ -210,8 +210,7 @@ def _compact(directory: Path, until: int, pipe: Any) -> None:
     from raypipe.log.sqlite import SqliteLog
     from raypipe.runtime.upkeep import yield_to_worker
 
-    yield_to_worker()
-    log = SqliteLog(directory)
+    log = SqliteLog(directory, eager=yield_to_worker())
     pipe.send("ready")
     pipe.recv()
     began = time.perf_counter()

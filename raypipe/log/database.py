@@ -8,8 +8,8 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,8 +102,21 @@ class Database:
     writes, and the checkpoints inside them, take turns on a lock file; readers never need it.
     """
 
-    def __init__(self, path: Path, layout: Layout = LOG, *, timeout_ms: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout = LOG,
+        *,
+        timeout_ms: int,
+        eager: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Open or make the file.
+
+        Args:
+            eager: entered while others wait for this one's turn to end.
+        """
         self.path = path
+        self._eager = eager
         self._layout = layout
         self._timeout = timeout_ms / 1_000
         self._local = threading.local()
@@ -222,16 +235,17 @@ class Database:
     @contextmanager
     def _turns(self) -> Iterator[None]:
         deadline = time.monotonic() + self._timeout
-        if not self._turn.acquire(timeout=self._timeout):
-            raise self._busy()
-        try:
-            self._take_turn(deadline)
+        with self._eager():
+            if not self._turn.acquire(timeout=self._timeout):
+                raise self._busy()
             try:
-                yield
+                self._take_turn(deadline)
+                try:
+                    yield
+                finally:
+                    fcntl.flock(self._turn_file, fcntl.LOCK_UN)
             finally:
-                fcntl.flock(self._turn_file, fcntl.LOCK_UN)
-        finally:
-            self._turn.release()
+                self._turn.release()
 
     def _take_turn(self, deadline: float) -> None:
         while True:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,21 @@ class SqliteLog:
     Connections belong to threads, so one object serves all threads of a process.
     """
 
-    def __init__(self, directory: Path, *, busy_timeout_ms: int = BUSY_TIMEOUT_MS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        busy_timeout_ms: int = BUSY_TIMEOUT_MS,
+        eager: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Open or make the log.
+
+        Args:
+            eager: entered while the write lock is held, for which others may wait.
+        """
         make_directory(directory)
         self.directory = directory
-        self._db = Database(directory / "log.db", timeout_ms=busy_timeout_ms)
+        self._db = Database(directory / "log.db", timeout_ms=busy_timeout_ms, eager=eager)
         self._live = Live(self._db)
         self._history = History(directory / "sealed", self._db)
         self._grown = threading.Condition()

@@ -1,8 +1,8 @@
 """Upkeep of a worker's log, in a process of its own beside it.
 
 A thread of the worker starts the process and starts it again if it dies; the process ends by itself
-when its standard input does, so it outlives no worker, however that one ends. It yields to the
-worker a little, not fully: while it has the log's write lock the worker waits for it.
+when its standard input does, so it outlives no worker, however that one ends. It takes what the
+worker leaves of the cores, except while it has the log's write lock, for which the worker waits.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import select
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -29,8 +31,11 @@ from raypipe.project import Project
 if TYPE_CHECKING:
     from raypipe.config import Settings
 
-NICE = 5
-"""A third of the CPU share of the worker where both want the same core."""
+EAGER = 5
+"""Added to the worker's niceness: a third of its share of a core that both want."""
+
+PATIENT = 19
+"""Next to nothing of a core that somebody else wants."""
 
 RESTART_S = 60.0
 
@@ -134,18 +139,58 @@ def rules_of(settings: Settings, project: Project) -> Policy:
     )
 
 
-def yield_to_worker() -> None:
-    """Leave this machine's cores to others: one thread, and a smaller share."""
-    os.nice(NICE)
+def yield_to_worker() -> Callable[[], AbstractContextManager[None]]:
+    """Leave this machine's cores to others: one thread, and what is left of a core.
+
+    Returns what this thread enters while somebody waits for it. Linux has a niceness for each
+    thread, and lowering it again takes a privilege; without it the share is that of EAGER, always.
+    """
     pa.set_cpu_count(1)
+    niceness = os.nice(EAGER)
+    if not _may_hurry(niceness):
+        return nullcontext
+
+    @contextmanager
+    def eager() -> Iterator[None]:
+        _be(niceness)
+        try:
+            yield
+        finally:
+            _be(PATIENT)
+
+    _be(PATIENT)
+    return eager
+
+
+def _be(niceness: int) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
+
+
+def _may_hurry(niceness: int) -> bool:
+    """Whether a thread that was more patient may be as it was before; tried in one that ends."""
+    may: list[bool] = []
+
+    def try_it() -> None:
+        try:
+            _be(min(niceness + 1, PATIENT))
+            _be(niceness)
+        except OSError:
+            may.append(False)
+        else:
+            may.append(True)
+
+    thread = threading.Thread(target=try_it)
+    thread.start()
+    thread.join()
+    return may == [True]
 
 
 def main() -> None:
     """Do a round every ``every_s`` until standard input ends."""
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    yield_to_worker()
+    eager = yield_to_worker()
     order = msgspec.json.decode(sys.stdin.buffer.readline(), type=Order)
-    log = SqliteLog(folder(SqliteLog.directory_of(order.log_url), order.partition))
+    log = SqliteLog(folder(SqliteLog.directory_of(order.log_url), order.partition), eager=eager)
     while not select.select([sys.stdin], [], [], order.every_s)[0]:
         try:
             done = upkeep(log, order.partition, order.rules, SystemClock())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +26,7 @@ from raypipe.log.port import DECISION
 from raypipe.log.sqlite import SqliteLog
 from raypipe.log.upkeep import Policy
 from raypipe.runtime import upkeep
-from raypipe.runtime.upkeep import NICE, Order, Upkeep
+from raypipe.runtime.upkeep import EAGER, PATIENT, Order, Upkeep
 from tests.contract.upkeep_kit import VERDICT, batch, check, expected, fill
 from tests.domains.greenhouse import project
 
@@ -69,7 +71,7 @@ def test_it_compacts_gives_way_to_the_worker_and_is_started_again(order: Order) 
     try:
         eventually(lambda: compacted(order))
         first = psutil.Process(running.pid)
-        assert first.nice() == psutil.Process().nice() + NICE
+        eventually(lambda: first.nice() in (PATIENT, psutil.Process().nice() + EAGER))
         log = SqliteLog.open(order.log_url)
         fill(log, 1, start=4)
         first.kill()
@@ -173,3 +175,38 @@ def test_the_verbs_compact_delete_and_tell(tmp_path: Path, monkeypatch: pytest.M
     assert (gone["first"], gone["compacted_rows"], gone["expired"]) == (45, 0, {"opening": 44})
     assert log.counts(0) == {DECISION: 1}
     log.close()
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def in_a_process(question: str) -> str:
+    """Niceness can't be taken back everywhere: asked in a process that ends."""
+    program = f"from tests.unit.test_upkeep_process import *\n{question}"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout
+
+
+def test_it_hurries_while_somebody_waits_for_it() -> None:
+    told = in_a_process(
+        "eager = upkeep.yield_to_worker()\nprint(niceness())\nwith eager(): print(niceness())\n"
+        "print(niceness())"
+    ).split()
+    before, hurried, after = map(int, told)
+    assert before == after
+    if os.geteuid() == 0 and before == PATIENT:
+        assert hurried == psutil.Process().nice() + EAGER
+    else:
+        assert hurried == before == psutil.Process().nice() + EAGER
+
+
+def test_without_the_privilege_its_share_is_always_the_same() -> None:
+    told = in_a_process(
+        "def refused(which, who, niceness): raise PermissionError\n"
+        "os.setpriority = refused\n"
+        "eager = upkeep.yield_to_worker()\nprint(niceness())\nwith eager(): print(niceness())"
+    ).split()
+    assert [int(t) for t in told] == [psutil.Process().nice() + EAGER] * 2
