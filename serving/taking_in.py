@@ -68,22 +68,19 @@ class TakingIn:
     async def run(self) -> None:
         """Go on until cancelled."""
         while True:
-            try:
-                pause_s = await self.step()
-            except (RaypipeError, TimeoutError) as e:
-                _log.warning("spilled decisions wait: %s", e or "no answer in time")
-                pause_s = IDLE_S
-            await asyncio.sleep(pause_s)
+            await asyncio.sleep(await self._tried())
 
     async def finish(self) -> None:
         """Go on until nothing is left, however long the worker is away."""
         while (spill := self._writer.opened) is not None and spill.some:
-            try:
-                pause_s = await self.step()
-            except (RaypipeError, TimeoutError):
-                pause_s = IDLE_S
-            if spill.some:
-                await asyncio.sleep(pause_s)
+            await asyncio.sleep(await self._tried())
+
+    async def _tried(self) -> float:
+        try:
+            return await self.step()
+        except (RaypipeError, TimeoutError) as e:
+            _log.warning("spilled decisions wait: %s", e or "no answer in time")
+            return IDLE_S
 
     async def step(self) -> float:
         """Do what there is to do now; returns after how many seconds to look again."""
