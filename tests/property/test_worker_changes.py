@@ -39,10 +39,10 @@ def chunk(found: list[tuple[str, str, str | None]]) -> Chunk:
     return Chunk("opening", np.arange(len(found)), batch)
 
 
-@given(steps)
-def test_nothing_that_changed_is_forgotten(todo: list[tuple[str, Any]]) -> None:
+@given(steps, st.sampled_from([1, 2, 4, 1_000]))
+def test_nothing_that_changed_is_forgotten(todo: list[tuple[str, Any]], sweep: int) -> None:
     views = [v for v in project.views if "opening" in v.events]
-    changes, dirty = Changes(views, "default"), set()
+    changes, dirty = Changes(views, "default", sweep_keys=sweep), set()
     written = True
     taken: set[tuple[str, str]] = set()
     for what, given_to in todo:
@@ -57,7 +57,7 @@ def test_nothing_that_changed_is_forgotten(todo: list[tuple[str, Any]]) -> None:
                 changes.add([chunk(given_to)])
         elif what == "restart":
             kept = changes.snapshot()()[0]
-            changes = Changes(views, "default")
+            changes = Changes(views, "default", sweep_keys=sweep)
             assert changes.restore(kept)
             written, taken = True, set()
         else:
@@ -77,6 +77,9 @@ def test_nothing_that_changed_is_forgotten(todo: list[tuple[str, Any]]) -> None:
         changes.undo()
     left = {(row["view"], row["key"]) for row in changes.snapshot()()[0].to_pylist()}
     assert dirty <= left | taken
+    for _ in range(len(changes) + 1):
+        changes.take(1)
+    assert not len(changes)
 
 
 def test_waiting_keys_are_held_once() -> None:
@@ -85,3 +88,13 @@ def test_waiting_keys_are_held_once() -> None:
         changes.add([chunk([("default", "v1", "g1"), ("default", "v2", None)])])
     keys = [(row["view"], row["key"]) for row in changes.snapshot()()[0].to_pylist()]
     assert len(changes) == len(keys) == len(set(keys)) == 3
+
+
+def test_long_sweeps_are_in_the_order_of_the_keys_and_end() -> None:
+    changes = Changes(project.views, "default", sweep_keys=100)
+    mixed = np.random.default_rng(5).permutation(1_000)
+    changes.add([chunk([("default", f"v{i:03}", None) for i in mixed])])
+    first, second = changes.take(100)[1], changes.take(900)[1]
+    assert first.to_pylist() == sorted(f"v{i:03}" for i in mixed[:100])
+    assert second.to_pylist() == sorted(f"v{i:03}" for i in mixed[100:])
+    assert len(changes.take(1)[1]) == 0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.log.port import Chunk
-from raypipe.runtime.worker.hash_queue import HashQueue
 from raypipe.runtime.worker.ids import PART
+from raypipe.runtime.worker.waiting import SWEEP_KEYS, Waiting
 from raypipe.windows.hashing import (
     Ints,
     bucket,
@@ -26,66 +26,7 @@ from raypipe.windows.spec import WindowView
 
 CHANGES = b"changes"
 
-_ALONE = 4_096
-"""Keys of single events that are gathered into an array."""
-
 _EMPTY = pa.array([], pa.string())
-
-
-class Waiting:
-    """Keys of one view, each once, in the order in which they changed. Not thread-safe."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-        self._queue = HashQueue()
-        self._arrays: deque[pa.Array] = deque()
-        self._alone: dict[str, None] = {}
-        """Keys of single events: an array for each would cost more than counting it."""
-
-    def __len__(self) -> int:
-        return len(self._queue) + len(self._alone)
-
-    def add(self, keys: pa.Array, hashes: Ints) -> None:
-        """Have keys wait, which are not null; they may come more than once."""
-        new = self._queue.add(hashes)
-        if new.any():
-            # Always a copy: a column would keep its whole batch in memory.
-            self._arrays.append(keys.filter(pa.array(new)))
-
-    def add_keys(self, keys: pa.Array) -> None:
-        """The same by the keys alone."""
-        self.add(keys, hash_column(keys, self._seed))
-
-    def add_one(self, key: str) -> None:
-        """Have one key wait."""
-        self._alone[key] = None
-        if len(self._alone) >= _ALONE:
-            self._gather()
-
-    def _gather(self) -> None:
-        if self._alone:
-            keys = pa.array(list(self._alone), pa.string())
-            self._alone = {}
-            self.add_keys(keys)
-
-    def take(self, limit: int) -> pa.Array:
-        """Those that wait longest, at most ``limit``; they wait no more."""
-        self._gather()
-        found, left = [_EMPTY], limit
-        while left and self._arrays:
-            keys = self._arrays.popleft()
-            if len(keys) > left:
-                self._arrays.appendleft(keys.slice(left))
-                keys = keys.slice(0, left)
-            found.append(keys)
-            left -= len(keys)
-        self._queue.drop(limit - left)
-        return pa.concat_arrays(found)
-
-    def keys(self) -> list[pa.Array]:
-        """All that wait."""
-        self._gather()
-        return [*self._arrays]
 
 
 class Changes:
@@ -93,19 +34,28 @@ class Changes:
 
     Args:
         owned: buckets whose keys are noted; None: all.
+        sweep_keys: see Waiting.
     """
 
     def __init__(
-        self, views: Sequence[WindowView], tenant: str, owned: range | None = None
+        self,
+        views: Sequence[WindowView],
+        tenant: str,
+        owned: range | None = None,
+        *,
+        sweep_keys: int = SWEEP_KEYS,
     ) -> None:
         self.tenant = tenant
         self._owned = owned
         self._views = list(views)
-        self._waiting = {v.name: Waiting(key_seed(tenant, v.entity)) for v in views}
+        beside = ThreadPoolExecutor(1, "sweep")
+        self._waiting = {
+            v.name: Waiting(key_seed(tenant, v.entity), beside, sweep_keys) for v in views
+        }
         self._taken: tuple[str, pa.Array] | None = None
 
     def __len__(self) -> int:
-        """How many wait; a single event's may be counted twice."""
+        """How many wait; some may be counted twice."""
         taken = 0 if self._taken is None else len(self._taken[1])
         return taken + sum(map(len, self._waiting.values()))
 
@@ -149,7 +99,7 @@ class Changes:
         return self._owned is None or bucket(hashed) in self._owned
 
     def take(self, limit: int) -> tuple[str, pa.Array]:
-        """A view and at most ``limit`` of its keys, those that wait longest first.
+        """A view and at most ``limit`` of its keys, in the order of the keys.
 
         What was taken before counts as written; ``undo`` says that it is not. An empty array when
         nothing waits.
