@@ -6,13 +6,14 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
+from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import Message, Receive, Scope, Send
 
-from raypipe.errors import MalformedBody
+from raypipe.errors import MalformedBody, NotFound
 from raypipe.tenancy.keys import Credential
 from raypipe.tenancy.keys import Scope as KeyScope
 from serving.auth import Verifier, authorize
@@ -27,6 +28,7 @@ Routes = Sequence[tuple[str, Handler, str]]
 _REQUEST_ID = re.compile(r"[!-~]{1,128}")
 _KNOWN_ID = "raypipe.request_id"
 _NO_ROUTE = "(none)"
+_REPLACEMENT = "\ufffd"
 _JSON = JSON.encode("ascii")
 
 
@@ -101,6 +103,7 @@ class Face:
             await send(message)
 
         try:
+            _require_text(scope)
             await self.router(scope, receive, tracked)
         except Exception as e:
             if status:
@@ -171,6 +174,16 @@ async def read_body(
     except ClientDisconnect:
         raise MalformedBody("the connection ended within the body") from None
     return b"".join(chunks)
+
+
+def _require_text(scope: Scope) -> None:
+    """Raise NotFound for a path that is no UTF-8: the server puts U+FFFD where it is not, and that
+    may be a key of its own."""
+    if _REPLACEMENT in scope["path"]:
+        try:
+            unquote_to_bytes(scope["raw_path"]).decode()
+        except UnicodeDecodeError:
+            raise NotFound("the path is not UTF-8, as every id is") from None
 
 
 def _request_id(scope: Scope) -> str:

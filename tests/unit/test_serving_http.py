@@ -575,6 +575,7 @@ def test_a_worker_that_answers_with_a_foreign_record_is_not_believed(service: Se
         ("POST", "/v2/decisions", 404, "not_found"),
         ("GET", "/v1/decisions/%00", 404, "not_found"),
         ("GET", "/v1/decisions/%ff%fe", 404, "not_found"),
+        ("GET", "/v1/features/sensor/%ff%fe", 404, "not_found"),
     ],
 )
 def test_an_unknown_route_or_method_is_a_problem_too(
@@ -585,6 +586,11 @@ def test_an_unknown_route_or_method_is_a_problem_too(
     assert answer.headers["content-type"] == PROBLEM
     if status == 405:
         assert answer.headers["allow"]
+
+
+def test_a_key_may_have_the_sign_of_a_character_that_is_none(service: Service) -> None:
+    answer = service.get("/v1/features/sensor/%EF%BF%BD")
+    assert (answer.status_code, answer.json()["key"]) == (200, "\ufffd")
 
 
 def test_a_problem_has_all_members_and_a_type_that_the_docs_explain(service: Service) -> None:
