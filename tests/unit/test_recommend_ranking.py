@@ -22,10 +22,10 @@ from training.recommend.catalogue import read_catalogue
 from training.recommend.events import read_interactions
 from training.recommend.interactions import Interactions, Weights
 from training.recommend.ranking import ranker
-from training.recommend.ranking.features import Columns, Table
+from training.recommend.ranking.features import Attributes, Columns, Table
 from training.recommend.ranking.moments import GRADES, Moments, histories, moments
 from training.recommend.ranking.past import Past
-from training.recommend.ranking.windows import read_at
+from training.recommend.ranking.windows import LoggedWindows, read_at
 from training.recommend.rows import Rows
 
 NOW = 1_790_000_000_000
@@ -242,9 +242,9 @@ def candidates() -> Rows:
 def table() -> Table:
     interactions = log().interactions
     catalogue = read_catalogue(log().table, interactions.items, as_of_ms=NOW)
-    columns = Columns(
-        interactions, catalogue, log().table, "t", item_views=(DEMAND,), user_views=(SHOPPER,)
-    )
+    users, items = interactions.users, interactions.items
+    windows = LoggedWindows(log().table, "t", items, users, (DEMAND,), (SHOPPER,))
+    columns = Columns(interactions, Attributes.of(catalogue), windows)
     given_ = Rows(np.array([0, 1, *[1] * (len(at()) - 1)]), np.array([4]), np.array([0.5]), 9)
     return columns.table(at(), candidates(), lists={"main": given_})
 
@@ -265,7 +265,7 @@ def test_columns_are_what_a_loop_over_the_visitors_past_counts() -> None:
 
         mine = [e for e in past if e[2] == item]
         alike = [e for e in past if category.get(e[2], "?") == category.get(item)]
-        prices = [np.log(price[e[2]]) for e in past if e[2] in price]
+        prices = [round(np.log(price[e[2]]) * 512) / 512 for e in past if e[2] in price]
         expected = {
             "rank": entry - found.candidates.starts[row] + 1,
             "item_view": sum(e[0] == "page_view" for e in mine),

@@ -1,30 +1,62 @@
 """What is known of a visitor and an item at a moment: the columns by which candidates are ordered.
 
 Four sources, each blind to what came after: the retriever's rank, what the visitor did before, what
-the catalogue said when the moments begin, and windows as of each moment.
+the catalogue said, and windows as of each moment. Serving makes them by the same code, for one
+moment and the interactions of one visitor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from raypipe.clock import DAY_MS, HOUR_MS
-from raypipe.windows.spec import WindowView
 from training.recommend.catalogue import FIRST, PRICE, Catalogue
-from training.recommend.events import Tables
 from training.recommend.interactions import Interactions
 from training.recommend.ranking.moments import Moments
 from training.recommend.ranking.past import Before, Past
-from training.recommend.ranking.windows import read_at
-from training.recommend.rows import Integers, Rows
+from training.recommend.rows import Codes, Integers, Rows
 
 Doubles = npt.NDArray[np.float64]
 ATTRIBUTES = ("category", "brand")
+
+PRICE_STEPS = 512
+"""Of a logarithm. Habits are sums over whole steps (.2 %), which float64 holds exactly: a sum has
+the same bits whatever else was added up beside it, in training and in serving."""
+
+
+class Windows(Protocol):
+    """Window values as of times (ms) and places in the log, by column; float64 [n] each."""
+
+    def of_items(self, item: Codes, time: Integers, offset: Integers) -> Mapping[str, Doubles]:
+        """Of items, by their codes [n]."""
+
+    def of_users(self, user: Codes, time: Integers, offset: Integers) -> Mapping[str, Doubles]:
+        """Of visitors, by their codes [n]."""
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What the catalogue says of each item, as numbers.
+
+    ``codes`` int64 [items] by attribute, -1 for unknown; ``log_price`` and ``listed`` (ms) float64
+    [items], NaN for unknown.
+    """
+
+    codes: Mapping[str, Integers]
+    log_price: Doubles
+    listed: Doubles
+
+    @classmethod
+    def of(cls, catalogue: Catalogue) -> Attributes:
+        """Of a catalogue; attributes of which it says nothing are left out."""
+        known = [a for a in ATTRIBUTES if catalogue.has(a)]
+        price = np.log(np.maximum(catalogue.numbers(PRICE), 1.0))
+        return cls({a: catalogue.codes(a) for a in known}, price, catalogue.numbers(FIRST))
 
 
 @dataclass(frozen=True)
@@ -56,33 +88,19 @@ class Columns:
     """Makes the table of candidates at moments.
 
     Args:
-        interactions: of the log, to the end of the moments at least.
-        catalogue: as it was known when the first moment began.
-        tables: the log's rows by event type, for the windows.
-        tenant: whose windows are read.
-        item_views: views whose key is the item.
-        user_views: views whose key is the user.
+        interactions: to the end of the moments at least; of all visitors, or of the one concerned.
+        attributes: of the interactions' items.
+        windows: of items and visitors.
     """
 
     def __init__(
-        self,
-        interactions: Interactions,
-        catalogue: Catalogue,
-        tables: Tables,
-        tenant: str,
-        *,
-        item_views: tuple[WindowView, ...] = (),
-        user_views: tuple[WindowView, ...] = (),
+        self, interactions: Interactions, attributes: Attributes, windows: Windows
     ) -> None:
         self._interactions = interactions
-        self._tables, self._tenant = tables, tenant
-        self._item_views, self._user_views = item_views, user_views
-        known = [a for a in ATTRIBUTES if catalogue.has(a)]
-        self._codes = {a: catalogue.codes(a) for a in known}
-        self._log_price = np.log(np.maximum(catalogue.numbers(PRICE), 1.0))
-        self._listed = catalogue.numbers(FIRST)
-        self._past = {"item": self._of(np.arange(len(catalogue)))}
-        self._past |= {a: self._of(codes) for a, codes in self._codes.items()}
+        self._attributes = attributes
+        self._windows_of = windows
+        self._past = {"item": self._of(interactions.item.astype(np.int64))}
+        self._past |= {a: self._of(c[interactions.item]) for a, c in attributes.codes.items()}
         user = interactions.user.astype(np.int64)
         self._all = Past(user, interactions.offset, interactions.time, self._money())
 
@@ -115,7 +133,7 @@ class Columns:
         count = everything.sums[:, 0]
         out = {"history_count": count, "history_hours": _hours(time, everything)}
         for name, past in self._past.items():
-            codes = item if name == "item" else self._codes[name][item]
+            codes = item if name == "item" else self._attributes.codes[name][item]
             mine = past.before(self._pair(user, codes), offset)
             unknown = codes < 0
             for k, kind in enumerate(kinds):
@@ -124,19 +142,20 @@ class Columns:
             share = mine.sums.sum(axis=1) / np.maximum(count, 1)
             out[f"{name}_share"] = np.where(unknown, np.nan, share)
         out |= self._price(everything, item)
-        listed = self._listed[item]
+        listed = self._attributes.listed[item]
         out["item_age_days"] = np.where(listed <= time, (time - listed) / DAY_MS, np.nan)
         return out
 
     def _price(self, everything: Before, item: npt.NDArray[np.int32]) -> dict[str, Doubles]:
         """The item's price against those of what the visitor looked at, by logarithm."""
         _, priced, total, squares = everything.sums.T
+        price = self._attributes.log_price[item]
         with np.errstate(invalid="ignore", divide="ignore"):
             mean = total / priced
-            spread = np.sqrt(np.maximum(squares / priced - mean**2, 0))
-            away = self._log_price[item] - mean
+            spread = np.sqrt(np.maximum(squares / priced - mean**2, 0)) / PRICE_STEPS
+            away = price - mean / PRICE_STEPS
             return {
-                "log_price": self._log_price[item],
+                "log_price": price,
                 "price_to_habit": away,
                 "price_z": np.where(priced > 1, away / np.maximum(spread, 0.05), np.nan),
             }
@@ -144,30 +163,21 @@ class Columns:
     def _windows(
         self, at: Moments, moment: Integers, item: npt.NDArray[np.int32]
     ) -> dict[str, Doubles]:
-        out: dict[str, Doubles] = {}
-        ids = self._interactions.items.take(pa.array(item))
-        for view in self._item_views:
-            values = read_at(
-                view, self._tables, self._tenant, ids, at.time[moment], at.offset[moment]
-            )
-            out |= dict(zip(view.column_names, values.T, strict=True))
-        who = self._interactions.users.take(pa.array(at.user))
-        for view in self._user_views:
-            values = read_at(view, self._tables, self._tenant, who, at.time, at.offset)[moment]
-            out |= dict(zip(view.column_names, values.T, strict=True))
-        return out
+        of_items = self._windows_of.of_items(item, at.time[moment], at.offset[moment])
+        of_users = self._windows_of.of_users(at.user, at.time, at.offset)
+        return {**of_items, **{name: values[moment] for name, values in of_users.items()}}
 
     def _of(self, codes: Integers) -> Past:
-        """What users did, by the pair of user and a code of the item; counts by kind."""
+        """What users did, by the pair of user and each event's code [n]; counts by kind."""
         i = self._interactions
         counts = (i.kind[:, None] == np.arange(len(i.kinds))).astype(np.float64)
-        return Past(self._pair(i.user, codes[i.item]), i.offset, i.time, counts)
+        return Past(self._pair(i.user, codes), i.offset, i.time, counts)
 
     def _money(self) -> Doubles:
-        price = self._log_price[self._interactions.item]
-        there = np.isfinite(price)
-        known = np.where(there, price, 0)
-        return np.stack([np.ones(len(price)), there.astype(np.float64), known, known**2], axis=1)
+        steps = np.round(self._attributes.log_price[self._interactions.item] * PRICE_STEPS)
+        there = np.isfinite(steps)
+        known = np.where(there, steps, 0)
+        return np.stack([np.ones(len(steps)), there.astype(np.float64), known, known**2], axis=1)
 
     def _pair(self, user: npt.NDArray[np.integer], codes: npt.NDArray[np.integer]) -> Integers:
         pairs = user.astype(np.int64) * len(self._interactions.items) + codes

@@ -22,8 +22,9 @@ from training.recommend.neighbours import ItemKNN, RP3Beta
 from training.recommend.popularity import popular_in_window
 from training.recommend.port import Method, Retriever
 from training.recommend.ranking import ranker
-from training.recommend.ranking.features import Columns, Table
+from training.recommend.ranking.features import Attributes, Columns, Table
 from training.recommend.ranking.moments import Moments, histories, moments
+from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import Rows
 
 Say = Callable[[str], None]
@@ -77,15 +78,17 @@ def run(
     choose = judge - plan.choose_ms
     learn = choose - plan.learn_ms
 
+    windows = LoggedWindows(
+        tables, tenant, interactions.items, interactions.users, item_views, user_views
+    )
+
     def part(name: str, start: int, stop: int) -> tuple[Moments, Rows, Table]:
         before = interactions.between(int(interactions.time[0]), start)
         at = moments(interactions, start, stop)
         known = histories(interactions, at, plan.weights)
         main, others = _retrievers(before, start, plan)
         catalogue = read_catalogue(tables, interactions.items, as_of_ms=start)
-        columns = Columns(
-            interactions, catalogue, tables, tenant, item_views=item_views, user_views=user_views
-        )
+        columns = Columns(interactions, Attributes.of(catalogue), windows)
         lists = {n: r.retrieve(known, 3 * plan.candidates) for n, r in others.items()}
         table = columns.table(at, main.retrieve(known, plan.candidates), lists=lists)
         say(f"{name}: {len(at)} visits, {int((table.grade > 0).sum())} taken candidates")
