@@ -1,0 +1,1 @@
+"""Recommendations over HTTP: candidates, their order, and what of it is shown."""
