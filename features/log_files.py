@@ -47,6 +47,8 @@ class LogFiles:
     ) -> None:
         self.end = log.end(PARTITION)
         """The next offset then."""
+        self.id = log.id
+        """The log's."""
         self.tenant = tenant
         self.spill = scratch / "spill"
         """Folder for what a reader's memory can't hold; gone with the reading."""

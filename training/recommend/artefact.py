@@ -119,10 +119,7 @@ def write(
     target = versions / name / version
     if (target / MANIFEST).exists():
         raise Conflict(f"retriever version {target.url} exists", hint="A version never changes.")
-    with (target / ITEMS).writing() as sink:
-        table = pa.table({"item": items})
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    write_table(target / ITEMS, pa.table({"item": items}))
     for label, array in arrays.items():
         write_array(target / f"{label}.npy", array)
     manifest = Manifest(
@@ -170,16 +167,28 @@ def load(version: Place, *, cache: Place | None = None) -> LoadedRetriever:
         IntegrityError: bytes were changed or are missing.
     """
     manifest = read_manifest(version)
-    data = {n: _checked(version / n, sha256, cache) for n, sha256 in manifest.files.items()}
+    data = {n: checked(version / n, sha256, cache) for n, sha256 in manifest.files.items()}
     arrays = {n.removesuffix(".npy"): array_of(b) for n, b in data.items() if n != ITEMS}
-    items = pa.ipc.open_file(data[ITEMS]).read_all().column("item").combine_chunks()
+    items = table_of(data[ITEMS]).column("item").combine_chunks()
     retriever = put_together(manifest.retriever, arrays)
     if not len(items) == retriever.width == manifest.items:
         raise IntegrityError(f"{version.url} has {len(items)} ids for {retriever}", hint=_AGAIN)
     return LoadedRetriever(retriever, items, manifest, version)
 
 
-def _checked(file: Place, sha256: str, cache: Place | None) -> pa.Buffer:
+def write_table(place: Place, table: pa.Table) -> None:
+    """Make a table an Arrow file, atomically."""
+    with place.writing() as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def table_of(data: pa.Buffer) -> pa.Table:
+    """The table of such a file, over its bytes."""
+    return pa.ipc.open_file(data).read_all()
+
+
+def checked(file: Place, sha256: str, cache: Place | None) -> pa.Buffer:
+    """A file's bytes, mapped where they lie on this node; see ``load``."""
     if file.local is None and cache is not None:
         kept = cache / sha256
         if kept.exists() and kept.sha256() == sha256:

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raypipe.errors import NotFound
 from raypipe.log.port import OFFSET
@@ -54,17 +56,23 @@ def read_interactions(
     *,
     end_ms: int | None = None,
     sessions: bool = False,
+    joined: bool = False,
     listings: str | None = "listing",
 ) -> Interactions:
     """All interactions of customers before ``end_ms``, or of sessions.
 
     Items are those of the interactions, and those that events of type ``listings`` name.
 
-    A visit that logs in half-way is its customer's from then on; by ``sessions`` it is one history
-    as a whole, for learning what goes together in a visit.
+    A visit that logs in half-way is its customer's from then on; with ``joined`` what it did before
+    is his too, from the place in the log on at which he became known. By ``sessions`` it is one
+    history as a whole, for learning what goes together in a visit.
 
     Raises NotFound when there is none.
     """
+    if joined:
+        visits = read_visits(tables, sources, end_ms=end_ms).joined()
+        whole, kind = visits.table, visits.kind
+        return _interactions(whole, kind, tables, sources, listings, end_ms)
     parts = []
     for kind, source in enumerate(sources):
         user = source.session if sessions else source.user
@@ -74,20 +82,111 @@ def read_interactions(
         parts.append((kind, table))
     whole = pa.concat_tables([t for _, t in parts], promote_options="permissive") if parts else None
     if whole is None or not len(whole):
-        who = "sessions" if sessions else "customers"
-        raise NotFound(
-            f"no interaction of {who} with items is in the log",
-            hint="Load " + ", ".join(s.event for s in sources) + " events.",
-        )
+        raise _nothing("sessions" if sessions else "customers", sources)
+    kind = np.repeat([k for k, _ in parts], [len(t) for _, t in parts]).astype(np.uint8)
+    return _interactions(whole, kind, tables, sources, listings, end_ms)
+
+
+def _interactions(
+    whole: pa.Table,
+    kind: npt.NDArray[np.uint8],
+    tables: Tables,
+    sources: Sequence[Source],
+    listings: str | None,
+    end_ms: int | None,
+) -> Interactions:
     return Interactions.of(
         whole.column("user").combine_chunks(),
         whole.column("item").combine_chunks(),
-        np.repeat([k for k, _ in parts], [len(t) for _, t in parts]).astype(np.uint8),
+        kind,
         tuple(s.kind for s in sources),
         whole.column(TIME).to_numpy(),
         offset=whole.column(OFFSET).to_numpy(),
         listed=None if listings is None else _listed(tables(listings), end_ms),
     )
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Interactions of customers and of sessions that have none yet, in log order.
+
+    ``table`` has ``user``, ``session`` (each may be null), ``item``, ``event_time``, ``offset``;
+    ``kind`` uint8 [n] are places in the sources.
+    """
+
+    table: pa.Table
+    kind: npt.NDArray[np.uint8]
+
+    def owners(self, since_ms: int = 0) -> dict[str, tuple[str, int]]:
+        """Of each session that named a customer: the first one, and the offset of that event.
+
+        ``since_ms``: only of sessions with an event then or later.
+        """
+        user, session = self.table.column("user"), self.table.column("session")
+        both = pc.and_(user.is_valid(), session.is_valid())
+        if since_ms:
+            both = pc.and_(both, pc.is_in(session, self._lately(since_ms)))
+        both = self.table.filter(both)
+        found: dict[str, tuple[str, int]] = {}
+        for session, user, offset in zip(
+            both.column("session").to_pylist(),
+            both.column("user").to_pylist(),
+            both.column(OFFSET).to_pylist(),
+            strict=True,
+        ):
+            found.setdefault(session, (user, offset))
+        return found
+
+    def joined(self) -> Visits:
+        """Those of customers alone, with what their sessions did before they logged in.
+
+        Such an event counts from the place of the login on: before, nobody knew whose it was.
+        Raises NotFound when there is none.
+        """
+        owners = self.owners()
+        sessions = self.table.column("session").to_pylist()
+        users, offsets = self.table.column("user").to_pylist(), self.table.column(OFFSET).to_numpy()
+        offsets = offsets.copy()
+        for row, user in enumerate(users):
+            owner = owners.get(sessions[row]) if user is None else None
+            if owner is not None:
+                users[row], offsets[row] = owner[0], max(owner[1], offsets[row])
+        named = pa.array(users, pa.string())
+        place = self.table.column_names.index
+        table = self.table.set_column(place("user"), "user", named)
+        table = table.set_column(place(OFFSET), OFFSET, pa.array(offsets))
+        kept = named.is_valid()
+        table = table.filter(kept)
+        if not len(table):
+            raise _nothing("customers", ())
+        return Visits(table, self.kind[kept.to_numpy(zero_copy_only=False)])
+
+    def anonymous(self, since_ms: int) -> Visits:
+        """What sessions that named nobody did, those with an event at ``since_ms`` or later."""
+        owned = pa.array(list(self.owners()), pa.string())
+        session, user = self.table.column("session"), self.table.column("user")
+        mine = pc.and_(user.is_null(), session.is_valid())
+        mine = pc.and_(mine, pc.invert(pc.is_in(session, owned)))
+        mine = pc.and_(mine, pc.is_in(session, self._lately(since_ms)))
+        return Visits(
+            self.table.filter(mine),
+            self.kind[mine.combine_chunks().to_numpy(zero_copy_only=False)],
+        )
+
+    def _lately(self, since_ms: int) -> pa.StringArray:
+        lately = self.table.filter(pc.greater_equal(self.table.column(TIME), since_ms))
+        return pc.unique(lately.column("session").drop_null())
+
+
+def read_visits(
+    tables: Tables, sources: Sequence[Source] = SHOP_SOURCES, *, end_ms: int | None = None
+) -> Visits:
+    """All interactions that name a customer or a session, in log order."""
+    parts = [_read(tables(s.event), s, None, end_ms) for s in sources]
+    whole = pa.concat_tables(parts)
+    kind = np.repeat(np.arange(len(parts)), [len(t) for t in parts]).astype(np.uint8)
+    order = np.argsort(whole.column(OFFSET).to_numpy(), kind="stable")
+    return Visits(whole.take(order).combine_chunks(), kind[order])
 
 
 def _listed(listings: Dataset, end_ms: int | None) -> pa.Array:
@@ -97,16 +196,31 @@ def _listed(listings: Dataset, end_ms: int | None) -> pa.Array:
     return listings.to_table(columns=["item_id"], filter=before).column(0).combine_chunks()
 
 
-def _read(events: Dataset, source: Source, user: str, end_ms: int | None) -> pa.Table:
+def _nothing(who: str, sources: Sequence[Source]) -> NotFound:
+    return NotFound(
+        f"no interaction of {who} with items is in the log",
+        hint="Load " + (", ".join(s.event for s in sources) or "such") + " events.",
+    )
+
+
+def _read(events: Dataset, source: Source, user: str | None, end_ms: int | None) -> pa.Table:
+    """Interactions by a column; by None those of customers and of sessions, with both."""
     import pyarrow.dataset as ds
 
-    wanted = ds.field(user).is_valid() & ds.field(source.item).is_valid()
+    names = [source.user, *([source.session] if source.session else [])]
+    known = ds.field(user or names[0]).is_valid()
+    if user is None and source.session is not None:
+        known |= ds.field(source.session).is_valid()
+    wanted = known & ds.field(source.item).is_valid()
     for column, value in source.where:
         wanted &= ds.field(column) == value
     if end_ms is not None:
         wanted &= ds.field(TIME) < end_ms
-    columns = {
-        "user": ds.field(user),
+    columns = {"user": ds.field(user or source.user)}
+    if user is None:
+        nobody = pc.scalar(pa.scalar(None, pa.string()))
+        columns["session"] = nobody if source.session is None else ds.field(source.session)
+    columns |= {
         "item": ds.field(source.item),
         TIME: ds.field(TIME),
         OFFSET: ds.field(OFFSET),

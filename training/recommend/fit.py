@@ -102,7 +102,7 @@ def fit(
                 f"{options.test_ms / DAY_MS:g} days, which are to be guessed",
                 hint="Load more history, or shorten test_ms.",
             )
-        blend, popular = _retrievers(tables, split.train, options, end - options.test_ms, run)
+        blend, popular = retrievers(tables, split.train, options, end - options.test_ms, run)
         learned = split.train.matrix(options.weights, as_of_ms=end - options.test_ms)
         figures = evaluate(blend, learned, split.truth, ks=options.ks)
         base = evaluate(popular, learned, split.truth, ks=options.ks)
@@ -114,7 +114,7 @@ def fit(
             f"gain {gain.low:.4f} to {gain.high:.4f}"
         )
     with progress.stage("retriever", unit="items") as stage:
-        whole, _ = _retrievers(tables, interactions, options, end, run)
+        whole, _ = retrievers(tables, interactions, options, end, run)
         version = artefact.write(
             lake / artefact.FOLDER,
             whole,
@@ -138,10 +138,11 @@ def fit(
     return Fitted(version, figures, base)
 
 
-def _retrievers(
+def retrievers(
     tables: Tables, interactions: Interactions, options: Options, as_of_ms: int, run: Run
 ) -> tuple[Blend, Popularity]:
-    """As of a moment, with nothing from after it; items without an interaction by then too."""
+    """The blend and its popularity as of a moment, with nothing from after it; items without an
+    interaction by then too."""
     weighted = interactions.matrix(options.weights, as_of_ms=as_of_ms)
     popular, _ = popular_in_window(interactions, as_of_ms, options.windows_ms)
     main = options.method.fit(weighted, run)

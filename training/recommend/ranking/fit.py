@@ -1,0 +1,299 @@
+"""From a shop's log to a version of both stages.
+
+The ranker learns as in ``trial``: on candidates of retrievers that were fitted before its moments.
+The newest days choose the number of trees and say how good it is; then it learns from those days
+too, and what is written comes with a retriever that was fitted on everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from features.commerce_ranking import DEMAND, SHOPPER
+from raypipe.clock import DAY_MS, Clock, SystemClock
+from raypipe.errors import StageError
+from raypipe.lake import Place
+from raypipe.runtime.progress import Progress
+from raypipe.windows.spec import WindowView
+from training import registry
+from training.recommend import artefact as retrieval
+from training.recommend import fit as retrieval_fit
+from training.recommend.catalogue import read_catalogue
+from training.recommend.evaluate import Evaluation, by_length
+from training.recommend.events import TIME, Source, Tables, Visits, read_interactions, read_visits
+from training.recommend.interactions import Interactions
+from training.recommend.measures import beyond_accuracy, by_user
+from training.recommend.neighbours import ItemKNN
+from training.recommend.port import Method, Retriever
+from training.recommend.products import Run, in_process
+from training.recommend.ranking import artefact, ranker
+from training.recommend.ranking.features import Attributes, Columns, Table
+from training.recommend.ranking.moments import Moments, histories, moments
+from training.recommend.ranking.visitors import Done, Visitors
+from training.recommend.ranking.windows import LoggedWindows, state_of
+from training.recommend.rows import Rows
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted: the retriever, what stands beside it, and the spans of time of the ranker.
+
+    ``sessions_ms``: visits that ended longer before the end of the log are over.
+    """
+
+    retrieval: retrieval_fit.Options = field(default_factory=retrieval_fit.Options)
+    learn_ms: int = 14 * DAY_MS
+    choose_ms: int = 7 * DAY_MS
+    candidates: int = 200
+    rounds: int = 400
+    k: int = 20
+    beside: Mapping[str, Method] = field(default_factory=lambda: {"itemknn": ItemKNN()})
+    item_views: tuple[WindowView, ...] = (DEMAND,)
+    user_views: tuple[WindowView, ...] = (SHOPPER,)
+    sessions_ms: int = DAY_MS
+
+    @property
+    def views(self) -> tuple[WindowView, ...]:
+        """All window views."""
+        return (*self.item_views, *self.user_views)
+
+
+SHOP = Plan()
+"""For ``features.commerce``; a start, as its retriever's options are."""
+
+
+class Log(Protocol):
+    """A log's rows of one tenant; features.log_files.LogFiles is one."""
+
+    @property
+    def id(self) -> str:
+        """Of the log."""
+
+    @property
+    def end(self) -> int:
+        """The next offset when it was opened."""
+
+    @property
+    def tenant(self) -> str:
+        """Whose rows."""
+
+    @property
+    def table(self) -> Tables:
+        """The rows of an event type."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A written version; figures of the newest days, of the retriever's order and the ranker's."""
+
+    manifest: artefact.Manifest
+    retriever: Evaluation
+    two_stage: Evaluation
+    promoted: bool
+
+
+def fit(
+    log: Log,
+    lake: Place,
+    plan: Plan,
+    progress: Progress,
+    *,
+    run: Run = in_process,
+    clock: Clock | None = None,
+) -> Fitted:
+    """Fit, measure and write a version of both stages. The first one of a lake becomes current.
+
+    Args:
+        log: what is learned from.
+        lake: versions go below ``retrieval`` and ``ranking`` in it.
+        plan: what to do.
+        progress: stages.
+        run: where sparse products are computed.
+        clock: names the versions.
+
+    Raises:
+        NotFound: there are no interactions.
+        StageError: there is too little history.
+    """
+    clock = clock or SystemClock()
+    options = plan.retrieval
+    place = retrieval_fit.fit(log.table, lake, options, progress, run=run, clock=clock).version
+    with progress.stage("visits", unit="events") as stage:
+        interactions = read_interactions(log.table, options.sources, joined=True)
+        stage.advance(len(interactions))
+    end = int(interactions.time[-1]) + 1
+    choose, learn = end - plan.choose_ms, end - plan.choose_ms - plan.learn_ms
+    if int(interactions.time[0]) >= learn:
+        raise StageError(
+            f"the interactions span {(end - int(interactions.time[0])) / DAY_MS:.1f} days, and the "
+            f"newest {(end - learn) / DAY_MS:g} are to learn an order from",
+            hint="Load more history.",
+        )
+    parts = _Parts(interactions, log, plan, run)
+    with progress.stage("ranker", unit="visits") as stage:
+        learned, chosen = parts.of(learn, choose), parts.of(choose, end)
+        stage.advance(len(learned.at) + len(chosen.at))
+        first = ranker.fit(learned.table, validation=chosen.table, rounds=plan.rounds)
+        base = chosen.figures(chosen.table.candidates, plan.k)
+        two = chosen.figures(first.ordered(chosen.table, plan.k), plan.k)
+        trees = first.booster.num_boosted_rounds()
+        whole = ranker.fit(_both(learned.table, chosen.table), rounds=trees)
+        gain = two.gain(base, "ndcg", plan.k)
+        stage.say(
+            f"{trees} trees, NDCG@{plan.k} {two.mean('ndcg', plan.k):.4f}, retriever "
+            f"{base.mean('ndcg', plan.k):.4f}, gain {gain.low:.4f} to {gain.high:.4f}"
+        )
+    with progress.stage("version", unit="visitors") as stage:
+        known = _known(log, plan, place, interactions, end)
+        stage.advance(len(known.users) + len(known.sessions))
+        matrix = interactions.matrix(options.weights, as_of_ms=end)
+        found = retrieval.read_manifest(place)
+        version = artefact.write(
+            lake / artefact.FOLDER,
+            whole,
+            chosen.table.x,
+            known,
+            about={
+                "tenant": log.tenant,
+                "retriever": found.version,
+                "retriever_sha256": found.manifest_sha256,
+                "views": {v.name: v.definition_hash for v in plan.views},
+                "kinds": interactions.kinds,
+                "weights": options.weights.describe(),
+                "candidates": plan.candidates,
+                "log_id": log.id,
+                "log_end": log.end,
+                "as_of_ms": end,
+                "training": {
+                    "interactions": len(interactions),
+                    "visits": len(learned.at) + len(chosen.at),
+                    "trees": trees,
+                    "learn_ms": [learn, choose],
+                    "choose_ms": [choose, end],
+                },
+                "metrics": {"retriever": base.describe(), "two_stage": two.describe()},
+            },
+            beside={name: method.fit(matrix, run) for name, method in plan.beside.items()},
+            name=options.name,
+            created_ms=clock.now_ms(),
+        )
+        promoted = registry.current(lake / artefact.FOLDER, options.name) is None
+        if promoted:
+            registry.promote(lake / artefact.FOLDER, options.name, version.name)
+        stage.say(version.name)
+    return Fitted(artefact.read_manifest(version), base, two, promoted)
+
+
+@dataclass(frozen=True)
+class _Part:
+    at: Moments
+    known: Rows
+    table: Table
+    train: Rows
+
+    def figures(self, ranked: Rows, k: int) -> Evaluation:
+        codes, names = by_length(self.known.sizes)
+        figures = by_user(ranked, self.at.truth, k)
+        beyond = beyond_accuracy(ranked, self.train, k)
+        return Evaluation(self.at.user.astype("i8"), {k: figures}, {k: beyond}, codes, names)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Spans of time with what their ranker sees."""
+
+    interactions: Interactions
+    log: Log
+    plan: Plan
+    run: Run
+
+    def of(self, start: int, stop: int) -> _Part:
+        """The visits that begin in a span, with candidates of retrievers fitted before it."""
+        plan, options, tables = self.plan, self.plan.retrieval, self.log.table
+        interactions = self.interactions
+        before = interactions.between(int(interactions.time[0]), start)
+        at = moments(interactions, start, stop)
+        known = histories(interactions, at, options.weights)
+        blend, _ = retrieval_fit.retrievers(tables, before, options, start, self.run)
+        matrix = before.matrix(options.weights, as_of_ms=start)
+        beside = {name: method.fit(matrix, self.run) for name, method in plan.beside.items()}
+        windows = LoggedWindows(
+            tables,
+            self.log.tenant,
+            interactions.items,
+            interactions.users,
+            plan.item_views,
+            plan.user_views,
+        )
+        catalogue = read_catalogue(tables, interactions.items, as_of_ms=start)
+        columns = Columns(interactions, Attributes.of(catalogue), windows)
+        main = {p.name: p.retriever for p in blend.parts}
+        lists = scored({**main, **beside}, known, plan.candidates)
+        table = columns.table(at, blend.retrieve(known, plan.candidates), lists=lists)
+        return _Part(at, known, table, before.matrix())
+
+
+def scored(
+    retrievers: Mapping[str, Retriever], known: Rows, candidates: int, seen: Rows | None = None
+) -> dict[str, Rows]:
+    """What each single retriever gives, deep enough that most candidates have its score."""
+    return {n: r.retrieve(known, 3 * candidates, seen=seen) for n, r in retrievers.items()}
+
+
+def _both(one: Table, other: Table) -> Table:
+    return Table(
+        one.names,
+        np.concatenate([one.x, other.x]),
+        Rows.joined([one.candidates, other.candidates]),
+        np.concatenate([one.grade, other.grade]),
+    )
+
+
+def _known(
+    log: Log, plan: Plan, retriever: Place, interactions: Interactions, end: int
+) -> artefact.Known:
+    """What a replica starts from; of items that the retriever knows, all of them there."""
+    tables, sources = log.table, plan.retrieval.sources
+    items = retrieval.load(retriever).items
+    visits = read_visits(tables, sources)
+    since = end - plan.sessions_ms
+    owners = {s: user for s, (user, _) in visits.owners(since).items()}
+    return artefact.Known(
+        read_catalogue(tables, items, as_of_ms=end),
+        Visitors.of(
+            interactions.users,
+            interactions.user,
+            Done(interactions.item, interactions.kind, interactions.time, interactions.offset),
+        ),
+        _sessions(visits.anonymous(since), items, sources),
+        owners,
+        {view.name: state_of(view, tables).snapshot() for view in plan.views},
+    )
+
+
+def _sessions(visits: Visits, items: pa.StringArray, sources: Sequence[Source]) -> Visitors:
+    table = visits.table
+    ids = pc.unique(table.column("session").cast(pa.string())).sort()
+    item = pc.index_in(table.column("item"), items)
+    kept = item.is_valid().combine_chunks().to_numpy(zero_copy_only=False)
+    table, item, kind = table.filter(kept), item.filter(kept), visits.kind[kept]
+    done = Done(
+        _numbers(item).astype(np.int32),
+        kind,
+        table.column(TIME).to_numpy(),
+        table.column("offset").to_numpy(),
+    )
+    return Visitors.of(ids, _numbers(pc.index_in(table.column("session"), ids)), done)
+
+
+def _numbers(column: Any) -> np.ndarray:
+    return np.asarray(column.to_numpy())
