@@ -105,6 +105,31 @@ LISTING = EventType(
     "what the catalogue says of an article from then on",
 )
 
+RECOMMENDATION = EventType(
+    "recommendation",
+    (
+        Field("recommendation_id", Kind.STRING, tags=KEY, description="one list"),
+        VISITOR_ID,
+        Field("session_id", Kind.STRING, required=False, tags=SUBJECT_KEY),
+        ITEM_ID,
+        Field("place", Kind.INTEGER, minimum=1, maximum=1_000, description="from 1"),
+        Field("score", Kind.NUMBER, required=False, description="the ranker's"),
+        Field(
+            "propensity",
+            Kind.NUMBER,
+            minimum=0,
+            maximum=1,
+            description="probability of the article at this place, given those above it",
+        ),
+        Field("explored", Kind.BOOLEAN, description="whether chance had a say in the list"),
+        Field("sponsored", Kind.BOOLEAN),
+        Field("reason", Kind.STRING, max_length=32),
+        Field("policy", Kind.STRING, description="rules, diversity and exploration, NAME@VERSION"),
+        Field("ranker", Kind.STRING, description="NAME@VERSION"),
+    ),
+    "an article that a list showed; all of a list share its recommendation_id",
+)
+
 PAYMENT = EventType(
     "payment",
     (
@@ -168,6 +193,6 @@ CHARGEBACK = EventType(
 )
 
 EVENTS = (
-    *(PAGE_VIEW, SEARCH, CART, ORDER, ORDER_LINE, LISTING, PAYMENT),
+    *(PAGE_VIEW, SEARCH, CART, ORDER, ORDER_LINE, LISTING, RECOMMENDATION, PAYMENT),
     *(REFUND, LOGIN, PASSWORD_CHANGE, CHARGEBACK),
 )

@@ -43,7 +43,7 @@ def build(
     options_file: Path | None = None,
 ) -> Application:
     """The application for settings that are read already; see ``app``."""
-    with _unwarned():
+    with unwarned():
         from ray import serve
 
     from raypipe.project import load_project
@@ -61,7 +61,7 @@ def build(
     else:
         place = registry.locate(settings.lake / "models", name, version)
         release = Release(champion=f"{name}@{place.name}")
-    with _unwarned():
+    with unwarned():
         deployment = cast(
             "Deployment",
             serve.deployment(
@@ -75,7 +75,7 @@ def build(
 
 
 @contextmanager
-def _unwarned() -> Iterator[None]:
+def unwarned() -> Iterator[None]:
     """Hide what Ray warns its own developers of: pydantic's changes in its configuration, and
     metrics_interval_s, whose successor its validation does not know yet."""
     with warnings.catch_warnings():
@@ -89,6 +89,15 @@ def start(settings: Settings) -> None:
     Called again, it replaces the replicas one by one and keeps serving: Ray Serve takes every
     ``serve.run`` for new code. ``serving.rollout`` changes the release inside running replicas.
     """
+    from ray import serve
+
+    application = build(settings)
+    start_http(settings)
+    serve.run(application, name=APPLICATION, route_prefix="/")
+
+
+def start_http(settings: Settings) -> None:
+    """Have Serve take HTTP at the settings' host and port; nothing where it does already."""
     import logging
 
     from ray import serve
@@ -97,10 +106,8 @@ def start(settings: Settings) -> None:
     from raypipe.runtime import session
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # callers report in their own words
-    application = build(settings)
     serve.start(
         # Of a cluster every node with a replica answers, so that none stands before the others.
         proxy_location="HeadOnly" if settings.ray_address is None else "EveryNode",
         http_options=HTTPOptions(host=session.bind_host(settings), port=settings.http_port),
     )
-    serve.run(application, name=APPLICATION, route_prefix="/")

@@ -11,6 +11,7 @@ import yaml
 from msgspec import Meta
 
 from raypipe.errors import ConfigError
+from serving.recommend.selection import Selection
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -41,6 +42,13 @@ class Fairness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: dict[str, Positive] = {}
 
 
+class Recommend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How lists of recommendations are made; ``sponsored`` are ids, the first choice first."""
+
+    selection: Selection = Selection()
+    sponsored: tuple[str, ...] = ()
+
+
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All of config.yaml; an unknown or impossible value is refused by name."""
 
@@ -48,6 +56,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     autoscaling: Autoscaling
     graceful_shutdown_timeout_s: Seconds
     fairness: Fairness = Fairness()
+    recommend: Recommend = Recommend()
     core_hour_price: Seconds = 0.0
 
 
@@ -55,7 +64,10 @@ def load_options(path: Path | None = None) -> Options:
     """The options in ``path``, by default those beside this file; raises ConfigError."""
     source = path or files("serving") / "config.yaml"
     try:
-        return msgspec.convert(yaml.safe_load(source.read_text("utf-8")), Options)
+        given = yaml.safe_load(source.read_text("utf-8"))
+        found = msgspec.convert(given, Options)
+        _require_known(given.get("recommend", {}), msgspec.to_builtins(found.recommend))
+        return found
     except OSError as e:
         raise ConfigError(f"the serving options {source} can't be read: {e.strerror}") from e
     except (yaml.YAMLError, msgspec.ValidationError) as e:
@@ -63,6 +75,15 @@ def load_options(path: Path | None = None) -> Options:
             f"the serving options {source} are wrong: {e}",
             hint="serving/config.yaml as it came is a complete, commented example.",
         ) from e
+
+
+def _require_known(given: object, known: object, at: str = "$.recommend") -> None:
+    """Fields of dataclasses are checked here: msgspec ignores those that it doesn't know."""
+    if isinstance(given, dict) and isinstance(known, dict):
+        for name, value in given.items():
+            if name not in known:
+                raise msgspec.ValidationError(f"Object contains unknown field `{name}` - at `{at}`")
+            _require_known(value, known[name], f"{at}.{name}")
 
 
 REFUSALS = 64

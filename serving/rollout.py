@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raypipe.errors import Conflict, StageError, Unavailable, error_of
@@ -37,6 +39,17 @@ AGREE_S = 60.0
 _TICK_S = 0.2
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A deployment whose replicas have ``prepare``, ``forget``, ``switch`` and ``serves``."""
+
+    application: str
+    deployment: str
+
+
+DECISIONS = Target(APPLICATION, DEPLOYMENT)
+
+
 def apply(
     settings: Settings, release: Release, *, by: str, reason: str, replaces: int | None = None
 ) -> Recorded:
@@ -50,55 +63,80 @@ def apply(
     serves on. StageError when it is recorded and some replica does not serve it.
     """
     releases = Releases(settings.lake)
-    handle = _handle()
-    # Replicas that Serve reconfigures or has lost are not asked: wait until it has all of them.
-    if not _settled(LOAD_S):
-        raise Unavailable(
-            f"the replicas are not all up within {LOAD_S:g} s", hint="`raypipe status` shows them."
-        )
-    _prepare(handle, release)
-    current = releases.current()
-    if replaces is not None and (current.number if current else 0) != replaces:
-        _ask(handle, SWITCH_S, "forget")
-        raise Conflict(
-            f"release {current.number if current else 0} was recorded meanwhile",
-            hint="Look at `raypipe release show`, then try again.",
-        )
-    recorded = releases.record(release, by=by, reason=reason)
-    plain = recorded.release.describe()
-    _ask(handle, SWITCH_S, "switch", plain)
-    set_user_config(plain)
-    _await_agreement(handle, plain)
+    recorded: Recorded | None = None
+
+    def record() -> dict[str, Any]:
+        nonlocal recorded
+        current = releases.current()
+        if replaces is not None and (current.number if current else 0) != replaces:
+            raise Conflict(
+                f"release {current.number if current else 0} was recorded meanwhile",
+                hint="Look at `raypipe release show`, then try again.",
+            )
+        recorded = releases.record(release, by=by, reason=reason)
+        return recorded.release.describe()
+
+    exchange(DECISIONS, release.describe(), record)
+    assert recorded is not None
     return recorded
 
 
-def _settled(within_s: float) -> bool:
+def exchange(
+    target: Target, wanted: dict[str, Any], record: Callable[[], dict[str, Any] | None]
+) -> None:
+    """Have all running replicas serve something else, by the steps above.
+
+    Args:
+        target: whose replicas.
+        wanted: the ``user_config`` that they prepare.
+        record: makes it durable when all have it; may return what the ``user_config`` is by then.
+
+    Raises as ``apply``.
+    """
+    handle = _handle(target)
+    # Replicas that Serve reconfigures or has lost are not asked: wait until it has all of them.
+    if not _settled(LOAD_S, target):
+        raise Unavailable(
+            f"the replicas are not all up within {LOAD_S:g} s", hint="`raypipe status` shows them."
+        )
+    _prepare(handle, wanted)
+    try:
+        plain = record() or wanted
+    except Conflict:
+        _ask(handle, SWITCH_S, "forget")
+        raise
+    _ask(handle, SWITCH_S, "switch", plain)
+    set_user_config(plain, target)
+    _await_agreement(handle, plain, target)
+
+
+def _settled(within_s: float, target: Target = DECISIONS) -> bool:
     """Whether Serve has every replica as it should be, in time."""
     from ray import serve
 
     until = time.monotonic() + within_s
-    while serve.status().applications[APPLICATION].status != "RUNNING":
+    while serve.status().applications[target.application].status != "RUNNING":
         if time.monotonic() > until:
             return False
         time.sleep(_TICK_S)
     return True
 
 
-def running() -> bool:
+def running(target: Target = DECISIONS) -> bool:
     """Whether the application is deployed in this Ray session."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from ray import serve
 
-    return APPLICATION in serve.status().applications
+    return target.application in serve.status().applications
 
 
-def served() -> list[dict[str, Any]]:
-    """The release of each running replica, as plain data."""
-    return _ask(_handle(), SWITCH_S, "serves")
+def served(target: Target = DECISIONS) -> list[dict[str, Any]]:
+    """What each running replica serves, as plain data."""
+    return _ask(_handle(target), SWITCH_S, "serves")
 
 
-def set_user_config(user_config: dict[str, Any]) -> None:
+def set_user_config(user_config: dict[str, Any], target: Target = DECISIONS) -> None:
     """Change the deployment's ``user_config`` and nothing else of it.
 
     ``serve.run`` can't: it takes every application for new code. An application that a config file
@@ -112,42 +150,44 @@ def set_user_config(user_config: dict[str, Any]) -> None:
     client: Any = _get_global_client()
     controller = client._controller
     configs = ray.get(controller.get_app_configs.remote())
-    details = client.get_serve_details()["applications"][APPLICATION]
-    if details["source"] == "declarative" and APPLICATION in configs:
-        client.deploy_apps(_declared(configs, user_config))
+    details = client.get_serve_details()["applications"][target.application]
+    if details["source"] == "declarative" and target.application in configs:
+        client.deploy_apps(_declared(configs, user_config, target))
     else:
-        arguments = _imperative(controller, user_config)
+        arguments = _imperative(controller, user_config, target)
         ray.get(controller.deploy_applications.remote(*arguments))
 
 
-def _declared(configs: dict[str, Any], user_config: dict[str, Any]) -> Any:
+def _declared(configs: dict[str, Any], user_config: dict[str, Any], target: Target) -> Any:
     from ray.serve.schema import ServeDeploySchema
 
     applications = {n: c.model_dump(exclude_unset=True) for n, c in configs.items()}
-    deployments = applications[APPLICATION].setdefault("deployments", [])
-    mine = next((d for d in deployments if d["name"] == DEPLOYMENT), None)
+    deployments = applications[target.application].setdefault("deployments", [])
+    mine = next((d for d in deployments if d["name"] == target.deployment), None)
     if mine is None:
-        mine = {"name": DEPLOYMENT}
+        mine = {"name": target.deployment}
         deployments.append(mine)
     mine["user_config"] = user_config
     return ServeDeploySchema.model_validate({"applications": list(applications.values())})
 
 
-def _imperative(controller: Any, user_config: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+def _imperative(
+    controller: Any, user_config: dict[str, Any], target: Target
+) -> tuple[dict[str, Any], ...]:
     """Arguments of the controller's ``deploy_applications``: the deployment as it runs."""
     import ray
     from ray.serve._private.config import DeploymentConfig
     from ray.serve.generated import serve_pb2
 
     messages: Any = serve_pb2  # made at run time: type checkers see no names in it
-    told = ray.get(controller.get_deployment_info.remote(DEPLOYMENT, APPLICATION))
+    told = ray.get(controller.get_deployment_info.remote(target.deployment, target.application))
     route = messages.DeploymentRoute.FromString(told)
     info = route.deployment_info
     config = DeploymentConfig.from_proto(info.deployment_config)
     config.user_config = user_config
     config.version = info.version
     deployment = messages.DeploymentArgs(
-        deployment_name=DEPLOYMENT,
+        deployment_name=target.deployment,
         deployment_config=config.to_proto_bytes(),
         replica_config=info.replica_config.SerializeToString(),
         deployer_job_id=ray.get_runtime_context().get_job_id(),
@@ -155,19 +195,19 @@ def _imperative(controller: Any, user_config: dict[str, Any]) -> tuple[dict[str,
         ingress=True,
     )
     return (
-        {APPLICATION: [deployment.SerializeToString()]},
-        {APPLICATION: messages.ApplicationArgs().SerializeToString()},
+        {target.application: [deployment.SerializeToString()]},
+        {target.application: messages.ApplicationArgs().SerializeToString()},
     )
 
 
-def _handle() -> DeploymentHandle[Any]:
+def _handle(target: Target = DECISIONS) -> DeploymentHandle[Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         from ray import serve
         from ray.serve.exceptions import RayServeException
 
     try:
-        handle = serve.get_deployment_handle(DEPLOYMENT, APPLICATION)
+        handle = serve.get_deployment_handle(target.deployment, target.application)
     except RayServeException as e:
         raise Unavailable(
             f"nothing is served in this Ray session: {e}", hint="Start it: `raypipe serve`."
@@ -176,8 +216,8 @@ def _handle() -> DeploymentHandle[Any]:
     return handle.options(_by_reference=True)
 
 
-def _prepare(handle: DeploymentHandle[Any], release: Release) -> None:
-    answers = _ask(handle, LOAD_S, "prepare", release.describe())
+def _prepare(handle: DeploymentHandle[Any], wanted: dict[str, Any]) -> None:
+    answers = _ask(handle, LOAD_S, "prepare", wanted)
     failed = next((a for a in answers if a is not None), None)
     if failed is not None:
         _ask(handle, SWITCH_S, "forget")
@@ -199,13 +239,15 @@ def _ask(handle: DeploymentHandle[Any], within_s: float, method: str, *given: An
     return answers
 
 
-def _await_agreement(handle: DeploymentHandle[Any], plain: dict[str, Any]) -> None:
+def _await_agreement(
+    handle: DeploymentHandle[Any], plain: dict[str, Any], target: Target
+) -> None:
     """Wait until Serve has reconfigured all replicas, and hear what each serves."""
-    settled = _settled(AGREE_S)
+    settled = _settled(AGREE_S, target)
     others = [found for found in _ask(handle, SWITCH_S, "serves") if found != plain]
     if others or not settled:
         raise StageError(
-            f"release {plain['number']} is recorded, and "
+            f"{plain} is recorded, and "
             + (f"a replica serves {others[0]}" if others else "Serve has not taken it yet"),
             hint="The replicas' logs say why; `raypipe release show` tells, `rollback` undoes.",
         )

@@ -44,6 +44,7 @@ class Scope(StrEnum):
     DECISIONS_READ = "decisions:read"
     EVENTS_WRITE = "events:write"
     FEATURES_READ = "features:read"
+    RECOMMENDATIONS_READ = "recommendations:read"
     REVIEWS_READ = "reviews:read"
     REVIEWS_WRITE = "reviews:write"
     OUTCOMES_WRITE = "outcomes:write"

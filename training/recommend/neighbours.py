@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+from numba import njit
 
 from raypipe.errors import UsageError
 from training.recommend.port import Arrays
@@ -56,15 +57,18 @@ class NeighbourTable:
 
     def because(self, items: Rows, item: int) -> int | None:
         """The item of a history (one row) that speaks most for another one; None if none does."""
-        best: tuple[float, int] | None = None
-        for code, weight in zip(*items.row(0), strict=True):
-            columns, values = self.table.row(int(code))
-            at = np.flatnonzero(columns == item)
-            if len(at):
-                part = float(weight) * float(values[at[0]])
-                if part > 0 and (best is None or part > best[0]):
-                    best = part, int(code)
-        return None if best is None else best[1]
+        found = int(self.because_each(items, np.array([item], np.int32))[0])
+        return None if found < 0 else found
+
+    def because_each(self, items: Rows, wanted: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """The same of several items, each once, [n]; -1 where none does."""
+        codes, weights = items.row(0)
+        place = np.full(self.width, -1, np.int64)
+        place[wanted] = np.arange(len(wanted))
+        out = np.full(len(wanted), -1, np.int32)
+        table = self.table
+        _because(codes, weights, table.starts, table.columns, table.values, place, out)
+        return out
 
     def settings(self) -> dict[str, Any]:
         """Nothing but the table."""
@@ -147,6 +151,28 @@ class RP3Beta:
     def describe(self) -> dict[str, Any]:
         """Parameters as plain data."""
         return asdict(self)
+
+
+@njit(cache=True, nogil=True)
+def _because(
+    codes: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.float32],
+    starts: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int32],
+    values: npt.NDArray[np.float32],
+    place: npt.NDArray[np.int64],
+    out: npt.NDArray[np.int32],
+) -> None:
+    best = np.zeros(len(out), np.float64)
+    for entry in range(len(codes)):
+        code, weight = codes[entry], np.float64(weights[entry])
+        for at in range(starts[code], starts[code + 1]):
+            wanted = place[columns[at]]
+            if wanted >= 0:
+                part = weight * values[at]
+                if part > best[wanted]:
+                    best[wanted] = part
+                    out[wanted] = code
 
 
 def diagonal(size: int) -> Rows:

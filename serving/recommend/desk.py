@@ -1,0 +1,260 @@
+"""Requests to lists: one thread works on the version, the event loop stays free for sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+
+from raypipe.clock import Clock
+from raypipe.errors import NotFound, RaypipeError, Unavailable
+from serving.deadlines import Budget
+from serving.decide import deadline
+from serving.recommend.body import FilterBody, Item, Listed, Models, Wanted, Why
+from serving.recommend.engine import Found, Reason, Wish
+from serving.recommend.exploration import seed_of
+from serving.recommend.record import Recorder
+from serving.recommend.rules import Filters, no_codes
+from serving.recommend.shelf import Shelf
+from serving.recommend.stage import Stage
+
+FOLLOW_S = 0.2
+"""How often the log is followed beside requests: what one has to catch up with stays little."""
+
+RECORD_SHARE = 0.8
+"""Of the budget that is left: so long a record may take, the rest is for answering without it."""
+
+_DID = {"view": "viewed", "cart": "put into your cart", "order": "ordered"}
+_T = TypeVar("_T")
+_log = logging.getLogger("raypipe.recommend")
+
+
+class Desk:
+    """Answers for the version in use; ``use`` exchanges it between two requests.
+
+    Args:
+        recorder: writes what was shown.
+        clock: says when that was.
+    """
+
+    def __init__(self, recorder: Recorder, clock: Clock) -> None:
+        self._recorder = recorder
+        self._clock = clock
+        self._stage: Stage | None = None
+        self._thread = ThreadPoolExecutor(1, "recommend")
+
+    @property
+    def stage(self) -> Stage:
+        """What is in use; raises Unavailable before anything is."""
+        if self._stage is None:
+            raise Unavailable("no version is loaded yet", hint="Wait until readyz answers 200.")
+        return self._stage
+
+    async def use(self, stage: Stage) -> None:
+        """Answer by another version from the next request on."""
+
+        def exchange() -> None:
+            old, self._stage = self._stage, stage
+            if old is not None:
+                old.close()
+
+        await self._run(exchange)
+
+    async def follow(self) -> None:
+        """Follow the log until cancelled."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            try:
+                await self._run(self.stage.catch_up)
+            except (RaypipeError, OSError) as e:
+                _log.warning("the log can't be followed: %s", e)
+
+    async def recommend(self, wanted: Wanted, tenant: str, budget: Budget) -> Listed:
+        """A list for a visitor, recorded.
+
+        Raises NotFound for another tenant than the version's, Unavailable when the budget is over.
+        """
+        self._require(tenant)
+        name = f"rec_{uuid.uuid4().hex}"
+        now = self._clock.now_ms()
+        async with deadline(budget.left):
+            listed = await self._run(lambda: self._listed(wanted, name, now, budget, explore=True))
+        if not self._recorder.on:
+            return listed
+        try:
+            async with asyncio.timeout(budget.left * RECORD_SHARE):
+                await self._recorder.record(listed, tenant, wanted.user, wanted.session, now)
+        except (RaypipeError, TimeoutError) as e:
+            _log.warning("a list can't be recorded: %s", e or "no answer in time")
+            async with deadline(budget.left):
+                plain = await self._run(
+                    lambda: self._listed(wanted, name, now, budget, explore=False)
+                )
+            return _without_record(plain)
+        return listed
+
+    async def similar(self, item_id: str, k: int, tenant: str, budget: Budget) -> Listed:
+        """Items like one. Raises NotFound for an unknown one."""
+        self._require(tenant)
+        now = self._clock.now_ms()
+
+        def work() -> Listed:
+            stage = self._begin(budget)
+            missing = self._caught_up(stage)
+            found = stage.engine.similar(stage.engine.code(item_id), Wish(k=k, seed=0), now)
+            return _told(stage, found, None, missing)
+
+        async with deadline(budget.left):
+            return await self._run(work)
+
+    async def trending(self, wanted: Wanted, tenant: str, budget: Budget) -> Listed:
+        """Items that are wanted more than before."""
+        self._require(tenant)
+        now = self._clock.now_ms()
+
+        def work() -> Listed:
+            stage = self._begin(budget)
+            missing = self._caught_up(stage)
+            wish = _wish(stage, wanted, 0)
+            return _told(stage, stage.engine.trending(wish, now, stage.offset), None, missing)
+
+        async with deadline(budget.left):
+            return await self._run(work)
+
+    def close(self) -> None:
+        """End the thread, and let the log go."""
+        self._thread.shutdown()
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
+
+    def _listed(
+        self, wanted: Wanted, name: str, now: int, budget: Budget, *, explore: bool
+    ) -> Listed:
+        stage = self._begin(budget)
+        missing = self._caught_up(stage)
+        wish = _wish(stage, wanted, seed_of(name))
+        found = stage.engine.recommend(wish, now, stage.offset, explore=explore)
+        return _told(stage, found, name if self._recorder.on else None, missing)
+
+    def _begin(self, budget: Budget) -> Stage:
+        """Nobody waits for an answer any more whose budget is over: no work for it."""
+        if budget.left <= 0:
+            raise Unavailable("there was no time left for the request", hint="Retry.")
+        return self.stage
+
+    @staticmethod
+    def _caught_up(stage: Stage) -> list[str]:
+        try:
+            stage.catch_up()
+        except (RaypipeError, OSError) as e:
+            _log.warning("the log can't be followed: %s", e)
+            return ["log"]
+        return []
+
+    def _require(self, tenant: str) -> None:
+        mine = self.stage.engine.loaded.manifest.tenant
+        if tenant != mine:
+            raise NotFound(
+                "there are no recommendations for this tenant",
+                hint="A version is fitted on one tenant's events; serve another one for others.",
+            )
+
+    async def _run(self, work: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _wish(stage: Stage, wanted: Wanted, seed: int) -> Wish:
+    codes = stage.engine.loaded.retriever.codes
+    hidden = [codes[i] for i in wanted.filters.exclude if i in codes]
+    viewing = wanted.context.item_id
+    return Wish(
+        k=wanted.k,
+        seed=seed,
+        user=wanted.user,
+        session=wanted.session,
+        # An item that is new since the fit says nothing yet.
+        viewing=None if viewing is None else codes.get(viewing),
+        filters=_filters(stage.shelf, wanted.filters),
+        hidden=np.array(hidden, np.int64) if hidden else no_codes(),
+    )
+
+
+def _filters(shelf: Shelf, asked: FilterBody) -> Filters:
+    low, high = asked.price_from, asked.price_to
+    return Filters(
+        None if asked.categories is None else shelf.codes("category", asked.categories),
+        None if asked.brands is None else shelf.codes("brand", asked.brands),
+        None if low is None else float(low),
+        None if high is None else float(high),
+    )
+
+
+def _told(stage: Stage, found: Found, name: str | None, missing: list[str]) -> Listed:
+    engine, shown = stage.engine, found.shown
+    ids = engine.loaded.retriever.items
+    degraded = [*missing, *found.degraded]
+    return Listed(
+        recommendation_id=name,
+        items=[
+            Item(
+                ids[code].as_py(),
+                None if math.isnan(score) else score,
+                propensity,
+                sponsored,
+                _why(stage, reason),
+            )
+            for code, score, propensity, sponsored, reason in zip(
+                shown.codes.tolist(),
+                found.scores.tolist(),
+                shown.propensity.tolist(),
+                shown.sponsored.tolist(),
+                found.reasons,
+                strict=True,
+            )
+        ],
+        models=Models(
+            engine.loaded.retriever.reference, engine.loaded.reference, engine.selection.reference
+        ),
+        explored=shown.explored,
+        history=found.length,
+        degraded=bool(degraded),
+        degraded_by=degraded,
+    )
+
+
+def _why(stage: Stage, reason: Reason) -> Why:
+    if reason.item is None:
+        texts = {
+            "popular": "many people take it now",
+            "trending": "more people want it than before",
+            "sponsored": "sponsored",
+        }
+        return Why(reason.kind, texts[reason.kind])
+    item_id = stage.engine.loaded.retriever.items[reason.item].as_py()
+    called = stage.shelf.title(reason.item) or item_id
+    if reason.did is None:
+        text = f"like {called}"
+    else:
+        text = f"because you {_DID.get(reason.did, reason.did)} {called}"
+        if reason.kind == "new":
+            text = f"new, {text}"
+    return Why(reason.kind, text, item_id, reason.did)
+
+
+def _without_record(listed: Listed) -> Listed:
+    return Listed(
+        recommendation_id=None,
+        items=listed.items,
+        models=listed.models,
+        explored=listed.explored,
+        history=listed.history,
+        degraded=True,
+        degraded_by=[*listed.degraded_by, "record"],
+    )

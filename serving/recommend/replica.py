@@ -1,0 +1,178 @@
+"""One Serve replica of the recommender."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from typing import TYPE_CHECKING, Any
+
+from raypipe.clock import SystemClock
+from raypipe.errors import RaypipeError, Unavailable
+from serving.autoscaling import P95
+from serving.recommend.http import RecommendApp
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+    from serving.options import Options
+    from serving.recommend.stage import Stage
+
+_log = logging.getLogger("raypipe.recommend")
+
+
+class RecommendReplica:
+    """The class that Ray Serve deploys; ``user_config`` is ``{"version": "name@version"}``.
+
+    As serving.replica.Replica: another version is loaded beside the one that answers, follows the
+    log to its end, and takes over between two requests.
+    """
+
+    def __init__(self, settings: Settings, options: Options) -> None:
+        from ray import serve
+
+        from raypipe.project import load_project
+        from raypipe.runtime.worker import actor
+        from serving import loopback
+        from serving.credentials import AWAY_S, Credentials
+        from serving.docs import render
+        from serving.entrance import Entrance
+        from serving.fairness import Gate
+        from serving.key_shelf import KeyShelf
+        from serving.presence import Presence
+        from serving.recommend.desk import Desk
+        from serving.recommend.metrics import RecommendMetrics
+        from serving.recommend.openapi import document
+        from serving.recommend.record import Recorder
+
+        loopback.narrow()
+        self._settings = settings
+        self._options = options
+        self._project = load_project(settings.project)
+        worker = actor.client(settings, self._project)
+        keys = Credentials(worker, shelf=KeyShelf(settings.spill_dir / "keys", AWAY_S))
+        gate = Gate(
+            settings.max_ongoing_requests, settings.max_queued_requests, options.fairness.weights
+        )
+        self._presence = Presence(
+            worker, max(1, settings.max_ongoing_requests // 2), settings.worker_patience_ms / 1_000
+        )
+        self._desk = Desk(Recorder(self._project, worker), SystemClock())
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._version = ""
+        self._prepared: tuple[str, Stage] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._app = RecommendApp(
+            desk=self._desk,
+            keys=keys,
+            entrance=Entrance(keys, gate, settings.decision_deadline_ms, self._presence),
+            metrics=RecommendMetrics(replica, self._figures),
+            documents=render(document(self._project.name)),
+            replica=replica,
+            patience_s=settings.decision_deadline_ms / 1_000,
+            echo_request_id=False,  # Serve's own middleware does
+        )
+
+    def __serve_build_asgi_app__(self) -> RecommendApp:
+        return self._app
+
+    async def __del__(self) -> None:
+        """Ray Serve awaits this once, after the last request of a replica that it stops."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.to_thread(self._desk.close)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray Serve's controller hands to the autoscaling policy."""
+        return {P95: self._app.latencies.p95_ms}
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Answer by a version. The first one must load; of later ones one that doesn't leaves the
+        old one answering."""
+        wanted, first = str(user_config["version"]), not self._version
+        if wanted == self._version:
+            return
+        try:
+            stage = await self._load(wanted)
+        except Exception as e:
+            if first:
+                raise
+            _log.error("the version is refused, the old one answers on: %s", e)
+            return
+        await self._use(wanted, stage)
+        if first:
+            loop = asyncio.get_running_loop()
+            self._tasks = [
+                loop.create_task(run) for run in (self._desk.follow(), self._presence.watch())
+            ]
+            gc.collect()
+        # What is loaded now stays: no collection needs to walk it again within a request.
+        gc.freeze()
+
+    async def prepare(self, wanted: dict[str, Any]) -> dict[str, str] | None:
+        """Load a version beside the one that answers; None, or why it can't be used."""
+        name = str(wanted["version"])
+        try:
+            stage = await self._load(name)
+        except RaypipeError as e:
+            return {"code": e.code, "detail": e.detail, "hint": e.hint}
+        except Exception as e:  # noqa: BLE001 - whatever it is, whoever asked must hear of it
+            _log.exception("a version can't be prepared")
+            return {"code": RaypipeError.code, "detail": f"{type(e).__name__}: {e}", "hint": ""}
+        await self.forget()
+        self._prepared = name, stage
+        return None
+
+    async def forget(self) -> None:
+        """Drop what was prepared: it will not answer."""
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None:
+            prepared[1].close()
+
+    async def switch(self, wanted: dict[str, Any]) -> None:
+        """Answer by the prepared version from the next request on; nothing if that is another."""
+        name = str(wanted["version"])
+        if self._prepared is not None and self._prepared[0] == name:
+            await self._use(name, self._prepared[1])
+            gc.freeze()
+
+    async def serves(self) -> dict[str, Any]:
+        """The version that answers now."""
+        if not self._version:
+            raise Unavailable("no version is loaded yet", hint="Wait until readyz answers 200.")
+        return {"version": self._version}
+
+    async def _load(self, wanted: str) -> Stage:
+        """In a thread: requests go on meanwhile."""
+        from serving.recommend.versions import located
+        from serving.recommend.stage import Stage
+        from training.recommend.ranking.fit import SHOP
+
+        prepared = self._prepared
+        if prepared is not None and prepared[0] == wanted:
+            return prepared[1]
+        options = self._options.recommend
+        return await asyncio.to_thread(
+            lambda: Stage.open(
+                self._settings,
+                self._project,
+                located(self._settings.lake, wanted),
+                SHOP,
+                options.selection,
+                options.sponsored,
+            )
+        )
+
+    async def _use(self, name: str, stage: Stage) -> None:
+        await self._desk.use(stage)
+        self._version = name
+        if self._prepared is not None and self._prepared[1] is stage:
+            self._prepared = None
+
+    def _figures(self) -> dict[str, float]:
+        stage = self._desk.stage
+        return {
+            "recommend_offset": float(stage.offset),
+            "recommend_recent_visitors": float(stage.histories.recent),
+            "recommend_forgotten_visitors": float(stage.histories.forgotten),
+            "recommend_window_bytes": float(stage.windows.nbytes),
+        }

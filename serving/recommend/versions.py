@@ -1,0 +1,92 @@
+"""Which version of both stages answers: the lake's pointer, and replicas that are told of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from raypipe.errors import NotFound
+from serving import rollout
+from serving.release import split_reference
+from training import registry
+from training.recommend.ranking import artefact
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
+    from raypipe.lake import Place
+
+NAME = "shop"
+"""Of the recommender."""
+
+APPLICATION = "recommendations"
+DEPLOYMENT = "recommendations"
+TARGET = rollout.Target(APPLICATION, DEPLOYMENT)
+
+
+def located(lake: Place, reference: str) -> Place:
+    """The folder of ``name@version``; raises UsageError and NotFound."""
+    name, version = split_reference(reference)
+    return registry.locate(lake / artefact.FOLDER, name, version)
+
+
+def current(lake: Place) -> str | None:
+    """What a start serves, ``name@version``; None before the first fit."""
+    version = registry.current(lake / artefact.FOLDER, NAME)
+    return None if version is None else f"{NAME}@{version}"
+
+
+def manifests(lake: Place) -> list[artefact.Manifest]:
+    """Of all versions, oldest first."""
+    folder = lake / artefact.FOLDER
+    return [artefact.read_manifest(folder / NAME / v) for v in registry.versions(folder, NAME)]
+
+
+def wanted(lake: Place, given: str) -> str:
+    """``name@version`` of a version that may be given by its version alone.
+
+    Raises NotFound when there is none.
+    """
+    reference = given if "@" in given else f"{NAME}@{given}"
+    return f"{NAME}@{located(lake, reference).name}"
+
+
+def promote(settings: Settings, given: str) -> dict[str, Any]:
+    """Make a version the one that answers, in running replicas and at the next start.
+
+    All replicas load it before the first one answers by it: raises what one says that can't, and
+    then nothing has changed. Without a running recommender it is only what the next start serves.
+    """
+    from raypipe.runtime import running, session
+
+    reference = wanted(settings.lake, given)
+    before = current(settings.lake)
+    live = settings.ray_address is not None or running.find(settings.home) is not None
+    if live:
+        session.start(settings, warm=False)
+    plain = {"version": reference}
+    if not (live and rollout.running(TARGET)):
+        _point(settings.lake, reference)
+        return {"version": reference, "before": before, "replicas": 0}
+    rollout.exchange(TARGET, plain, lambda: _point(settings.lake, reference))
+    return {"version": reference, "before": before, "replicas": len(rollout.served(TARGET))}
+
+
+def served(settings: Settings) -> list[str]:
+    """What running replicas answer by; empty where none runs."""
+    if not rollout.running(TARGET):
+        return []
+    return [str(plain["version"]) for plain in rollout.served(TARGET)]
+
+
+def require_current(lake: Place) -> str:
+    """What a start serves; raises NotFound before the first fit."""
+    found = current(lake)
+    if found is None:
+        raise NotFound(
+            "there is no version of the recommender", hint="`raypipe recommend fit` makes one."
+        )
+    return found
+
+
+def _point(lake: Place, reference: str) -> None:
+    name, version = split_reference(reference)
+    registry.promote(lake / artefact.FOLDER, name, version)
