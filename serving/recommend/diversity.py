@@ -7,7 +7,7 @@ producing summaries*, SIGIR 1998: of what is left, take the item with the larges
 
 Relevance is the score, brought to 0..1 within the request's candidates. Similarity is a weighted
 sum of: the same category, the same brand, and how near an item stands in the neighbour table of the
-retriever to the one in the list (its similarity over that of the nearest).
+retriever to the one in the list (its similarity over that of the nearest; 100 are looked at).
 """
 
 from __future__ import annotations
@@ -16,13 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from raypipe.errors import DeclarationError
 from serving.recommend.rules import Doubles, Integers
-
-NEAREST = 100
-"""Neighbours of an item that are looked at; what is further is as far as anything."""
 
 _EPSILON = 1e-9
 
@@ -42,7 +38,7 @@ class Diversity:
     def __post_init__(self) -> None:
         if not 0.0 <= self.relevance <= 1.0:
             raise DeclarationError(
-                f"relevance weighs {self.relevance:g} against diversity",
+                f"lambda, the weight of relevance, is {self.relevance:g}",
                 hint="Give 0 to 1; 1 is the order of scores.",
             )
         parts = (self.category, self.brand, self.neighbours)
@@ -67,7 +63,10 @@ class Neighbours:
     @classmethod
     def none(cls) -> Neighbours:
         """No item has any."""
-        return cls(_frozen("i8"), _frozen("i4"), _frozen("f4"))
+        starts, columns, values = (np.zeros(0, kind) for kind in ("i8", "i4", "f4"))
+        for array in (starts, columns, values):
+            array.flags.writeable = False
+        return cls(starts, columns, values)
 
 
 def relevance(scores: npt.NDArray[np.floating], allowed: npt.NDArray[np.bool_]) -> Doubles:
@@ -82,49 +81,3 @@ def relevance(scores: npt.NDArray[np.floating], allowed: npt.NDArray[np.bool_]) 
         return np.ones(len(scores))
     brought: Doubles = (scores.astype(np.float64) - low) / (high - low)
     return brought
-
-
-@njit(cache=True, nogil=True)
-def raise_likeness(  # type: ignore[no-untyped-def]
-    likeness, place, codes, order, category, brand, weights, starts, columns, values
-):
-    """Raise each candidate's largest similarity to the list, after the one at ``place`` came in.
-
-    ``likeness`` float64 [m]; ``order`` sorts ``codes``; ``weights`` of category, brand, neighbours.
-    """
-    near = np.zeros(len(codes), np.float64)
-    if weights[2] > 0.0 and codes[place] + 1 < len(starts):
-        first, last = starts[codes[place]], starts[codes[place] + 1]
-        for entry in range(first, min(last, first + NEAREST)):
-            if values[entry] <= 0.0:
-                break
-            at = _found(codes, order, columns[entry])
-            if at >= 0:
-                near[at] = values[entry] / values[first]
-    for i in range(len(codes)):
-        alike = weights[2] * near[i]
-        if category[i] >= 0 and category[i] == category[place]:
-            alike += weights[0]
-        if brand[i] >= 0 and brand[i] == brand[place]:
-            alike += weights[1]
-        likeness[i] = max(likeness[i], alike)
-
-
-@njit(cache=True, nogil=True)
-def _found(codes, order, wanted):  # type: ignore[no-untyped-def]
-    low, high = 0, len(order)
-    while low < high:
-        middle = (low + high) // 2
-        if codes[order[middle]] < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    if low < len(order) and codes[order[low]] == wanted:
-        return order[low]
-    return -1
-
-
-def _frozen(kind: str) -> npt.NDArray[np.generic]:
-    out = np.zeros(0, kind)
-    out.flags.writeable = False
-    return out

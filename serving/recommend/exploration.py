@@ -17,16 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 
 from raypipe.errors import DeclarationError
 from raypipe.windows.hashing import xxh64
 from serving.recommend.rules import Doubles, Flags, check_places
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_FIRST = np.uint64(0xBF58476D1CE4E5B9)
-_SECOND = np.uint64(0x94D049BB133111EB)
-_UNIT = 2.0**-53
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,43 +78,3 @@ def propensities(chance: Doubles, best: Flags, share: float) -> Doubles:
             break
         explores = drawn / out[place]
     return out
-
-
-@njit(cache=True, nogil=True)
-def uniform(seed, number):  # type: ignore[no-untyped-def]
-    """Number ``number`` of a seed's sequence, in [0, 1).
-
-    Splitmix64: Steele, Lea & Flood, *Fast splittable pseudorandom number generators*, OOPSLA 2014.
-    """
-    mixed = np.uint64(seed) + np.uint64(number + 1) * _GOLDEN
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
-    mixed ^= mixed >> np.uint64(31)
-    return np.float64(mixed >> np.uint64(11)) * _UNIT
-
-
-@njit(cache=True, nogil=True)
-def weigh(values, open_, best, temperature, weights):  # type: ignore[no-untyped-def]
-    """Fill ``weights`` float64 [m] with exp((value - best) / temperature) of what is open; the sum.
-
-    The best has weight 1, so the sum is never 0.
-    """
-    total = 0.0
-    for i in range(len(values)):
-        weights[i] = np.exp((values[i] - values[best]) / temperature) if open_[i] else 0.0
-        total += weights[i]
-    return total
-
-
-@njit(cache=True, nogil=True)
-def drawn(weights, total, luck):  # type: ignore[no-untyped-def]
-    """The place in which ``luck`` * ``total`` falls; never one of weight 0."""
-    left = luck * total
-    last = -1
-    for i in range(len(weights)):
-        if weights[i] > 0.0:
-            last = i
-            left -= weights[i]
-            if left < 0.0:
-                break
-    return last

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from raypipe.errors import UsageError
 from serving.recommend.diversity import Diversity, Neighbours, relevance
-from serving.recommend.exploration import Exploration, propensities, uniform
+from serving.recommend.exploration import Exploration, propensities
 from serving.recommend.rules import (
     Doubles,
     Filters,
@@ -23,7 +23,7 @@ from serving.recommend.rules import (
     judged,
     no_codes,
 )
-from serving.recommend.slots import fill
+from serving.recommend.slots import fill, uniform
 
 Scores = npt.NDArray[np.floating]
 
