@@ -5,6 +5,7 @@ const out = document.getElementById("out");
 
 function fresh() {
   const event = JSON.parse(body.value);
+  if (!("event_id" in event)) return;
   event.event_id = "try-" + crypto.getRandomValues(new Uint32Array(2)).join("-");
   event.event_time = Date.now();
   body.value = JSON.stringify(event, null, 2);
@@ -14,7 +15,7 @@ async function send() {
   out.textContent = "…";
   const started = performance.now();
   try {
-    const answer = await fetch("v1/decisions", {
+    const answer = await fetch(body.dataset.to, {
       method: "POST",
       headers: { "Content-Type": "application/json", Authorization: "Bearer " + key.value.trim() },
       body: body.value,

@@ -15,8 +15,16 @@ from raypipe.errors import RaypipeError, Unavailable
 from serving.http import Documents
 
 
-def render(document: dict[str, Any]) -> Documents:
-    """The document as JSON and as a page, with headers that forbid the page to load anything."""
+def render(
+    document: dict[str, Any], tried: str = "/v1/decisions", to: str = "v1/decisions"
+) -> Documents:
+    """The document as JSON and as a page, with headers that forbid the page to load anything.
+
+    Args:
+        document: OpenAPI.
+        tried: the route that the page can try.
+        to: the same as a link of the page.
+    """
     source = files("serving")
     script = (source / "docs.js").read_text("utf-8")
     template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -25,9 +33,11 @@ def render(document: dict[str, Any]) -> Documents:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     ]
-    body = document["paths"]["/v1/decisions"]["post"]["requestBody"]
+    body = document["paths"][tried]["post"]["requestBody"]
     page = template.from_string((source / "docs.html").read_text("utf-8")).render(
         info=document["info"],
+        tried=tried,
+        to=to,
         operations=operations,
         schemas=document["components"]["schemas"],
         example=json.dumps(body["content"]["application/json"]["example"], indent=2),

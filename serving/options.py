@@ -11,7 +11,6 @@ import yaml
 from msgspec import Meta
 
 from raypipe.errors import ConfigError
-from serving.recommend.selection import Selection
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -43,9 +42,13 @@ class Fairness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Recommend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How lists of recommendations are made; ``sponsored`` are ids, the first choice first."""
+    """How lists of recommendations are made.
 
-    selection: Selection = Selection()
+    ``selection`` is a file of rules, diversity and exploration, by default the shop's own;
+    ``sponsored`` are ids of items, the first choice first.
+    """
+
+    selection: str | None = None
     sponsored: tuple[str, ...] = ()
 
 
@@ -64,10 +67,7 @@ def load_options(path: Path | None = None) -> Options:
     """The options in ``path``, by default those beside this file; raises ConfigError."""
     source = path or files("serving") / "config.yaml"
     try:
-        given = yaml.safe_load(source.read_text("utf-8"))
-        found = msgspec.convert(given, Options)
-        _require_known(given.get("recommend", {}), msgspec.to_builtins(found.recommend))
-        return found
+        return msgspec.convert(yaml.safe_load(source.read_text("utf-8")), Options)
     except OSError as e:
         raise ConfigError(f"the serving options {source} can't be read: {e.strerror}") from e
     except (yaml.YAMLError, msgspec.ValidationError) as e:
@@ -75,15 +75,6 @@ def load_options(path: Path | None = None) -> Options:
             f"the serving options {source} are wrong: {e}",
             hint="serving/config.yaml as it came is a complete, commented example.",
         ) from e
-
-
-def _require_known(given: object, known: object, at: str = "$.recommend") -> None:
-    """Fields of dataclasses are checked here: msgspec ignores those that it doesn't know."""
-    if isinstance(given, dict) and isinstance(known, dict):
-        for name, value in given.items():
-            if name not in known:
-                raise msgspec.ValidationError(f"Object contains unknown field `{name}` - at `{at}`")
-            _require_known(value, known[name], f"{at}.{name}")
 
 
 REFUSALS = 64

@@ -43,7 +43,7 @@ def change(
     if not list(before.release.changes(wanted)):
         raise UsageError(f"release {before.number} is like that already")
     by = by or somebody()
-    if _join(settings):
+    if _decides(settings):
         from serving import rollout
 
         with progress.stage("release") as stage:
@@ -59,7 +59,7 @@ def show(settings: Settings) -> tuple[Recorded, list[dict[str, Any]]]:
     recorded = Releases(settings.lake).current()
     if recorded is None:
         raise NotFound("nothing was released yet", hint="`raypipe serve` begins with release 1.")
-    if not _join(settings):
+    if not _decides(settings):
         return recorded, []
     from serving import rollout
 
@@ -226,7 +226,7 @@ def _check(settings: Settings, release: Release) -> None:
     )
 
 
-def _join(settings: Settings) -> bool:
+def join(settings: Settings) -> bool:
     """Join the Ray session that serves; whether there is one."""
     from raypipe.runtime import running, session
 
@@ -242,9 +242,14 @@ def _join(settings: Settings) -> bool:
         joined = {"ray_address": found.ray_address, "ingress": "proxy"}
         guest = settings.model_copy(update=joined)
         session.start(guest, warm=False)
+    return True
+
+
+def _decides(settings: Settings) -> bool:
+    """Join the session that serves; whether it makes decisions."""
     from serving import rollout
 
-    return rollout.running()
+    return join(settings) and rollout.running()
 
 
 def _listed(names: Any) -> str:

@@ -63,22 +63,20 @@ def apply(
     serves on. StageError when it is recorded and some replica does not serve it.
     """
     releases = Releases(settings.lake)
-    recorded: Recorded | None = None
+    made: list[Recorded] = []
 
     def record() -> dict[str, Any]:
-        nonlocal recorded
         current = releases.current()
         if replaces is not None and (current.number if current else 0) != replaces:
             raise Conflict(
                 f"release {current.number if current else 0} was recorded meanwhile",
                 hint="Look at `raypipe release show`, then try again.",
             )
-        recorded = releases.record(release, by=by, reason=reason)
-        return recorded.release.describe()
+        made.append(releases.record(release, by=by, reason=reason))
+        return made[0].release.describe()
 
     exchange(DECISIONS, release.describe(), record)
-    assert recorded is not None
-    return recorded
+    return made[0]
 
 
 def exchange(
@@ -239,9 +237,7 @@ def _ask(handle: DeploymentHandle[Any], within_s: float, method: str, *given: An
     return answers
 
 
-def _await_agreement(
-    handle: DeploymentHandle[Any], plain: dict[str, Any], target: Target
-) -> None:
+def _await_agreement(handle: DeploymentHandle[Any], plain: dict[str, Any], target: Target) -> None:
     """Wait until Serve has reconfigured all replicas, and hear what each serves."""
     settled = _settled(AGREE_S, target)
     others = [found for found in _ask(handle, SWITCH_S, "serves") if found != plain]

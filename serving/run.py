@@ -24,7 +24,8 @@ Announce = Callable[[str, str], None]
 
 
 def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[str, Any]:
-    """Start the worker and the application; returns where they answer.
+    """Start the worker and the applications; returns where they answer. Recommendations are served
+    where a version of them was fitted.
 
     On a cluster they outlive this process, ``stop`` ends them; every node with a replica answers
     at the settings' port. Raises DeclarationError when rows in the log can't be read any more,
@@ -33,12 +34,16 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     """
     from raypipe.project import load_project
     from serving import app, ingest
+    from serving.recommend import app as recommend
+    from serving.recommend import versions
+    from serving.recommend.http import PREFIX
     from serving.releases import first_or_current
 
     project = load_project(settings.project)
     require_readable_log(settings, project)
     recorded = first_or_current(settings, project.models[0].name)
     model = recorded.release.champion
+    recommender = versions.current(settings.lake)
     _require_parts(settings)
     if settings.ray_address is None:
         for name in ("http_port", "ingest_port"):
@@ -54,6 +59,10 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     with progress.stage("serve") as stage:
         app.start(settings)
         stage.say(f"{model}, release {recorded.number}, at {url}")
+    if recommender is not None:
+        with progress.stage("recommend") as stage:
+            recommend.start(settings)
+            stage.say(f"{recommender} at {url}{PREFIX}")
     announce(url, session.address())
     return {
         "url": url,
@@ -61,6 +70,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
         "events": f"{settings.ingest_url}/v1/events",
         "model": model,
         "release": recorded.number,
+        **({} if recommender is None else {"recommender": recommender}),
         # The worker, which holds the keys, has made this one.
         "api_key": str(settings.home / LOCAL_KEY_FILE),
     }

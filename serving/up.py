@@ -44,6 +44,8 @@ MADE_IN_THE_LAKE = (
     "features",
     "profiles",
     "models",
+    "retrieval",
+    "ranking",
     "tune",
     "reports",
     "releases",

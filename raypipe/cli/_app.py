@@ -19,6 +19,7 @@ from raypipe.cli import (
     plan,
     policy,
     quarantine,
+    recommend,
     release,
     reviews,
     serve,
@@ -66,5 +67,6 @@ app.add_typer(policy.app)
 app.add_typer(quarantine.app)
 app.add_typer(cluster.app)
 app.add_typer(log.app)
+app.add_typer(recommend.app)
 app.add_typer(release.app)
 app.add_typer(reviews.app)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import features
 from serving.recommend.http import PREFIX
+from serving.recommend.reading import read_selection
 from serving.recommend.versions import APPLICATION, DEPLOYMENT, require_current
 
 if TYPE_CHECKING:
     from ray.serve import Application, Deployment
 
     from raypipe.config import Settings
+
+SELECTION = Path(features.__file__).parent / "selections" / "commerce.yaml"
+"""How lists are made where the options name no other file."""
 
 
 def app(args: dict[str, str]) -> Application:
@@ -28,7 +33,7 @@ def build(settings: Settings, options_file: Path | None = None) -> Application:
     """The application for settings that are read already.
 
     Raises NotFound when nothing was fitted, ConfigError for wrong options or a cluster on which no
-    node has the embedded log.
+    node has the embedded log, DeclarationError for a wrong selection.
     """
     from serving.app import unwarned
 
@@ -53,7 +58,8 @@ def build(settings: Settings, options_file: Path | None = None) -> Application:
                 **told,
             ),
         )
-    return deployment.bind(settings, options)
+    selection = read_selection(Path(options.recommend.selection or SELECTION))
+    return deployment.bind(settings, options, selection)
 
 
 def start(settings: Settings) -> str:

@@ -43,11 +43,13 @@ class FilterBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A request for a list, for a customer, for a session that nobody has logged in to, or for
-    both: then what the session did is the customer's."""
+    both: then what the session did is the customer's. `diversity` goes from 0, the order of scores,
+    to 1, as different as can be; by default as the shop has declared it."""
 
     user: Id | None = None
     session: Id | None = None
     k: Count = 10
+    diversity: Annotated[float, Meta(ge=0, le=1)] | None = None
     context: Context = Context()
     filters: FilterBody = FilterBody()
 
@@ -130,9 +132,9 @@ def read(body: bytes) -> Wanted:
         reason, _, place = str(e).partition(" - at `$")
         raise invalid(_pointer(place), reason) from None
     filters = wanted.filters
-    if filters.price_from is not None and filters.price_to is not None:
-        if filters.price_from > filters.price_to:
-            raise invalid("/filters/price_to", "it is below price_from")
+    low, high = filters.price_from, filters.price_to
+    if low is not None and high is not None and low > high:
+        raise invalid("/filters/price_to", "it is below price_from")
     return wanted
 
 
@@ -150,4 +152,6 @@ def _pointer(place: str) -> str:
     >>> _pointer(".filters.brands[2]`")
     '/filters/brands/2'
     """
-    return place.rstrip("`").replace(".", "/").replace("[", "/").replace("]", "")
+    return (
+        place.rstrip("`").replace("[...]", "").replace(".", "/").replace("[", "/").replace("]", "")
+    )

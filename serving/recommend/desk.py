@@ -181,6 +181,7 @@ def _wish(stage: Stage, wanted: Wanted, seed: int) -> Wish:
         session=wanted.session,
         # An item that is new since the fit says nothing yet.
         viewing=None if viewing is None else codes.get(viewing),
+        diversity=wanted.diversity,
         filters=_filters(stage.shelf, wanted.filters),
         hidden=np.array(hidden, np.int64) if hidden else no_codes(),
     )

@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from raypipe.errors import NotFound
-from serving.recommend.diversity import Neighbours
+from serving.recommend.diversity import Diversity, Neighbours
 from serving.recommend.exploration import Exploration
 from serving.recommend.live_windows import LiveWindows
-from serving.recommend.rules import Filters, Integers, Visitor
+from serving.recommend.rules import Caps, Filters, Integers, Visitor
 from serving.recommend.selection import Asked, Selection, Shown, choose
 from serving.recommend.shelf import Shelf
 from serving.recommend.visitors import Histories
@@ -44,7 +44,7 @@ class Wish:
     """What a request asks of the engine, items by code.
 
     ``user`` and ``session`` may both be None: nothing is known then. ``viewing`` is the item whose
-    page he is on. ``hidden`` are items that must not come.
+    page he is on. ``diversity``, 0..1, replaces the declared one; ``hidden`` items must not come.
     """
 
     k: int
@@ -52,6 +52,7 @@ class Wish:
     user: str | None = None
     session: str | None = None
     viewing: int | None = None
+    diversity: float | None = None
     filters: Filters = field(default_factory=Filters)
     hidden: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -153,7 +154,7 @@ class Engine:
         degraded: tuple[str, ...] = ()
         try:
             candidates, part = self._candidates(moment)
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, something can still be shown
             _log.exception("retrieval failed: the answer is what is popular")
             candidates, part = self._popular(moment)
             degraded = ("retriever", "ranker")
@@ -161,10 +162,10 @@ class Engine:
         if not degraded:
             try:
                 scores = self.score(moment, candidates)
-            except Exception:
+            except Exception:  # noqa: BLE001 - as above
                 _log.exception("ranking failed: the retriever's order stands")
                 degraded = ("ranker",)
-        selection = self._selection if explore else self.without_chance()
+        selection = self.selection_of(wish) if explore else self.without_chance(wish)
         shown = self._choose(wish, moment, candidates, scores, now_ms, selection)
         reasons = self._reasons(moment, shown, part)
         own = np.where(shown.candidates >= 0, shown.candidates, 0)
@@ -191,7 +192,7 @@ class Engine:
         moment = self._moment(replace(wish, user=None, session=None), now_ms, 0)
         hidden = np.concatenate([wish.hidden, [item]])
         wish = replace(wish, hidden=hidden)
-        shown = self._choose(wish, moment, rows, values, now_ms, self.without_chance())
+        shown = self._choose(wish, moment, rows, values, now_ms, self._plain())
         reasons = tuple(Reason("because", item) for _ in range(len(shown)))
         return Found(shown, values[shown.candidates], reasons, 0)
 
@@ -211,13 +212,27 @@ class Engine:
         order = order[rise[order] > 0]
         rows = Rows(np.array([0, len(order)]), order.astype(np.int32), rise[order], self.width)
         moment = self._moment(replace(wish, user=None, session=None), now_ms, offset)
-        shown = self._choose(wish, moment, rows, rows.values, now_ms, self.without_chance())
+        shown = self._choose(wish, moment, rows, rows.values, now_ms, self._plain())
         reasons = tuple(Reason("trending") for _ in range(len(shown)))
         return Found(shown, rows.values[shown.candidates], reasons, 0)
 
-    def without_chance(self) -> Selection:
-        """The selection that always takes the best, and sells no places."""
-        return replace(self._selection, exploration=Exploration())
+    def selection_of(self, wish: Wish) -> Selection:
+        """How lists are made for a request."""
+        if wish.diversity is None:
+            return self._selection
+        knob = replace(self._selection.diversity, relevance=1.0 - wish.diversity)
+        return replace(self._selection, diversity=knob)
+
+    def without_chance(self, wish: Wish) -> Selection:
+        """The same, always taking the best."""
+        return replace(self.selection_of(wish), exploration=Exploration())
+
+    def _plain(self) -> Selection:
+        """The order of scores under the shop's rules, without sold places."""
+        rules = replace(self._selection.rules, sponsored=(), caps=Caps())
+        return replace(
+            self._selection, rules=rules, exploration=Exploration(), diversity=Diversity()
+        )
 
     def code(self, item: str) -> int:
         """An item's code; raises NotFound for one that the version lacks."""

@@ -1,4 +1,4 @@
-"""Follows the log from a version's place in it, so that an acknowledged event is in the next answer.
+"""Follows the log from a version's place on, so that an acknowledged event is in the next answer.
 
 The log is read beside the worker that writes it, as its other readers do; the worker may be away.
 """
@@ -119,15 +119,15 @@ class Follower:
     def _interactions(self, tables: Sequence[pa.RecordBatch]) -> None:
         """In log order over all types: who logged in when decides whose an event is."""
         rows: list[tuple[int, int, str | None, str | None, str, int]] = []
-        for table in tables:
-            found = self._sources.get(kind_of(table))
+        for batch in tables:
+            found = self._sources.get(kind_of(batch))
             if found is None:
                 continue
             number, source = found
-            kept = table.column(source.item).is_valid()
+            kept = batch.column(source.item).is_valid()
             for column, value in source.where:
-                kept = pc.and_(kept, pc.equal(table.column(column), value))
-            table = table.filter(kept)
+                kept = pc.and_(kept, pc.equal(batch.column(column), value))
+            table = batch.filter(kept)
             session = source.session
             rows += zip(
                 table.column(OFFSET).to_pylist(),
@@ -156,5 +156,3 @@ class Follower:
 def kind_of(table: pa.RecordBatch) -> str:
     """The event type of a followed batch."""
     return str((table.schema.metadata or {})[b"kind"].decode())
-
-

@@ -87,9 +87,7 @@ class RecommendApp(Face):
             require_json(headers)
             data = await read_body(receive, headers, BODY_LIMIT, "A request is some hundred bytes.")
             wanted = bodies.read(data)
-            listed = await self._desk.recommend(
-                wanted, admitted.credential.tenant, admitted.budget
-            )
+            listed = await self._desk.recommend(wanted, admitted.credential.tenant, admitted.budget)
         self._answered(started, listed)
         return msgspec.json.encode(listed)
 
@@ -107,9 +105,7 @@ class RecommendApp(Face):
         started = time.perf_counter()
         wanted = _wanted(request.query_params, ("k", "category", "brand"))
         with await self._admit(request) as admitted:
-            listed = await self._desk.trending(
-                wanted, admitted.credential.tenant, admitted.budget
-            )
+            listed = await self._desk.trending(wanted, admitted.credential.tenant, admitted.budget)
         self._answered(started, listed)
         return _json(listed)
 

@@ -1,4 +1,4 @@
-"""Windows of the present, by the kernel that made those of training, from the version's snapshot on.
+"""Windows of the present, by the kernel of training, from the version's snapshot on.
 
 In the replica rather than with the worker: a request reads 200 items at once, which here is one
 call over memory (docs/adr/0031).

@@ -78,7 +78,10 @@ def _recommend() -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "application/json": {"schema": {"$ref": REF.format(name="Wanted")}, "example": EXAMPLE}
+                "application/json": {
+                    "schema": {"$ref": REF.format(name="Wanted")},
+                    "example": EXAMPLE,
+                }
             },
         },
         "responses": {

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from raypipe.clock import SystemClock
 from raypipe.errors import RaypipeError, Unavailable
 from serving.autoscaling import P95
-from serving.recommend.http import RecommendApp
+from serving.recommend.http import PREFIX, RecommendApp
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
     from serving.options import Options
+    from serving.recommend.selection import Selection
     from serving.recommend.stage import Stage
 
 _log = logging.getLogger("raypipe.recommend")
@@ -27,7 +28,7 @@ class RecommendReplica:
     log to its end, and takes over between two requests.
     """
 
-    def __init__(self, settings: Settings, options: Options) -> None:
+    def __init__(self, settings: Settings, options: Options, selection: Selection) -> None:
         from ray import serve
 
         from raypipe.project import load_project
@@ -46,7 +47,8 @@ class RecommendReplica:
 
         loopback.narrow()
         self._settings = settings
-        self._options = options
+        self._selection = selection
+        self._sponsored = options.recommend.sponsored
         self._project = load_project(settings.project)
         worker = actor.client(settings, self._project)
         keys = Credentials(worker, shelf=KeyShelf(settings.spill_dir / "keys", AWAY_S))
@@ -66,7 +68,9 @@ class RecommendReplica:
             keys=keys,
             entrance=Entrance(keys, gate, settings.decision_deadline_ms, self._presence),
             metrics=RecommendMetrics(replica, self._figures),
-            documents=render(document(self._project.name)),
+            documents=render(
+                document(self._project.name), PREFIX, f"../{PREFIX.rpartition('/')[2]}"
+            ),
             replica=replica,
             patience_s=settings.decision_deadline_ms / 1_000,
             echo_request_id=False,  # Serve's own middleware does
@@ -143,22 +147,21 @@ class RecommendReplica:
 
     async def _load(self, wanted: str) -> Stage:
         """In a thread: requests go on meanwhile."""
-        from serving.recommend.versions import located
         from serving.recommend.stage import Stage
+        from serving.recommend.versions import located
         from training.recommend.ranking.fit import SHOP
 
         prepared = self._prepared
         if prepared is not None and prepared[0] == wanted:
             return prepared[1]
-        options = self._options.recommend
         return await asyncio.to_thread(
             lambda: Stage.open(
                 self._settings,
                 self._project,
                 located(self._settings.lake, wanted),
                 SHOP,
-                options.selection,
-                options.sponsored,
+                self._selection,
+                self._sponsored,
             )
         )
 

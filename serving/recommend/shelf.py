@@ -93,5 +93,3 @@ class Shelf:
         column = self._catalogue.table.column(name)
         at = zip(found.tolist(), first.tolist(), strict=True)
         return {column[place].as_py(): code for code, place in at if code >= 0}
-
-

@@ -51,9 +51,7 @@ class Stage:
         Raises NotFound, IntegrityError and Unavailable as the parts do, UsageError for a log of
         several workers.
         """
-        loaded = artefact.load(
-            settings.lake, version, plan.views, cache=_cache(settings, version)
-        )
+        loaded = artefact.load(settings.lake, version, plan.views, cache=_cache(settings, version))
         manifest, known = loaded.manifest, loaded.known
         codes = loaded.retriever.codes
         histories = Histories(known.users, known.sessions, dict(known.owners))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from raypipe.errors import NotFound
 from serving import rollout
+from serving.promotion import join
 from serving.release import split_reference
 from training import registry
 from training.recommend.ranking import artefact
@@ -49,21 +52,31 @@ def wanted(lake: Place, given: str) -> str:
     return f"{NAME}@{located(lake, reference).name}"
 
 
+def show(settings: Settings, given: str | None) -> dict[str, Any]:
+    """A version in plain data, by default the current one, and what replicas answer by."""
+    reference = require_current(settings.lake) if given is None else wanted(settings.lake, given)
+    manifest = artefact.read_manifest(located(settings.lake, reference))
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    for name in ("files", "beside", "manifest_sha256"):
+        plain.pop(name)
+    return {
+        "reference": reference,
+        "current": reference == current(settings.lake),
+        "replicas": served(settings),
+        **plain,
+    }
+
+
 def promote(settings: Settings, given: str) -> dict[str, Any]:
     """Make a version the one that answers, in running replicas and at the next start.
 
     All replicas load it before the first one answers by it: raises what one says that can't, and
     then nothing has changed. Without a running recommender it is only what the next start serves.
     """
-    from raypipe.runtime import running, session
-
     reference = wanted(settings.lake, given)
     before = current(settings.lake)
-    live = settings.ray_address is not None or running.find(settings.home) is not None
-    if live:
-        session.start(settings, warm=False)
     plain = {"version": reference}
-    if not (live and rollout.running(TARGET)):
+    if not (join(settings) and rollout.running(TARGET)):
         _point(settings.lake, reference)
         return {"version": reference, "before": before, "replicas": 0}
     rollout.exchange(TARGET, plain, lambda: _point(settings.lake, reference))
@@ -72,7 +85,7 @@ def promote(settings: Settings, given: str) -> dict[str, Any]:
 
 def served(settings: Settings) -> list[str]:
     """What running replicas answer by; empty where none runs."""
-    if not rollout.running(TARGET):
+    if not (join(settings) and rollout.running(TARGET)):
         return []
     return [str(plain["version"]) for plain in rollout.served(TARGET)]
 

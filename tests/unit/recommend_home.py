@@ -16,6 +16,7 @@ from raypipe.config import Settings
 from raypipe.log.port import Group, Part
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.progress import reporter
+from raypipe.runtime.worker.intake import Bulk
 from raypipe.simulate.shop.config import ShopConfig
 from raypipe.simulate.shop.tables import events
 from raypipe.simulate.shop.world import Shop
@@ -81,3 +82,8 @@ def fitted(home: Path, plan: Plan = PLAN) -> Fitted:
     made = settings(home)
     with open_log(made, project) as files:
         return fit(files, made.lake, plan, reporter(quiet=True), clock=ManualClock(NOW))
+
+
+def bulk(kind: str, batch: pa.RecordBatch, now: int) -> Bulk:
+    """Rows as a bulk request brings them."""
+    return Bulk("default", Group.of(kind, batch), now, "test", bytes(32))

@@ -254,5 +254,3 @@ def test_a_version_of_another_log_or_of_other_bytes_is_refused(home: Path, tmp_p
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     with pytest.raises(IntegrityError, match=r"users\.item\.npy has sha256"):
         artefact.load(settings.lake, version, home_kit.PLAN.views)
-
-

@@ -63,6 +63,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Definition hashes of the window views by name."""
     beside: dict[str, Stored]
     """Retrievers whose scores the ranker sees besides those of the blend's parts."""
+    items: int
     kinds: tuple[str, ...]
     weights: dict[str, Any]
     candidates: int
@@ -174,6 +175,7 @@ def write(
         version=version,
         created_ms=created_ms,
         columns=ranker.names,
+        items=len(known.catalogue),
         beside=stored,
         libraries=libraries(),
         files={n: (target / n).sha256() for n in names},
@@ -218,7 +220,9 @@ def load(
     manifest = read_manifest(version)
     declared = {v.name: v.definition_hash for v in views}
     if declared != manifest.views:
-        other = sorted(n for n in {*declared, *manifest.views} if declared.get(n) != manifest.views.get(n))
+        other = sorted(
+            n for n in {*declared, *manifest.views} if declared.get(n) != manifest.views.get(n)
+        )
         raise IntegrityError(
             f"{manifest.reference} was made with other declarations of {', '.join(other)}",
             hint="Fit a new version: `raypipe recommend fit`.",
@@ -273,7 +277,9 @@ def _ranker(data: pa.Buffer, manifest: Manifest) -> Ranker:
     booster.set_param({"nthread": 1})
     names = tuple(booster.feature_names or ())
     if names != manifest.columns:
-        raise IntegrityError(f"the booster of {manifest.reference} reads other columns", hint=_AGAIN)
+        raise IntegrityError(
+            f"the booster of {manifest.reference} reads other columns", hint=_AGAIN
+        )
     return Ranker(booster, names)
 
 
@@ -285,5 +291,8 @@ def _visitors(
 
 
 def _owners(owners: Mapping[str, str]) -> pa.Table:
-    session, user = pa.array(list(owners), pa.string()), pa.array(owners.values(), pa.string())
+    session, user = (
+        pa.array(list(owners), pa.string()),
+        pa.array(list(owners.values()), pa.string()),
+    )
     return pa.table({"session": session, "user": user})

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from features.commerce_ranking import DEMAND, SHOPPER
 from raypipe.clock import DAY_MS, Clock, SystemClock
-from raypipe.errors import StageError
+from raypipe.errors import DeclarationError, StageError
 from raypipe.lake import Place
 from raypipe.runtime.progress import Progress
 from raypipe.windows.spec import WindowView
@@ -41,6 +41,9 @@ from training.recommend.rows import Rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from raypipe.config import Settings
+    from raypipe.project import Project
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,45 @@ def fit(
             registry.promote(lake / artefact.FOLDER, options.name, version.name)
         stage.say(version.name)
     return Fitted(artefact.read_manifest(version), base, two, promoted)
+
+
+def run(settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Fit the shop's recommender on a home's log; what `raypipe recommend fit` tells.
+
+    Raises as ``fit``; DeclarationError for a project without a shop's events.
+    """
+    from features.log_files import open_log
+    from raypipe.project import load_project
+
+    project = load_project(settings.project)
+    require_shop(project)
+    with open_log(settings, project) as files:
+        found = fit(files, settings.lake, SHOP, progress)
+    gain = found.two_stage.gain(found.retriever, "ndcg", SHOP.k)
+    return {
+        "version": found.manifest.reference,
+        "retriever": found.manifest.retriever,
+        "current": found.promoted,
+        "items": found.manifest.items,
+        "trees": found.manifest.training["trees"],
+        "k": SHOP.k,
+        "ndcg_retriever": found.retriever.mean("ndcg", SHOP.k),
+        "ndcg_two_stage": found.two_stage.mean("ndcg", SHOP.k),
+        "ndcg_gain_low": gain.low,
+        "ndcg_gain_high": gain.high,
+    }
+
+
+def require_shop(project: Project) -> None:
+    """Raise DeclarationError for a project that lacks events from which is learned."""
+    names = {event.name for event in project.events}
+    lacking = [s.event for s in SHOP.retrieval.sources if s.event not in names]
+    if lacking:
+        raise DeclarationError(
+            f"project {project.name!r} declares no {', '.join(lacking)}",
+            hint="Recommendations are learned from a shop's events: "
+            "RAYPIPE_PROJECT=features.commerce:project.",
+        )
 
 
 @dataclass(frozen=True)
