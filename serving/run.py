@@ -25,7 +25,7 @@ Announce = Callable[[str, str], None]
 
 def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[str, Any]:
     """Start the worker and the applications; returns where they answer. Recommendations are served
-    where a version of them was fitted.
+    where a version of them was fitted; where no model was trained, they alone.
 
     On a cluster they outlive this process, ``stop`` ends them; every node with a replica answers
     at the settings' port. Raises DeclarationError when rows in the log can't be read any more,
@@ -38,12 +38,17 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     from serving.recommend import versions
     from serving.recommend.http import PREFIX
     from serving.releases import first_or_current
+    from training.recommend.ranking.fit import is_shop
 
     project = load_project(settings.project)
     require_readable_log(settings, project)
-    recorded = first_or_current(settings, project.models[0].name)
-    model = recorded.release.champion
-    recommender = versions.current(settings.lake)
+    recommender = versions.current(settings.lake) if is_shop(project) else None
+    try:
+        recorded = first_or_current(settings, project.models[0].name)
+    except NotFound:
+        if recommender is None:
+            raise
+        recorded = None  # a shop that only recommends
     _require_parts(settings)
     if settings.ray_address is None:
         for name in ("http_port", "ingest_port"):
@@ -56,9 +61,11 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
         ingest.ensure(settings)
         stage.say(f"bulk events at {settings.ingest_url}/v1/events")
     url = settings.http_url
-    with progress.stage("serve") as stage:
-        app.start(settings)
-        stage.say(f"{model}, release {recorded.number}, at {url}")
+    model = None if recorded is None else recorded.release.champion
+    if recorded is not None:
+        with progress.stage("serve") as stage:
+            app.start(settings)
+            stage.say(f"{model}, release {recorded.number}, at {url}")
     if recommender is not None:
         with progress.stage("recommend") as stage:
             recommend.start(settings)
@@ -66,10 +73,9 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     announce(url, session.address())
     return {
         "url": url,
-        "docs": f"{url}/docs",
+        "docs": f"{url}{PREFIX if recorded is None else ''}/docs",
         "events": f"{settings.ingest_url}/v1/events",
-        "model": model,
-        "release": recorded.number,
+        **({} if recorded is None else {"model": model, "release": recorded.number}),
         **({} if recommender is None else {"recommender": recommender}),
         # The worker, which holds the keys, has made this one.
         "api_key": str(settings.home / LOCAL_KEY_FILE),

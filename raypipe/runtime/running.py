@@ -121,13 +121,20 @@ def find(home: Path) -> Running | None:
     return found if found is not None and found.alive else None
 
 
+READY = ("/readyz", "/v1/recommendations/readyz")
+"""Where it is asked; a server that only recommends has no first one."""
+
+
 def ready(http_url: str, timeout_s: float = 2.0) -> tuple[bool, str]:
-    """Whether the server says that it can decide, and its words."""
+    """Whether the server says that it can answer, and its words."""
     import httpx
 
     try:
         # trust_env=False: a proxy of the environment has no business on this machine's loopback.
-        answer = httpx.get(f"{http_url}/readyz", timeout=timeout_s, trust_env=False)
+        for path in READY:
+            answer = httpx.get(f"{http_url}{path}", timeout=timeout_s, trust_env=False)
+            if answer.status_code != 404:
+                break
     except httpx.HTTPError as e:
         return False, f"{type(e).__name__}: {e}"
     return answer.status_code == 200, f"{answer.status_code} {answer.text[:200].strip()}"

@@ -46,8 +46,9 @@ def build(settings: Settings, options_file: Path | None = None) -> Application:
 
     options = load_options(options_file or settings.serving_options)
     told = deployment_options(settings, options)
-    # Replicas follow the log, and the embedded one is a folder of one node.
-    told["ray_actor_options"] |= placement.worker_options(settings)
+    if settings.log_url.startswith("sqlite:"):
+        # Replicas follow the log, and the embedded one is a folder of one node.
+        told["ray_actor_options"] |= placement.worker_options(settings)
     with unwarned():
         deployment = cast(
             "Deployment",

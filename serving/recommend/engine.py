@@ -36,6 +36,9 @@ from training.recommend.rows import Rows, empty
 TREND = ("demand_viewed_count_1d", "demand_viewed_count_7d_before_1d", 6.0)
 """Columns of an item's last day and of the days before it, and how many days these are."""
 
+TREND_MS = 5_000
+"""So old what is trending may be: to read the windows of all items takes longer than a list."""
+
 _log = logging.getLogger("raypipe.recommend")
 
 
@@ -127,6 +130,7 @@ class Engine:
         self._single = {**parts, **loaded.beside}
         self._names = [p.name for p in retriever.parts]
         self._tables = {n: r for n, r in parts.items() if isinstance(r, NeighbourTable)}
+        self._rise: tuple[int, npt.NDArray[np.float32]] | None = None
         main = self._tables.get("main")
         self._neighbours = (
             None
@@ -202,12 +206,7 @@ class Engine:
         Score: ``(today - expected) / sqrt(expected + 1)``, which for counts of chance is about
         standard normal. Items nobody wanted more are left out.
         """
-        today, before, days = TREND
-        items = np.arange(self.width, dtype=np.int32)
-        times, offsets = np.full(self.width, now_ms), np.full(self.width, offset)
-        values = self._windows.items(items, times, offsets)
-        expected = values[before] / days
-        rise = ((values[today] - expected) / np.sqrt(expected + 1)).astype(np.float32)
+        rise = self._rising(now_ms, offset)
         order = np.argsort(-rise, kind="stable")[: self.loaded.manifest.candidates]
         order = order[rise[order] > 0]
         rows = Rows(np.array([0, len(order)]), order.astype(np.int32), rise[order], self.width)
@@ -215,6 +214,17 @@ class Engine:
         shown = self._choose(wish, moment, rows, rows.values, now_ms, self._plain())
         reasons = tuple(Reason("trending") for _ in range(len(shown)))
         return Found(shown, rows.values[shown.candidates], reasons, 0)
+
+    def _rising(self, now_ms: int, offset: int) -> npt.NDArray[np.float32]:
+        if self._rise is None or not 0 <= now_ms - self._rise[0] < TREND_MS:
+            today, before, days = TREND
+            items = np.arange(self.width, dtype=np.int32)
+            times, offsets = np.full(self.width, now_ms), np.full(self.width, offset)
+            values = self._windows.items(items, times, offsets)
+            expected = values[before] / days
+            rise = (values[today] - expected) / np.sqrt(expected + 1)
+            self._rise = now_ms, rise.astype(np.float32)
+        return self._rise[1]
 
     def selection_of(self, wish: Wish) -> Selection:
         """How lists are made for a request."""

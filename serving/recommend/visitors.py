@@ -129,7 +129,7 @@ class Histories:
         new = recent.of.get(visitor)
         parts = [] if found is None else [found]
         if new:
-            item, kind, time, offset = np.array(new, np.int64).T
+            item, kind, time, offset = np.array(list(new), np.int64).T
             parts.append(Done(item.astype(np.int32), kind.astype(np.uint8), time, offset))
         return parts
 

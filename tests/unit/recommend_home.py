@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -87,3 +88,10 @@ def fitted(home: Path, plan: Plan = PLAN) -> Fitted:
 def bulk(kind: str, batch: pa.RecordBatch, now: int) -> Bulk:
     """Rows as a bulk request brings them."""
     return Bulk("default", Group.of(kind, batch), now, "test", bytes(32))
+
+
+def fitted_again(made: Settings, plan: Plan = PLAN) -> Fitted:
+    """Another version, with fewer trees."""
+    other = dataclasses.replace(plan, rounds=3)
+    with open_log(made, project) as files:
+        return fit(files, made.lake, other, reporter(quiet=True), clock=ManualClock(NOW + DAY_MS))

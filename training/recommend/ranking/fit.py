@@ -223,10 +223,19 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
     }
 
 
+def is_shop(project: Project) -> bool:
+    """Whether a project declares all events from which is learned."""
+    return not _lacking(project)
+
+
+def _lacking(project: Project) -> list[str]:
+    names = {event.name for event in project.events}
+    return [e for e in (*(s.event for s in SHOP.retrieval.sources), "listing") if e not in names]
+
+
 def require_shop(project: Project) -> None:
     """Raise DeclarationError for a project that lacks events from which is learned."""
-    names = {event.name for event in project.events}
-    lacking = [s.event for s in SHOP.retrieval.sources if s.event not in names]
+    lacking = _lacking(project)
     if lacking:
         raise DeclarationError(
             f"project {project.name!r} declares no {', '.join(lacking)}",
