@@ -7,7 +7,7 @@ interactions of one visitor (docs/adr/0031). Not thread-safe.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -372,16 +372,16 @@ class Engine:
             if item < 0:
                 out.append(Reason("popular"))
                 continue
-            kind = "new" if name == "content" else "because"
-            out.append(Reason(kind, item, self._did(moment.visitor, item)))
+            did = self._did(moment.visitor, item)
+            out.append(Reason("new" if name == "content" else "because", item, did))
         return tuple(out)
 
     def _did(self, visitor: Interactions, item: int) -> str:
         """The weightiest that he did with an item."""
-        kinds = np.unique(visitor.kind[visitor.item == item])
-        names = [visitor.kinds[k] for k in kinds]
-        weights: Mapping[str, float] = self.loaded.weights.kinds
-        return max(names, key=lambda n: weights.get(n, 0.0))
+        names = [visitor.kinds[k] for k in np.unique(visitor.kind[visitor.item == item])]
+        weights = self.loaded.weights.kinds
+        weightiest: str = max(names, key=lambda n: weights.get(n, 0.0))
+        return weightiest
 
 
 def _with(done: Done, item: int, now_ms: int, offset: int) -> Done:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from raypipe.lake import Place
 from raypipe.log.opening import open_log
 from raypipe.ownership.claim import require_single
@@ -77,10 +79,20 @@ class Stage:
                 offset=manifest.log_end,
             )
             follower.catch_up()
+            stage = cls(engine, histories, windows, shelf, follower, log)
+            stage.warm(manifest.as_of_ms)
         except BaseException:
             log.close()
             raise
-        return cls(engine, histories, windows, shelf, follower, log)
+        return stage
+
+    def warm(self, now_ms: int) -> None:
+        """Touch and compile what requests need, so that none of them waits for it."""
+        users = self.engine.loaded.known.users
+        user = users.ids[int(np.argmax(np.diff(users.starts)))].as_py() if len(users) else None
+        for visitor in (user, None):
+            self.engine.recommend(Wish(k=10, seed=0, user=visitor), now_ms, self.offset)
+        self.engine.similar(0, Wish(k=1, seed=0), now_ms)
 
     @property
     def offset(self) -> int:

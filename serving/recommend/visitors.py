@@ -108,7 +108,7 @@ class Histories:
             return NOTHING
         whole = _joined(parts)
         order = np.argsort(whole.offset, kind="stable")[-KEPT:]
-        return _taken(whole, order)
+        return whole.at(order)
 
     def owner(self, session: str) -> str | None:
         """The customer that a session named."""
@@ -143,7 +143,3 @@ def _joined(parts: list[Done]) -> Done:
         np.concatenate([p.time for p in parts]),
         np.concatenate([p.offset for p in parts]),
     )
-
-
-def _taken(done: Done, rows: np.ndarray) -> Done:
-    return Done(done.item[rows], done.kind[rows], done.time[rows], done.offset[rows])

@@ -33,20 +33,15 @@ from training.recommend.ranking.moments import Moments, histories
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import empty
 
+pytest_plugins = ["tests.unit.recommend_home"]
+
 NOW = home_kit.NOW
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("shop")
-    home_kit.fitted(home, home_kit.PLAN)
-    return home
-
-
 @pytest.fixture
-def home(made: Path, tmp_path: Path) -> Path:
+def home(shop_home: Path, tmp_path: Path) -> Path:
     """A copy that a test may write to."""
-    return Path(shutil.copytree(made, tmp_path / "home"))
+    return Path(shutil.copytree(shop_home, tmp_path / "home"))
 
 
 @pytest.fixture
@@ -67,12 +62,13 @@ def ids(stage: Stage, found: Any) -> list[str]:
 
 def put(home: Path, kind: str, rows: list[dict[str, Any]]) -> None:
     schema = project.event(kind).arrow_schema
-    whole = [
-        {"tenant": "default", "event_id": f"x{NOW}-{r['event_time']}-{n}", "received_at": NOW} | r
-        for n, r in enumerate(rows)
-    ]
-    batch = pa.RecordBatch.from_pylist(whole, schema)
     with closing(SqliteLog(home / "log")) as log:
+        end = log.end(0)
+        whole = [
+            {"tenant": "default", "event_id": f"x{end + n}", "received_at": NOW} | r
+            for n, r in enumerate(rows)
+        ]
+        batch = pa.RecordBatch.from_pylist(whole, schema)
         log.append(0, [(kind, batch)], producer="test", seq=log.end(0))
 
 
@@ -171,7 +167,9 @@ def test_a_replica_that_starts_again_knows_as_much(home: Path, stage: Stage) -> 
 def test_what_is_asked_for_is_kept_to(home: Path, stage: Stage) -> None:
     shelf, items = stage.shelf, stage.engine.loaded.retriever.items
     assert len(stage.recommend(Wish(k=10, seed=0), NOW).shown) == 10
-    wanted = shelf.codes("category", ["category_3"])
+    top = stage.recommend(Wish(k=1, seed=0), NOW).shown.codes[0]
+    name = stage.engine.loaded.known.catalogue.table.column("category")[int(top)].as_py()
+    wanted = shelf.codes("category", [name])
     found = stage.recommend(Wish(k=10, seed=0, filters=Filters(categories=wanted)), NOW)
     assert len(found.shown)
     assert set(shelf.items.category[found.shown.codes]) == set(wanted.tolist())

@@ -37,6 +37,8 @@ from tests.unit.core_worker import CoreWorker
 from training import registry
 from training.recommend.ranking import artefact
 
+pytest_plugins = ["tests.unit.recommend_home"]
+
 NOW = home_kit.NOW
 
 
@@ -48,16 +50,9 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("shop")
-    home_kit.fitted(home)
-    return home
-
-
 @pytest.fixture
-def home(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "home"))
+def home(shop_home: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shop_home, tmp_path / "home"))
 
 
 @pytest.fixture

@@ -71,8 +71,7 @@ def read_interactions(
     """
     if joined:
         visits = read_visits(tables, sources, end_ms=end_ms).joined()
-        whole, kind = visits.table, visits.kind
-        return _interactions(whole, kind, tables, sources, listings, end_ms)
+        return _interactions(visits.table, visits.kind, tables, sources, listings, end_ms)
     parts = []
     for kind, source in enumerate(sources):
         user = source.session if sessions else source.user
@@ -83,8 +82,8 @@ def read_interactions(
     whole = pa.concat_tables([t for _, t in parts], promote_options="permissive") if parts else None
     if whole is None or not len(whole):
         raise _nothing("sessions" if sessions else "customers", sources)
-    kind = np.repeat([k for k, _ in parts], [len(t) for _, t in parts]).astype(np.uint8)
-    return _interactions(whole, kind, tables, sources, listings, end_ms)
+    kinds = np.repeat([k for k, _ in parts], [len(t) for _, t in parts]).astype(np.uint8)
+    return _interactions(whole, kinds, tables, sources, listings, end_ms)
 
 
 def _interactions(

@@ -153,7 +153,8 @@ def write(
     target = versions / name / version
     if (target / MANIFEST).exists():
         raise Conflict(f"version {target.url} exists", hint="A version never changes.")
-    stored, arrays = {}, {}
+    stored: dict[str, Stored] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     for label, retriever in beside.items():
         stored[label], own = taken_apart(retriever, f"beside.{label}.")
         arrays |= own

@@ -32,6 +32,10 @@ class Done:
     def __len__(self) -> int:
         return len(self.item)
 
+    def at(self, rows: Integers) -> Done:
+        """Those at some places, in their order."""
+        return Done(self.item[rows], self.kind[rows], self.time[rows], self.offset[rows])
+
 
 NOTHING = Done(
     np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -70,8 +74,9 @@ class Visitors:
         size = np.bincount(who, minlength=len(ids))
         left = np.repeat(starts_of(size)[1:], size) - np.arange(len(order))
         order = order[left <= kept]
-        arrays = (done.item, done.kind, done.time, done.offset)
-        return cls(ids, starts_of(np.minimum(size, kept)), *(a[order] for a in arrays))
+        mine = done.at(order)
+        starts = starts_of(np.minimum(size, kept))
+        return cls(ids, starts, mine.item, mine.kind, mine.time, mine.offset)
 
     def find(self, visitor: str) -> Done | None:
         """What a visitor did; None for one that was never seen."""
