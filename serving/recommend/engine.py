@@ -7,7 +7,7 @@ interactions of one visitor (docs/adr/0031). Not thread-safe.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -99,6 +99,16 @@ class _Moment:
     windows_of: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Candidates:
+    """One row of candidates, the number of the blend's part that spoke most for each, and what
+    single retrievers gave."""
+
+    rows: Rows
+    part: npt.NDArray[np.int8]
+    lists: Mapping[str, Rows]
+
+
 class Engine:
     """Answers for one version of both stages.
 
@@ -157,21 +167,21 @@ class Engine:
         moment = self._moment(wish, now_ms, offset)
         degraded: tuple[str, ...] = ()
         try:
-            candidates, part = self._candidates(moment)
+            found = self._candidates(moment)
         except Exception:  # noqa: BLE001 - whatever it is, something can still be shown
             _log.exception("retrieval failed: the answer is what is popular")
-            candidates, part = self._popular(moment)
+            found = self._popular(moment)
             degraded = ("retriever", "ranker")
-        scores = candidates.values
+        scores = found.rows.values
         if not degraded:
             try:
-                scores = self.score(moment, candidates)
+                scores = self.score(moment, found)
             except Exception:  # noqa: BLE001 - as above
                 _log.exception("ranking failed: the retriever's order stands")
                 degraded = ("ranker",)
         selection = self.selection_of(wish) if explore else self.without_chance(wish)
-        shown = self._choose(wish, moment, candidates, scores, now_ms, selection)
-        reasons = self._reasons(moment, shown, part)
+        shown = self._choose(wish, moment, found.rows, scores, now_ms, selection)
+        reasons = self._reasons(moment, shown, found.part)
         own = np.where(shown.candidates >= 0, shown.candidates, 0)
         mine = scores[own] if len(scores) else np.zeros(len(shown), np.float32)
         mine = np.where(shown.candidates >= 0, mine, np.nan).astype(np.float32)
@@ -180,7 +190,7 @@ class Engine:
     def table(self, wish: Wish, now_ms: int, offset: int) -> Table:
         """The ranker's rows of a request: what parity with training is measured on."""
         moment = self._moment(wish, now_ms, offset)
-        return self._table(moment, self._candidates(moment)[0])
+        return self._table(moment, self._candidates(moment))
 
     def similar(self, item: int, wish: Wish, now_ms: int) -> Found:
         """Items like one, the most similar first; the wish's visitor does not matter."""
@@ -254,19 +264,16 @@ class Engine:
             )
         return found
 
-    def score(self, moment: _Moment, candidates: Rows) -> npt.NDArray[np.float32]:
+    def score(self, moment: _Moment, found: _Candidates) -> npt.NDArray[np.float32]:
         """The ranker's score of each candidate."""
-        if not len(candidates.columns):
-            return candidates.values
-        return artefact.scores(self.loaded.ranker, self._table(moment, candidates).x)
+        if not len(found.rows.columns):
+            return found.rows.values
+        return artefact.scores(self.loaded.ranker, self._table(moment, found).x)
 
-    def _table(self, moment: _Moment, candidates: Rows) -> Table:
-        lists = scored(
-            self._single, moment.known, self.loaded.manifest.candidates, seen=moment.seen
-        )
+    def _table(self, moment: _Moment, found: _Candidates) -> Table:
         windows = self._windows.of_visitor(moment.windows_of)
         columns = Columns(moment.visitor, self._shelf.attributes, windows)
-        return columns.table(moment.at, candidates, lists=lists)
+        return columns.table(moment.at, found.rows, lists=found.lists)
 
     def _moment(self, wish: Wish, now_ms: int, offset: int) -> _Moment:
         done = self._histories.of(wish.user, wish.session)
@@ -315,16 +322,21 @@ class Engine:
             np.array([0, len(columns)]), columns, np.ones(len(columns), np.float32), self.width
         )
 
-    def _candidates(self, moment: _Moment) -> tuple[Rows, npt.NDArray[np.int8]]:
+    def _candidates(self, moment: _Moment) -> _Candidates:
+        known, seen = moment.known, moment.seen
         count = self.loaded.manifest.candidates
-        return self._blend.explained(moment.known, count, seen=moment.seen)
+        lists = scored(self._single, known, count, seen=seen)
+        # The blend wants its own depth; a shallower list would fuse otherwise than in training.
+        given = lists if 3 * count >= max(count, self._blend.depth) else None
+        rows, part = self._blend.explained(known, count, seen=seen, given=given)
+        return _Candidates(rows, part, lists)
 
-    def _popular(self, moment: _Moment) -> tuple[Rows, npt.NDArray[np.int8]]:
-        ranked = self._single["popular"].retrieve(
+    def _popular(self, moment: _Moment) -> _Candidates:
+        rows = self._single["popular"].retrieve(
             empty(1, self.width), self.loaded.manifest.candidates, seen=moment.seen
         )
         number = self._names.index("popular")
-        return ranked, np.full(len(ranked.columns), number, np.int8)
+        return _Candidates(rows, np.full(len(rows.columns), number, np.int8), {})
 
     def _choose(
         self,

@@ -219,7 +219,7 @@ def test_errors_leave_the_retrievers_order_and_then_what_is_popular(
     found = stage.recommend(wish, NOW)
     assert found.degraded == ("ranker",)
     moment = stage.engine._moment(wish, NOW, stage.offset)
-    order, _ = stage.engine._candidates(moment)
+    order = stage.engine._candidates(moment).rows
     assert found.shown.codes.tolist() == order.columns[:8].tolist()
     monkeypatch.setattr(module.Engine, "_candidates", fails)
     found = stage.recommend(wish, NOW)

@@ -175,6 +175,11 @@ def test_a_blend_fuses_ranks_by_the_weights_of_the_historys_length() -> None:
     for row, (a, b) in enumerate(weights):
         parts = [(w, line) for w, line in ((a, main[row]), (b, popular[row])) if w]
         assert lists(found)[row] == fused_by_hand(parts, 8)
+    # What was retrieved before, and deeper than it needs, is not asked for again.
+    deeper = {"main": MAIN.retrieve(known, 22), "popular": POPULAR.retrieve(known, 30)}
+    again, as_strong = blend.explained(known, 8, given=deeper)
+    assert lists(again) == lists(found)
+    assert as_strong.tolist() == strongest.tolist()
     assert (strongest[: found.starts[1]] == 1).all()
     assert lists(found)[0] == popular[0][:8]
     assert lists(found)[5] == main[5][:8]

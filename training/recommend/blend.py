@@ -7,7 +7,7 @@ nothing, and the next one fills the list: that is the fall-back for new users an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -80,20 +80,32 @@ class Blend:
         return self.explained(histories, k, seen=seen)[0]
 
     def explained(
-        self, histories: Rows, k: int, *, seen: Rows | None = None
+        self,
+        histories: Rows,
+        k: int,
+        *,
+        seen: Rows | None = None,
+        given: Mapping[str, Rows] | None = None,
     ) -> tuple[Rows, npt.NDArray[np.int8]]:
-        """Also the number of the part that spoke most for each item, [entries]."""
+        """Also the number of the part that spoke most for each item, [entries].
+
+        ``given`` is what parts by name have retrieved already for these histories and ``seen``, at
+        least ``max(k, depth)`` items: they are not asked again.
+        """
         histories.require_width(self.width, "a history")
         lengths = histories.sizes
         found: list[tuple[Rows, npt.NDArray[np.float64]]] = []
         for part in self.parts:
             weight = part.weight(lengths)
             asked = np.flatnonzero(weight > 0)
-            ranked = part.retriever.retrieve(
-                histories.take(asked),
-                max(k, self.depth),
-                seen=None if seen is None else seen.take(asked),
-            )
+            if given is not None and part.name in given:
+                ranked = given[part.name].take(asked).first(max(k, self.depth))
+            else:
+                ranked = part.retriever.retrieve(
+                    histories.take(asked),
+                    max(k, self.depth),
+                    seen=None if seen is None else seen.take(asked),
+                )
             found.append(_spread(ranked, asked, weight, len(histories)))
         shape = (len(histories), self.width)
         fused = Rows.of(

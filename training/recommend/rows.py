@@ -119,6 +119,12 @@ class Rows:
         sizes = np.minimum(self.sizes, k)
         return Rows(starts_of(sizes), self.columns[kept], self.values[kept], self.width)
 
+    def first(self, k: int) -> Rows:
+        """The first k entries of each row."""
+        kept = np.arange(len(self.columns)) - self.starts[self.row_of] < k
+        sizes = np.minimum(self.sizes, k)
+        return Rows(starts_of(sizes), self.columns[kept], self.values[kept], self.width)
+
     def dense(self) -> npt.NDArray[np.float32]:
         """As a float32 array [n, width]; for small ones and tests."""
         out = np.zeros((len(self), self.width), np.float32)
