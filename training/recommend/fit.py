@@ -75,6 +75,7 @@ def fit(
     *,
     run: Run = in_process,
     clock: Clock | None = None,
+    interactions: Interactions | None = None,
 ) -> Fitted:
     """Fit, measure, write and promote one version.
 
@@ -85,14 +86,16 @@ def fit(
         progress: stages.
         run: where sparse products are computed; ``products.on_ray`` in a Ray session.
         clock: names the version.
+        interactions: of these tables, where they were read already.
 
     Raises:
         NotFound: there are no interactions.
         StageError: there is too little history to guess anything from.
     """
-    with progress.stage("interactions", unit="events") as stage:
-        interactions = read_interactions(tables, options.sources)
-        stage.advance(len(interactions))
+    if interactions is None:
+        with progress.stage("interactions", unit="events") as stage:
+            interactions = read_interactions(tables, options.sources)
+            stage.advance(len(interactions))
     end = int(interactions.time[-1]) + 1
     with progress.stage("measure", unit="users") as stage:
         split = by_time(interactions, end - options.test_ms)

@@ -70,6 +70,9 @@ class Plan:
         return (*self.item_views, *self.user_views)
 
 
+_NEVER = 2**62
+"""Ms UTC: all listings of the log came before."""
+
 SHOP = Plan()
 """For ``features.commerce``; a start, as its retriever's options are."""
 
@@ -129,8 +132,7 @@ def fit(
     """
     clock = clock or SystemClock()
     options = plan.retrieval
-    place = retrieval_fit.fit(log.table, lake, options, progress, run=run, clock=clock).version
-    with progress.stage("visits", unit="events") as stage:
+    with progress.stage("interactions", unit="events") as stage:
         interactions = read_interactions(log.table, options.sources, joined=True)
         stage.advance(len(interactions))
     end = int(interactions.time[-1]) + 1
@@ -141,6 +143,9 @@ def fit(
             f"newest {(end - learn) / DAY_MS:g} are to learn an order from",
             hint="Load more history.",
         )
+    place = retrieval_fit.fit(
+        log.table, lake, options, progress, run=run, clock=clock, interactions=interactions
+    ).version
     parts = _Parts(interactions, log, plan, run)
     with progress.stage("ranker", unit="visits") as stage:
         learned, chosen = parts.of(learn, choose), parts.of(choose, end)
@@ -156,7 +161,7 @@ def fit(
             f"{base.mean('ndcg', plan.k):.4f}, gain {gain.low:.4f} to {gain.high:.4f}"
         )
     with progress.stage("version", unit="visitors") as stage:
-        known = _known(log, plan, place, interactions, end)
+        known = _known(log, plan, interactions, end)
         stage.advance(len(known.users) + len(known.sessions))
         matrix = interactions.matrix(options.weights, as_of_ms=end)
         found = retrieval.read_manifest(place)
@@ -309,17 +314,14 @@ def _both(one: Table, other: Table) -> Table:
     )
 
 
-def _known(
-    log: Log, plan: Plan, retriever: Place, interactions: Interactions, end: int
-) -> artefact.Known:
-    """What a replica starts from; of items that the retriever knows, all of them there."""
-    tables, sources = log.table, plan.retrieval.sources
-    items = retrieval.load(retriever).items
+def _known(log: Log, plan: Plan, interactions: Interactions, end: int) -> artefact.Known:
+    """What a replica starts from: everything that is in the log."""
+    tables, sources, items = log.table, plan.retrieval.sources, interactions.items
     visits = read_visits(tables, sources)
     since = end - plan.sessions_ms
     owners = {s: user for s, (user, _) in visits.owners(since).items()}
     return artefact.Known(
-        read_catalogue(tables, items, as_of_ms=end),
+        read_catalogue(tables, items, as_of_ms=_NEVER),
         Visitors.of(
             interactions.users,
             interactions.user,
