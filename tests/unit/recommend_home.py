@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from features.commerce import project
 from features.log_files import open_log
@@ -25,14 +24,6 @@ from raypipe.simulate.shop.world import Shop
 from training.recommend.fit import Options
 from training.recommend.neighbours import ItemKNN, RP3Beta
 from training.recommend.ranking.fit import Fitted, Plan, fit
-
-
-@pytest.fixture(scope="session")
-def shop_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """For tests to copy; use ``pytest_plugins = ["tests.unit.recommend_home"]``."""
-    home = tmp_path_factory.mktemp("shop")
-    fitted(home)
-    return home
 
 
 START = 1_790_000_000_000

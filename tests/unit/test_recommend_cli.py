@@ -1,4 +1,4 @@
-"""`raypipe recommend` where nothing runs: versions in the lake, and which one the next start has."""
+"""`raypipe recommend` where nothing runs: versions in the lake, and which one a start has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from raypipe.cli._app import app
 from tests.unit import recommend_home as home_kit
 
-pytest_plugins = ["tests.unit.recommend_home"]
+pytest_plugins = ["tests.unit.recommend_fixtures"]
 
 SHOP = ("--set", "project=features.commerce:project")
 

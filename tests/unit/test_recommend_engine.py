@@ -33,7 +33,7 @@ from training.recommend.ranking.moments import Moments, histories
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import empty
 
-pytest_plugins = ["tests.unit.recommend_home"]
+pytest_plugins = ["tests.unit.recommend_fixtures"]
 
 NOW = home_kit.NOW
 
@@ -153,7 +153,9 @@ def test_a_session_that_logs_in_joins_its_customer(home: Path, stage: Stage) -> 
 
 
 def test_a_replica_that_starts_again_knows_as_much(home: Path, stage: Stage) -> None:
-    put(home, "page_view", [view("item_0003", None, "s"), view("item_0004", "someone", "t")])
+    put(
+        home, "page_view", [view("item_00000003", None, "s"), view("item_00000004", "someone", "t")]
+    )
     item = stage.engine.loaded.retriever.items[2].as_py()
     put(home, "page_view", [view(item, None, "s"), view(item, "someone", "t")])
     with closing(opened(home)) as again:

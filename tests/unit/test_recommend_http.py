@@ -37,7 +37,7 @@ from tests.unit.core_worker import CoreWorker
 from training import registry
 from training.recommend.ranking import artefact
 
-pytest_plugins = ["tests.unit.recommend_home"]
+pytest_plugins = ["tests.unit.recommend_fixtures"]
 
 NOW = home_kit.NOW
 
@@ -107,7 +107,7 @@ async def test_a_list_is_answered_and_recorded(home: Path, worker: CoreWorker) -
     chance = Selection(name="shop", version=3, exploration=Exploration(share=1.0))
     async with served(home, worker, chance) as client:
         ready = (await client.get(f"{PREFIX}/readyz")).json()
-        user = "shopper_0000007"
+        user = "shopper_00000007"
         found = await ask(client, user=user, session="s", k=7)
         assert len(found["items"]) == 7
         assert found["models"] == {n: ready[n] for n in ("retriever", "ranker", "policy")}
@@ -189,7 +189,7 @@ async def test_similar_and_trending(home: Path, worker: CoreWorker) -> None:
         assert {i["reason"]["text"] for i in found["items"]} == {f"like {first}"}
         lost = await client.get(f"{PREFIX}/similar/no/such")
         assert (lost.status_code, lost.json()["code"]) == (404, "not_found")
-        rising = await client.get(f"{PREFIX}/trending", params={"category": "category_3"})
+        rising = await client.get(f"{PREFIX}/trending", params={"category": "category_0003"})
         assert rising.status_code == 200
         for query in ("k=0", "k=101", "k=x", "k=-1", "colour=red", "category="):
             answer = await client.get(f"{PREFIX}/trending?{query}")
@@ -220,7 +220,7 @@ BAD = [
     (b'{"diversity": 1.5}', 422, "/diversity"),
     (b'{"colour": "red"}', 422, ""),
     (b'{"filters": {"categories": []}}', 422, "/filters/categories"),
-    (b'{"filters": {"categories": [""]}}', 422, "/filters/categories"),
+    (b'{"filters": {"categories": [""]}}', 422, "/filters/categories/0"),
     (b'{"filters": {"price_from": 5, "price_to": 4}}', 422, "/filters/price_to"),
     (b'{"filters": {"price_from": -1}}', 422, "/filters/price_from"),
     (b'{"filters": {"size": 4}}', 422, "/filters"),
