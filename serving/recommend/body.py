@@ -131,6 +131,10 @@ def read(body: bytes) -> Wanted:
     except msgspec.ValidationError as e:
         reason, _, place = str(e).partition(" - at `$")
         raise invalid(_pointer(place), reason) from None
+    try:
+        msgspec.json.encode(wanted)
+    except UnicodeEncodeError:
+        raise invalid("", "a text has half a character: a surrogate without its other") from None
     filters = wanted.filters
     low, high = filters.price_from, filters.price_to
     if low is not None and high is not None and low > high:

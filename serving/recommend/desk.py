@@ -6,8 +6,9 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -15,7 +16,6 @@ import numpy as np
 from raypipe.clock import Clock
 from raypipe.errors import NotFound, RaypipeError, Unavailable
 from serving.deadlines import Budget
-from serving.decide import deadline
 from serving.recommend.body import FilterBody, Item, Listed, Models, Wanted, Why
 from serving.recommend.engine import Found, Reason, Wish
 from serving.recommend.exploration import seed_of
@@ -83,7 +83,7 @@ class Desk:
         self._require(tenant)
         name = f"rec_{uuid.uuid4().hex}"
         now = self._clock.now_ms()
-        async with deadline(budget.left):
+        async with _within(budget):
             listed = await self._run(lambda: self._listed(wanted, name, now, budget, explore=True))
         if not self._recorder.on:
             return listed
@@ -92,7 +92,7 @@ class Desk:
                 await self._recorder.record(listed, tenant, wanted.user, wanted.session, now)
         except (RaypipeError, TimeoutError) as e:
             _log.warning("a list can't be recorded: %s", e or "no answer in time")
-            async with deadline(budget.left):
+            async with _within(budget):
                 plain = await self._run(
                     lambda: self._listed(wanted, name, now, budget, explore=False)
                 )
@@ -110,7 +110,7 @@ class Desk:
             found = stage.engine.similar(stage.engine.code(item_id), Wish(k=k, seed=0), now)
             return _told(stage, found, None, missing)
 
-        async with deadline(budget.left):
+        async with _within(budget):
             return await self._run(work)
 
     async def trending(self, wanted: Wanted, tenant: str, budget: Budget) -> Listed:
@@ -124,7 +124,7 @@ class Desk:
             wish = _wish(stage, wanted, 0)
             return _told(stage, stage.engine.trending(wish, now, stage.offset), None, missing)
 
-        async with deadline(budget.left):
+        async with _within(budget):
             return await self._run(work)
 
     def close(self) -> None:
@@ -168,6 +168,19 @@ class Desk:
 
     async def _run(self, work: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+@asynccontextmanager
+async def _within(budget: Budget) -> AsyncIterator[None]:
+    """Raises Unavailable when what is inside takes longer than what is left."""
+    try:
+        async with asyncio.timeout(budget.left):
+            yield
+    except TimeoutError:
+        raise Unavailable(
+            f"the list was not there within {budget.seconds:.3g} s",
+            hint="Retry, or wait longer: the header X-Deadline-Ms.",
+        ) from None
 
 
 def _wish(stage: Stage, wanted: Wanted, seed: int) -> Wish:

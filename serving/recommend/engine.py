@@ -36,7 +36,7 @@ from training.recommend.rows import Rows, empty
 TREND = ("demand_viewed_count_1d", "demand_viewed_count_7d_before_1d", 6.0)
 """Columns of an item's last day and of the days before it, and how many days these are."""
 
-TREND_MS = 5_000
+TREND_MS = 30_000
 """So old what is trending may be: to read the windows of all items takes longer than a list."""
 
 _log = logging.getLogger("raypipe.recommend")

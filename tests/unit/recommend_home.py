@@ -25,7 +25,6 @@ from training.recommend.fit import Options
 from training.recommend.neighbours import ItemKNN, RP3Beta
 from training.recommend.ranking.fit import Fitted, Plan, fit
 
-
 START = 1_790_000_000_000
 CONFIG = ShopConfig(
     start_ms=START, days=26, shoppers=300, items=120, visits_per_day=0.4, launched_share=0.0

@@ -14,16 +14,19 @@ from typing import Any
 import httpx
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from features.commerce import project
 from features.log_files import open_log
 from raypipe.clock import ManualClock
-from raypipe.errors import Unavailable
+from raypipe.errors import RaypipeError, Unavailable
 from raypipe.tenancy.keys import KeyStore, Scope
 from serving.credentials import Credentials
 from serving.docs import render
 from serving.entrance import Entrance
 from serving.fairness import Gate
+from serving.recommend import body as bodies
 from serving.recommend.desk import Desk
 from serving.recommend.exploration import Exploration
 from serving.recommend.http import PREFIX, RecommendApp
@@ -226,6 +229,7 @@ BAD = [
     (b'{"filters": {"size": 4}}', 422, "/filters"),
     (b'{"context": 4}', 422, "/context"),
     (b'{"user": "a", "user": "b"}', 400, ""),
+    (b'{"user": "\\ud800"}', 422, ""),
 ]
 
 
@@ -246,6 +250,28 @@ async def test_bad_requests_are_refused_by_name(home: Path, worker: CoreWorker) 
         assert (await client.get(PREFIX)).status_code == 405
         late = await client.post(PREFIX, json={}, headers={"X-Deadline-Ms": "0"})
         assert late.status_code == 400
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),
+    lambda deeper: (
+        st.lists(deeper, max_size=3)
+        | st.dictionaries(st.sampled_from(["user", "k", "filters", "brands", "context"]), deeper)
+    ),
+    max_leaves=8,
+)
+
+
+@given(anything | st.fixed_dictionaries({}, optional=dict.fromkeys(EXAMPLE, anything)))
+def test_any_json_is_a_request_or_refused(value: object) -> None:
+    refused: RaypipeError | None = None
+    k = 1
+    try:
+        k = bodies.read(json.dumps(value).encode()).k
+    except RaypipeError as e:
+        refused = e
+    assert refused is None or refused.status in (400, 422)
+    assert 1 <= k <= bodies.MOST
 
 
 @in_loop
