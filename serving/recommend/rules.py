@@ -156,7 +156,8 @@ def judged(
 ) -> npt.NDArray[np.int8]:
     """The Verdict on each candidate, int8 [n].
 
-    >>> shelf = Items([0, 0, 1], [-1, 2, 2], [500, 700, np.nan], [True, True, False])
+    >>> columns = ([0, 0, 1], [-1, 2, 2], [500, 700, np.nan], [True, True, False])
+    >>> shelf = Items(*map(np.array, columns))
     >>> wanted = Filters(categories=np.array([0]), price_to=600.0)
     >>> judged(np.arange(3), shelf, Rules(), Visitor(), wanted, now_ms=0).tolist()
     [0, 4, 1]

@@ -230,7 +230,7 @@ def _fill(
         no_codes() if given is None else given,
         slots.places, slots.chance, slots.best,
     )  # fmt: skip
-    return _Slots(*(c[:size] for c in (slots.places, slots.chance, slots.best, slots.paid)))
+    return _Slots(slots.places[:size], slots.chance[:size], slots.best[:size], slots.paid[:size])
 
 
 def _at(places: tuple[int, ...], k: int) -> Flags:

@@ -1,0 +1,1 @@
+"""Parts of the suite ``recommend``: a shop's log, its visitors, what is right, and clicks."""
