@@ -41,14 +41,14 @@ class Click:
 
     def event(self, number: int) -> dict[str, Any]:
         """The click."""
-        who = {"session_id": self.name} if self.new else {"customer_id": self.name}
+        visit = self.name if self.new else f"visit-{number}"
         return {
             "type": "page_view",
             "event_id": f"click-{number}",
             "event_time": SystemClock().now_ms(),
-            "session_id": f"visit-{number}",
+            "session_id": visit,
             "item_id": self.item,
-            **who,
+            **({} if self.new else {"customer_id": self.name}),
         }
 
 
@@ -67,8 +67,8 @@ class Clicked:
         return float(np.percentile(self.seconds, q) * 1e3)
 
 
-async def probe(url: str, key: str, clicks: Sequence[Click], rate: float) -> Clicked:
-    """Send the clicks, ``rate`` a second."""
+async def probe(url: str, events: str, key: str, clicks: Sequence[Click], rate: float) -> Clicked:
+    """Send the clicks to ``events``, ``rate`` a second, and ask for lists at ``url``."""
     found = Clicked()
     headers = {"Authorization": f"Bearer {key}"}
     limits = httpx.Limits(max_connections=32, max_keepalive_connections=32)
@@ -79,7 +79,7 @@ async def probe(url: str, key: str, clicks: Sequence[Click], rate: float) -> Cli
         start = asyncio.get_running_loop().time()
         await asyncio.gather(
             *(
-                _one(client, found, number, click, before[number], start + number / rate)
+                _one(client, events, found, number, click, before[number], start + number / rate)
                 for number, click in enumerate(clicks)
             )
         )
@@ -88,6 +88,7 @@ async def probe(url: str, key: str, clicks: Sequence[Click], rate: float) -> Cli
 
 async def _one(
     client: httpx.AsyncClient,
+    events: str,
     found: Clicked,
     number: int,
     click: Click,
@@ -97,7 +98,7 @@ async def _one(
     clock = asyncio.get_running_loop().time
     await asyncio.sleep(due - clock())
     try:
-        answer = await client.post("/v1/events", json=click.event(number))
+        answer = await client.post(events, json=[click.event(number)])
         if answer.status_code != 200 or answer.json()["accepted"] != 1:
             found.errors[f"event: {answer.status_code} {answer.text[:200]}"] += 1
             return

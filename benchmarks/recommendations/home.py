@@ -76,9 +76,7 @@ def load_history(settings: Settings, shop: ShopConfig) -> World:
     with closing(open_log(settings.log_url, settings.log_cache)) as log:
         log.seal(0, ordered, len(received), producer="history", seq=0)
     listed = whole["listing"].sort_by("event_time")
-    newest = dict(
-        zip(listed["item_id"].to_pylist(), listed["available"].to_pylist(), strict=True)
-    )
+    newest = dict(zip(listed["item_id"].to_pylist(), listed["available"].to_pylist(), strict=True))
     return World(
         _pairs(whole),
         _bought(whole["order_line"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -117,11 +117,3 @@ class Judge:
         if any(not 0.0 < i.propensity <= 1.0 for i in answer.items):
             return "a propensity that is none"
         return ""
-
-
-def numbered() -> Iterator[int]:
-    """Numbers of new sessions: none comes twice."""
-    number = 0
-    while True:
-        yield number
-        number += 1
