@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.decisions.processes import System, Tree, command, peer, serving
+from benchmarks.decisions.processes import System, Tree, command, peer, raypipe
 from benchmarks.harness import Result, check
 from benchmarks.load import Load, Target, closed_loop, free_port
 from benchmarks.recommendations.clicks import Click, Clicked, probe
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> Result:
     clicks = args.clicks or (QUICK_CLICKS if small else CLICKS)
     with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder, ExitStack() as stack:
         home = Path(folder) / "home"
-        settings = _settings(home, args.replicas)
+        settings = Settings(home=home, project=PROJECT)
         shop = config(
             args.items or (QUICK_ITEMS if small else ITEMS),
             args.users or (QUICK_USERS if small else USERS),
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> Result:
         fit_s = time.monotonic() - began
         _say(f"fitted in {fit_s:.0f} s: {fitted}")
         ours = stack.enter_context(
-            serving("benchmarks.recommendations.server", settings.model_dump_json(), home=home)
+            raypipe("serve", home, "--port", str(free_port()), *_set(args.replicas))
         )
         theirs = stack.enter_context(_peer(world, Path(folder)))
         candidates = [
@@ -130,16 +130,15 @@ def run(args: argparse.Namespace) -> Result:
     return _result(candidates, clicked, world, fitted, fit_s, same, shop.items)
 
 
-def _settings(home: Path, replicas: int) -> Settings:
-    return Settings(
-        home=home,
-        project=PROJECT,
-        http_port=free_port(),
-        ingest_port=free_port(),
-        min_replicas=replicas,
-        max_replicas=replicas,
-        ingress="haproxy",
-    )
+def _set(replicas: int) -> list[str]:
+    values = {
+        "project": PROJECT,
+        "ingest_port": free_port(),
+        "min_replicas": replicas,
+        "max_replicas": replicas,
+        "ingress": "haproxy",
+    }
+    return [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
 
 
 def _fit(settings: Settings) -> dict[str, Any]:

@@ -84,24 +84,20 @@ def command(*words: str, code: int = 0) -> str:
 @contextmanager
 def raypipe(verb: str, home: Path, *words: str) -> Iterator[System]:
     """`raypipe up` or `raypipe serve` on a home, until the block ends."""
-    with serving("raypipe", verb, "--home", os.fspath(home), "--json", *words, home=home) as system:
-        yield system
-
-
-@contextmanager
-def serving(*words: str, home: Path) -> Iterator[System]:
-    """A module that serves a home and says where as one line of JSON, until the block ends."""
-    process = subprocess.Popen([sys.executable, "-m", *words], stdout=subprocess.PIPE, text=True)
-    called = " ".join(words[:2])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "raypipe", verb, "--home", os.fspath(home), "--json", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        check(bool(line), f"{called} ended before it served")
+        check(bool(line), f"raypipe {verb} ended before it served")
         summary: dict[str, Any] = json.loads(line)
-        told = summary.get("serving", summary)
-        check("api_key" in told, f"{called} did not serve: {summary}")
-        key = Path(told["api_key"]).read_text().strip()
-        yield System(told["url"], key, home, Tree([process.pid]), told)
+        serving = summary.get("serving", summary)
+        check("api_key" in serving, f"raypipe {verb} did not serve: {summary}")
+        key = Path(serving["api_key"]).read_text().strip()
+        yield System(serving["url"], key, home, Tree([process.pid]), serving)
     finally:
         _end(process)
 
