@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features import log_files
 from features.commerce import project
 from raypipe.clock import DAY_MS, SystemClock
 from raypipe.config import Settings
@@ -42,7 +43,8 @@ class World:
     rows: int
 
     def __repr__(self) -> str:
-        return f"World({self.rows} events, {len(self.pairs)} pairs, {len(self.in_stock)} in stock)"
+        users, stock = len(self.pairs["user"].unique()), len(self.in_stock)
+        return f"{self.rows} events, {users} customers, {len(self.known)} items, {stock} in stock"
 
 
 def config(items: int, users: int, days: int, seed: int) -> ShopConfig:
@@ -61,7 +63,7 @@ def config(items: int, users: int, days: int, seed: int) -> ShopConfig:
     )
 
 
-def load_history(settings: Settings, shop: ShopConfig) -> World:
+def load_history(settings: Settings, shop: ShopConfig) -> None:
     """Seal the shop's days into the home's empty log, as a load of its history would."""
     world = Shop(shop)
     days = [events(world, day) for day in range(shop.days)]
@@ -75,14 +77,21 @@ def load_history(settings: Settings, shop: ShopConfig) -> World:
         at += len(table)
     with closing(open_log(settings.log_url, settings.log_cache)) as log:
         log.seal(0, ordered, len(received), producer="history", seq=0)
-    listed = whole["listing"].sort_by("event_time")
+
+
+def read_world(settings: Settings) -> World:
+    """What the home's log says."""
+    with log_files.open_log(settings, project) as files:
+        whole = {kind: files.table(kind).to_table() for kind in (*KINDS, "listing")}
+        rows = files.end
+    listed = whole["listing"].sort_by([("event_time", "ascending"), ("offset", "ascending")])
     newest = dict(zip(listed["item_id"].to_pylist(), listed["available"].to_pylist(), strict=True))
     return World(
         _pairs(whole),
         _bought(whole["order_line"]),
         frozenset(item for item, there in newest.items() if there),
         frozenset(newest),
-        len(received),
+        rows,
     )
 
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from benchmarks.peers.implicit_service import application
-from benchmarks.recommendations.home import World, config, load_history
+from benchmarks.recommendations.home import World, config, load_history, read_world
 from benchmarks.recommendations.visitors import Judge, K, Visits, bodies, peer_bodies
 from raypipe.config import Settings
 from raypipe.log.opening import open_log
@@ -29,7 +29,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def world(home: Path) -> World:
     home.mkdir()
     settings = Settings(home=home, project="features.commerce:project")
-    return load_history(settings, config(items=200, users=300, days=20, seed=3))
+    load_history(settings, config(items=200, users=300, days=20, seed=3))
+    return read_world(settings)
 
 
 def test_the_log_holds_what_the_world_knows(home: Path, world: World) -> None:
