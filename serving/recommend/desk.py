@@ -82,7 +82,7 @@ class Desk:
         """
         self._require(tenant)
         name = f"rec_{uuid.uuid4().hex}"
-        now = self._clock.now_ms()
+        now = self._second()
         async with _within(budget):
             listed = await self._run(lambda: self._listed(wanted, name, now, budget, explore=True))
         if not self._recorder.on:
@@ -102,7 +102,7 @@ class Desk:
     async def similar(self, item_id: str, k: int, tenant: str, budget: Budget) -> Listed:
         """Items like one. Raises NotFound for an unknown one."""
         self._require(tenant)
-        now = self._clock.now_ms()
+        now = self._second()
 
         def work() -> Listed:
             stage = self._begin(budget)
@@ -116,7 +116,7 @@ class Desk:
     async def trending(self, wanted: Wanted, tenant: str, budget: Budget) -> Listed:
         """Items that are wanted more than before."""
         self._require(tenant)
-        now = self._clock.now_ms()
+        now = self._second()
 
         def work() -> Listed:
             stage = self._begin(budget)
@@ -157,6 +157,11 @@ class Desk:
             _log.warning("the log can't be followed: %s", e)
             return ["log"]
         return []
+
+    def _second(self) -> int:
+        """The time as of which a list is made: the begun second, so that lists share what was read
+        of windows."""
+        return self._clock.now_ms() // 1_000 * 1_000
 
     def _require(self, tenant: str) -> None:
         mine = self.stage.engine.loaded.manifest.tenant

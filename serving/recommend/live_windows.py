@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from raypipe.windows.inputs import Inputs
+from raypipe.windows.inputs import Inputs, key_hash
 from raypipe.windows.spec import WindowView
 from raypipe.windows.state import ViewState
 from training.recommend.ranking.windows import (
+    TENANT,
     Doubles,
     event_rows,
     in_log_order,
@@ -56,7 +57,7 @@ class LiveWindows:
         self._inputs = {
             (v.name, kind): Inputs(v, kind) for v in (*item_views, *user_views) for kind in v.events
         }
-        self._item_keys = {v.name: keys_of(v, tenant, items) for v in item_views}
+        self._shelves = {v.name: _Shelf.of(v, keys_of(v, tenant, items)) for v in item_views}
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -78,38 +79,71 @@ class LiveWindows:
                 if kind in view.events
             ]
             if parts:
-                self._states[view.name].process(in_log_order(parts)[0])
+                rows = in_log_order(parts)[0]
+                self._states[view.name].process(rows)
+                if view.name in self._shelves:
+                    self._shelves[view.name].forget(rows.keys)
 
     def of_visitor(self, user: str | None) -> VisitorWindows:
         """Windows for the columns of one visitor."""
-        ids = pa.array([user or NOBODY])
-        keys = {v.name: keys_of(v, self._tenant, ids) for v in self._user_views}
+        keys = {
+            v.name: np.array([key_hash(v, {TENANT: self._tenant, v.key: user or NOBODY})])
+            for v in self._user_views
+        }
         return VisitorWindows(self, keys)
 
     def items(self, item: Codes, time: Integers, offset: Integers) -> dict[str, Doubles]:
-        """Values of items [n] as of times and offsets [n], by column."""
-        keys = {v.name: self._item_keys[v.name][item] for v in self._item_views}
-        return self._read(self._item_views, keys, time, offset)
+        """Values of items [n] as of one time and offset, each given [n] times, by column.
+
+        What was read of an item at the same time stands until an event of it comes: lists of one
+        second share it.
+        """
+        out: dict[str, Doubles] = {}
+        for view in self._item_views:
+            shelf, now = self._shelves[view.name], int(time[0]) if len(time) else 0
+            unread = item[shelf.read_at[item] != now]
+            if len(unread):
+                at, place = np.full(len(unread), now), np.full(len(unread), offset[0])
+                asked = readings(view, shelf.keys[unread], at, place)
+                shelf.values[unread] = self._states[view.name].process(asked).before
+                shelf.read_at[unread] = now
+            out |= dict(zip(view.column_names, shelf.values[item].T, strict=True))
+        return out
 
     def users(
         self, keys: Mapping[str, Integers], time: Integers, offset: Integers
     ) -> dict[str, Doubles]:
         """Values of visitors' keys [n]."""
-        return self._read(self._user_views, keys, time, offset)
-
-    def _read(
-        self,
-        views: tuple[WindowView, ...],
-        keys: Mapping[str, Integers],
-        time: Integers,
-        offset: Integers,
-    ) -> dict[str, Doubles]:
         out: dict[str, Doubles] = {}
-        for view in views:
+        for view in self._user_views:
             asked = readings(view, keys[view.name], time, offset)
             found: npt.NDArray[np.float64] = self._states[view.name].process(asked).before
             out |= dict(zip(view.column_names, found.T, strict=True))
         return out
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """What was read of each item, float64 [items, columns], and as of when, ms [items]."""
+
+    keys: Integers
+    order: Integers
+    values: Doubles
+    read_at: Integers
+
+    @classmethod
+    def of(cls, view: WindowView, keys: Integers) -> _Shelf:
+        count = len(keys)
+        values = np.empty((count, len(view.column_names)))
+        return cls(keys, np.argsort(keys), values, np.full(count, -1, np.int64))
+
+    def forget(self, keys: Integers) -> None:
+        """Events came of these; some may be of no item here."""
+        count = len(self.keys)
+        place = self.order[
+            np.minimum(np.searchsorted(self.keys, keys, sorter=self.order), count - 1)
+        ]
+        self.read_at[place[self.keys[place] == keys]] = -1
 
 
 @dataclass(frozen=True)

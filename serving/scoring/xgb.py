@@ -69,6 +69,61 @@ class DenseRow:
         return float(self._scores[0])
 
 
+class DenseRows:
+    """Scores some rows at once, by the same function. Not thread-safe: it reuses its buffer.
+
+    Args:
+        booster: the model.
+        features: columns of a row.
+        most: rows that come at once.
+
+    Raises as DenseRow.
+    """
+
+    def __init__(self, booster: xgboost.Booster, features: int, most: int) -> None:
+        from xgboost.core import _LIB  # private, hence the comparison at load and the other way
+
+        self._booster = booster  # owns what the handle points to
+        self._predict: Any = _LIB.XGBoosterPredictFromDense
+        self._error: Any = _LIB.XGBGetLastError
+        self._error.restype = ctypes.c_char_p
+        self._rows = np.zeros((most, features), np.float32)  # its address is in the description
+        self._described: dict[int, bytes] = {}
+        self._scores = ctypes.POINTER(ctypes.c_float)()
+        shape, dimensions = ctypes.POINTER(ctypes.c_uint64)(), ctypes.c_uint64()
+        self._options = _text(
+            type=0,
+            training=False,
+            iteration_begin=0,
+            iteration_end=0,
+            missing=float("nan"),
+            strict_shape=False,
+            cache_id=0,
+        )
+        self._rest = (
+            None,
+            ctypes.byref(shape),
+            ctypes.byref(dimensions),
+            ctypes.byref(self._scores),
+        )
+
+    def __call__(self, rows: Row) -> Row:
+        """The score of each of ``rows``, float32 [n, features], n from 1 to ``most``."""
+        count = len(rows)
+        self._rows[:count] = rows
+        described = self._described.get(count)
+        if described is None:
+            described = self._described[count] = _text(
+                data=[self._rows.ctypes.data, False],
+                shape=list(rows.shape),
+                typestr="<f4",
+                version=3,
+            )
+        if self._predict(self._booster.handle, described, self._options, *self._rest):
+            raise RuntimeError(f"XGBoost: {self._error().decode(errors='replace')}")
+        return np.ctypeslib.as_array(self._scores, (count,)).copy()
+
+
 class InplaceRow:
     """Scores by ``inplace_predict``, the public way. Not thread-safe."""
 

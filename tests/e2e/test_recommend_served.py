@@ -52,7 +52,7 @@ def client(ray_session: None, shop: tuple[Settings, Fitted]) -> Iterator[httpx.C
         with httpx.Client(
             base_url=about["url"],
             headers={"Authorization": f"Bearer {key}"},
-            timeout=30.0,
+            timeout=150.0,  # while no replica is up the proxy waits for one
             trust_env=False,
         ) as client:
             yield client
@@ -167,7 +167,7 @@ def test_a_replica_and_a_worker_may_die(
         if "RecommendReplica" in " ".join(p.cmdline()) or "recommendations" in p.name()
     )
     os.kill(process.pid, signal.SIGKILL)
-    until = time.monotonic() + 60
+    until = time.monotonic() + 150
     while True:
         answer = client.post(PREFIX, json={"session": "lasting", "k": 5})
         if answer.status_code == 200:

@@ -153,6 +153,8 @@ def test_a_session_that_logs_in_joins_its_customer(home: Path, stage: Stage) -> 
 
 
 def test_a_replica_that_starts_again_knows_as_much(home: Path, stage: Stage) -> None:
+    """Also of windows, which the older one has read at the same second before events came."""
+    stage.recommend(Wish(k=9, seed=1), NOW)
     put(
         home, "page_view", [view("item_00000003", None, "s"), view("item_00000004", "someone", "t")]
     )
@@ -164,6 +166,8 @@ def test_a_replica_that_starts_again_knows_as_much(home: Path, stage: Stage) -> 
             assert one.length == other.length >= 1
             assert ids(stage, one) == ids(again, other)
             assert one.scores.tolist() == other.scores.tolist()
+            tables = (s.engine.table(wish, NOW, s.offset).x for s in (stage, again))
+            assert np.array_equal(*tables, equal_nan=True)
 
 
 def test_what_is_asked_for_is_kept_to(home: Path, stage: Stage) -> None:
@@ -228,6 +232,20 @@ def test_errors_leave_the_retrievers_order_and_then_what_is_popular(
     assert found.degraded == ("retriever", "ranker")
     assert len(found.shown) == 8
     assert "no columns" in caplog.text
+
+
+def test_without_the_fast_way_scores_are_the_same(
+    home: Path, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise ImportError("cannot import name '_LIB'")
+
+    monkeypatch.setattr(module, "DenseRows", gone)
+    wish = Wish(k=20, seed=0, user=stage.engine.loaded.known.users.ids[0].as_py())
+    with closing(opened(home)) as other:
+        assert (
+            other.recommend(wish, NOW).scores.tolist() == stage.recommend(wish, NOW).scores.tolist()
+        )
 
 
 def test_chance_is_drawn_with_known_propensities(home: Path) -> None:

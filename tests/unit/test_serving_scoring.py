@@ -19,7 +19,7 @@ from serving.scoring import TreeScorer, feature_names, load_judge, load_scorer
 from serving.scoring import scorer as scorer_module
 from serving.scoring.cut import cut
 from serving.scoring.forest import Unsupported, of_xgboost
-from serving.scoring.xgb import DenseRow
+from serving.scoring.xgb import DenseRow, DenseRows
 from tests.unit.serving_kit import FEATURES, PROJECT, save_model, train
 from training import artefact, registry
 
@@ -205,6 +205,15 @@ def test_an_early_stopped_model_is_scored_and_explained_with_all_its_rounds(
     assert [scorer.score(row) for row in rows] == booster.predict(_matrix(rows)).tolist()
     exact = booster.predict(_matrix(rows), pred_contribs=True)[:, :-1]
     _check_reasons(scorer, rows, exact)
+
+
+def test_some_rows_at_once_have_the_scores_of_the_public_way(loaded: artefact.LoadedModel) -> None:
+    scored = DenseRows(loaded.booster, len(FEATURES), 64)
+    rows = _rows(64)
+    found = [scored(rows[:count]) for count in (64, 1, 7, 64)]
+    expected = loaded.booster.predict(_matrix(rows))
+    for count, scores in zip((64, 1, 7, 64), found, strict=True):
+        assert scores.tolist() == expected[:count].tolist()
 
 
 class _OffByOneBit(DenseRow):

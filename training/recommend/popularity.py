@@ -40,12 +40,17 @@ class Popularity:
         order = np.argsort(-self.scores, kind="stable")
         return order[: int((self.scores > 0).sum())]
 
+    @cached_property
+    def _rank(self) -> npt.NDArray[np.int64]:
+        """The place of each item in ``order``, [items]; behind all of them without a score."""
+        rank = np.full(self.width, self.width, np.int64)
+        rank[self.order] = np.arange(len(self.order))
+        return rank
+
     def retrieve(self, histories: Rows, k: int, *, seen: Rows | None = None) -> Rows:
         """As the port says."""
         histories.require_width(self.width, "a history")
-        rank = np.full(self.width, self.width, np.int64)
-        rank[self.order] = np.arange(len(self.order))
-        parts = []
+        rank, parts = self._rank, []
         for batch in batches(histories, seen):
             # Nobody needs more of the list than k and what he has seen of it.
             reach = min(len(self.order), k + int(batch.seen.sizes.max(initial=0)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -59,7 +60,7 @@ class Product:
         """
         if a.width != len(b) or k < 1:
             raise UsageError(f"{a} times {b} for the best {k} of a row can't be")
-        left, right = norms or (np.zeros(len(a)), np.zeros(b.width))
+        left, right = norms or (_constant(0.0, len(a)), _constant(0.0, b.width))
         return cls(
             a=a,
             b=b,
@@ -67,7 +68,7 @@ class Product:
             skip=skip or empty(len(a), b.width),
             left=_frozen(left),
             right=_frozen(right),
-            gain=_frozen(np.ones(b.width) if gain is None else gain),
+            gain=_constant(1.0, b.width) if gain is None else _frozen(gain),
             shrink=float(shrink) if norms else 1.0,
         )
 
@@ -90,6 +91,8 @@ class Product:
         if not count:
             return []
         parts = min(count, max(least, -(-count * self.k // _OUT_CELLS)))
+        if parts == 1:
+            return [(0, count)]
         # A row costs a multiplication for each entry of the rows of b that it reaches.
         work = np.concatenate([[0], np.cumsum(self.b.sizes[self.a.columns])])[self.a.starts]
         work = work + np.arange(count + 1)
@@ -136,6 +139,12 @@ def _frozen(values: Doubles) -> Doubles:
     out = np.ascontiguousarray(values, np.float64).view()
     out.flags.writeable = False
     return out
+
+
+@lru_cache(maxsize=16)
+def _constant(value: float, count: int) -> Doubles:
+    """A history alone would pay more for these than for its product."""
+    return _frozen(np.full(count, value))
 
 
 @njit(cache=True, nogil=True)

@@ -113,6 +113,8 @@ class Loaded:
     retriever: LoadedRetriever
     beside: Mapping[str, Retriever]
     ranker: Ranker
+    probes: npt.NDArray[np.float32]
+    """Rows [n, columns] that any other way of scoring must score as ``scores`` does."""
     weights: Weights
     known: Known
     manifest: Manifest
@@ -260,7 +262,7 @@ def load(
         for name, stored in manifest.beside.items()
     }
     weights = Weights(**manifest.weights)
-    return Loaded(found, beside, ranker, weights, known, manifest)
+    return Loaded(found, beside, ranker, arrays["probe_rows"], weights, known, manifest)
 
 
 def scores(ranker: Ranker, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

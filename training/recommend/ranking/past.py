@@ -44,9 +44,13 @@ class Past:
 
     def before(self, key: Integers, offset: Integers) -> Before:
         """What has a lower offset than asked; nothing for a key below 0 or one that never was."""
-        known = np.isin(key, self._keys)
-        start = np.searchsorted(self._places, self._place(key, np.full(len(key), -1)))
-        end = np.searchsorted(self._places, self._place(key, offset))
+        codes = np.searchsorted(self._keys, key)
+        known = np.zeros(len(key), np.bool_)
+        inside = codes < len(self._keys)
+        known[inside] = self._keys[codes[inside]] == key[inside]
+        first = codes * (len(self._offsets) + 1)
+        start = np.searchsorted(self._places, first)
+        end = np.searchsorted(self._places, first + np.searchsorted(self._offsets, offset))
         start, end = (np.where(known, edge, 0) for edge in (start, end))
         newest = np.full(len(key), -1, np.int64)
         some = end > start
