@@ -1,7 +1,9 @@
 """The kernel that fills a list place by place, under caps, sponsored places, diversity and chance.
 
 Each place depends on the items above it alone, so the probability of each is known whatever stands
-there. All compiled code is in this file: a cached kernel does not notice changes of other ones.
+there. All compiled code is in this file: a cached kernel does not notice changes of other ones. It
+does not sort: compiled in different processes, NumPy's ``argsort`` and ``sort`` get one name, and a
+process that loads both from numba's cache runs the wrong one of them.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ _UNIT = 2.0**-53
 
 @njit(cache=True, nogil=True)
 def fill(  # type: ignore[no-untyped-def]
-    codes, good, organic, category, brand, sponsored, paid, free, caps, strict, weight, weights,
-    starts, columns, values, temperature, seed, explored, given, places, chance, best,
+    codes, order, good, organic, category, brand, sponsored, paid, free, caps, strict, weight,
+    weights, starts, columns, values, temperature, seed, explored, given, places, chance, best,
 ):  # fmt: skip
     """Fill ``places`` [k] with places of the pool in order; how many.
 
     Args:
-        codes, good, organic, category, brand: [m], the pool; ``organic`` may stand anywhere.
+        codes, order, good, organic, category, brand: [m], the pool; ``order`` sorts ``codes``,
+            ``organic`` may stand anywhere.
         sponsored: [s], places of what may stand where ``paid``, the first choice first.
         paid: bool [k]; becomes whether each holds a sponsored item.
         free: bool [k], where a request that explores may differ from the best.
@@ -42,7 +45,6 @@ def fill(  # type: ignore[no-untyped-def]
     left, open_ = np.ones(count, np.bool_), np.zeros(count, np.bool_)
     value, likeness, drawing = np.zeros(count), np.zeros(count), np.zeros(count)
     above = np.zeros((count, 2), np.int64)
-    order = np.argsort(codes)
     for t in range(len(places)):
         top, total = -1, 0.0
         if paid[t]:
