@@ -217,12 +217,13 @@ def _fill(
 ) -> _Slots:
     rules, diversity, chance = selection.rules, selection.diversity, selection.exploration
     table = neighbours or Neighbours.none()
+    free = _at(chance.places, k) if chance.places else np.ones(k, np.bool_)
     slots = _Slots(
         np.zeros(k, np.int64), np.zeros(k), np.zeros(k, np.bool_), _at(rules.sponsored, k)
     )
     size = fill(
         pool.codes, np.argsort(pool.codes), pool.relevance, pool.organic, pool.category, pool.brand,
-        pool.sponsored, slots.paid, _at(chance.places, k) if chance.places else np.ones(k, np.bool_),
+        pool.sponsored, slots.paid, free,
         np.array([rules.caps.category, rules.caps.brand]), rules.caps.strict,
         diversity.relevance, np.array([diversity.category, diversity.brand, diversity.neighbours]),
         table.starts, table.columns, table.values,
