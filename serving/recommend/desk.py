@@ -8,7 +8,7 @@ import math
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TypeVar
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy as np
 from raypipe.clock import Clock
 from raypipe.errors import NotFound, RaypipeError, Unavailable
 from serving.deadlines import Budget
+from serving.presence import Presence
 from serving.recommend.body import FilterBody, Item, Listed, Models, Wanted, Why
 from serving.recommend.engine import Found, Reason, Wish
 from serving.recommend.exploration import seed_of
@@ -41,11 +42,13 @@ class Desk:
     Args:
         recorder: writes what was shown.
         clock: says when that was.
+        presence: whether the worker, which records, is there; None: it is waited for.
     """
 
-    def __init__(self, recorder: Recorder, clock: Clock) -> None:
+    def __init__(self, recorder: Recorder, clock: Clock, presence: Presence | None = None) -> None:
         self._recorder = recorder
         self._clock = clock
+        self._presence = presence
         self._stage: Stage | None = None
         self._thread = ThreadPoolExecutor(1, "recommend")
 
@@ -85,19 +88,32 @@ class Desk:
         now = self._second()
         async with _within(budget):
             listed = await self._run(lambda: self._listed(wanted, name, now, budget, explore=True))
-        if not self._recorder.on:
+        if not self._recorder.on or await self._recorded(listed, wanted, tenant, budget, now):
             return listed
+        async with _within(budget):
+            plain = await self._run(lambda: self._listed(wanted, name, now, budget, explore=False))
+        return _without_record(plain)
+
+    async def _recorded(
+        self, listed: Listed, wanted: Wanted, tenant: str, budget: Budget, now: int
+    ) -> bool:
+        """Whether the list is durable; soon false while the worker is known to be away."""
+        presence = self._presence
+        if presence is not None and not presence.worth_asking:
+            return False
         try:
-            async with asyncio.timeout(budget.left * RECORD_SHARE):
-                await self._recorder.record(listed, tenant, wanted.user, wanted.session, now)
-        except (RaypipeError, TimeoutError) as e:
+            async with asyncio.timeout(budget.left * RECORD_SHARE) as limit:
+                with nullcontext() if presence is None else presence.asking(limit):
+                    await self._recorder.record(listed, tenant, wanted.user, wanted.session, now)
+        except (Unavailable, TimeoutError) as e:
             _log.warning("a list can't be recorded: %s", e or "no answer in time")
-            async with _within(budget):
-                plain = await self._run(
-                    lambda: self._listed(wanted, name, now, budget, explore=False)
-                )
-            return _without_record(plain)
-        return listed
+            if presence is not None:
+                presence.in_vain()
+            return False
+        except RaypipeError as e:
+            _log.error("a list was not recorded: %s", e)
+            return False
+        return True
 
     async def similar(self, item_id: str, k: int, tenant: str, budget: Budget) -> Listed:
         """Items like one. Raises NotFound for an unknown one."""

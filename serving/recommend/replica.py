@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from serving.options import Options
     from serving.recommend.selection import Selection
     from serving.recommend.stage import Stage
+
+LOOK_S = 0.2
+"""How often it is looked for a worker that is away."""
+
+ANSWER_S = 1.0
 
 _log = logging.getLogger("raypipe.recommend")
 
@@ -58,7 +64,8 @@ class RecommendReplica:
         self._presence = Presence(
             worker, max(1, settings.max_ongoing_requests // 2), settings.worker_patience_ms / 1_000
         )
-        self._desk = Desk(Recorder(self._project, worker), SystemClock())
+        self._worker = worker
+        self._desk = Desk(Recorder(self._project, worker), SystemClock(), self._presence)
         replica = serve.get_replica_context().replica_id.unique_id
         self._version = ""
         self._prepared: tuple[str, Stage] | None = None
@@ -105,9 +112,8 @@ class RecommendReplica:
         await self._use(wanted, stage)
         if first:
             loop = asyncio.get_running_loop()
-            self._tasks = [
-                loop.create_task(run) for run in (self._desk.follow(), self._presence.watch())
-            ]
+            beside = (self._desk.follow(), self._presence.watch(), self._look_for_worker())
+            self._tasks = [loop.create_task(run) for run in beside]
             gc.collect()
         # What is loaded now stays: no collection needs to walk it again within a request.
         gc.freeze()
@@ -144,6 +150,16 @@ class RecommendReplica:
         if not self._version:
             raise Unavailable("no version is loaded yet", hint="Wait until readyz answers 200.")
         return {"version": self._version}
+
+    async def _look_for_worker(self) -> None:
+        """Have lists recorded again once the worker is back."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if self._presence.away:
+                with contextlib.suppress(RaypipeError, TimeoutError):
+                    async with asyncio.timeout(ANSWER_S):
+                        await self._worker.stats()
+                    self._presence.back()
 
     async def _load(self, wanted: str) -> Stage:
         """In a thread: requests go on meanwhile."""

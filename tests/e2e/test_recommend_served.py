@@ -183,3 +183,7 @@ def test_a_replica_and_a_worker_may_die(
     found = ask(client, session="lasting", k=5)
     assert (found["history"], len(found["items"])) == (1, 5)
     assert set(found["degraded_by"]) <= {"record"}
+    until = time.monotonic() + 150
+    while ask(client, session="lasting")["degraded"]:  # Ray starts the worker again
+        assert time.monotonic() < until
+        time.sleep(0.2)
