@@ -218,17 +218,18 @@ def _twice(ours: System, world: World, seed: int) -> int:
 def _clicks(world: World, count: int, seed: int) -> list[Click]:
     """Half of them of customers, half of sessions of which nothing is known."""
     rng = np.random.default_rng(seed + 2)
-    users = np.unique(world.pairs["user"].to_numpy(zero_copy_only=False))
+    met: dict[str, set[str]] = {}
+    for user, item in zip(*(world.pairs[c].to_pylist() for c in ("user", "item")), strict=True):
+        met.setdefault(user, set()).add(item)
     popular = world.pairs.group_by("item").aggregate([("user", "count")])
     wanted = popular.sort_by([("user_count", "descending"), ("item", "ascending")])["item"]
     items = [i for i in wanted.to_pylist() if i in world.in_stock][: len(wanted) // 4]
-    names = rng.choice(users, count, replace=False)
-    return [
-        Click(
-            f"clicking-{n}" if n % 2 else str(names[n]), items[rng.integers(len(items))], n % 2 == 1
-        )
-        for n in range(count)
-    ]
+    found = []
+    for number, name in enumerate(rng.choice(sorted(met), count, replace=False).tolist()):
+        strange = [i for i in rng.choice(items, 100).tolist() if i not in met[name]]
+        new = number % 2 == 1
+        found.append(Click(f"clicking-{number}" if new else name, strange[0], new))
+    return found
 
 
 def _result(

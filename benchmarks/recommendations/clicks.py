@@ -1,7 +1,7 @@
 """How long until a click is in the answers: clicks come on time, whatever the server does.
 
-Somebody looks at a list, clicks on an item that is not in it, and asks again until the list is
-another one and the answer knows one interaction more. The time counts from the moment for which the
+Somebody looks at a list, clicks on an item that he had not met, and asks again until the answer knows
+one interaction more and its items or their scores are others. The time counts from the moment for which the
 click was planned to the arrival of that answer, so it holds the click's way into the log, and a
 stall is paid by all clicks behind it.
 """
@@ -106,7 +106,7 @@ async def _one(
         while clock() - due < PATIENCE_S:
             now = await _asked(client, click)
             found.questions += 1
-            if now["history"] > before["history"] and _ids(now) != _ids(before):
+            if now["history"] > before["history"] and _shown(now) != _shown(before):
                 found.seconds.append(clock() - due)
                 found.ingested.append(acknowledged)
                 return
@@ -132,5 +132,5 @@ async def _asked(client: httpx.AsyncClient, click: Click) -> dict[str, Any]:
     return found
 
 
-def _ids(answer: dict[str, Any]) -> list[str]:
-    return [i["item_id"] for i in answer["items"]]
+def _shown(answer: dict[str, Any]) -> list[tuple[str, float]]:
+    return [(i["item_id"], i["score"]) for i in answer["items"]]
