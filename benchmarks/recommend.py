@@ -28,6 +28,7 @@ from benchmarks.load import Load, Target, closed_loop, free_port
 from benchmarks.recommendations.clicks import Click, Clicked, probe
 from benchmarks.recommendations.home import World, config, load_history, read_world
 from benchmarks.recommendations.visitors import Judge, Visits, bodies, peer_bodies
+from raypipe.clock import SystemClock
 from raypipe.config import Settings
 
 SUITE = "recommend"
@@ -218,6 +219,7 @@ def _twice(ours: System, world: World, seed: int) -> int:
 def _clicks(world: World, count: int, seed: int) -> list[Click]:
     """Half of them of customers, half of sessions of which nothing is known."""
     rng = np.random.default_rng(seed + 2)
+    run = SystemClock().now_ms()  # a kept shop has seen the clicks of earlier runs
     met: dict[str, set[str]] = {}
     for user, item in zip(*(world.pairs[c].to_pylist() for c in ("user", "item")), strict=True):
         met.setdefault(user, set()).add(item)
@@ -228,7 +230,8 @@ def _clicks(world: World, count: int, seed: int) -> list[Click]:
     for number, name in enumerate(rng.choice(sorted(met), count, replace=False).tolist()):
         strange = [i for i in rng.choice(items, 100).tolist() if i not in met[name]]
         new = number % 2 == 1
-        found.append(Click(f"clicking-{number}" if new else name, strange[0], new))
+        own = f"click-{run}-{number}"
+        found.append(Click(own, f"session-{own}" if new else name, strange[0], new))
     return found
 
 

@@ -1,9 +1,9 @@
 """How long until a click is in the answers: clicks come on time, whatever the server does.
 
-Somebody looks at a list, clicks on an item that he had not met, and asks again until the answer knows
-one interaction more and its items or their scores are others. The time counts from the moment for which the
-click was planned to the arrival of that answer, so it holds the click's way into the log, and a
-stall is paid by all clicks behind it.
+Somebody looks at a list, clicks on an item that he had not met, and asks again until the answer
+knows one interaction more and its items or their scores are others. The time counts from the moment
+for which the click was planned to the arrival of that answer, so it holds the click's way into the
+log, and a stall is paid by all clicks behind it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ TRIES = 5
 
 @dataclass(frozen=True)
 class Click:
-    """A visitor, and the item that is clicked on. ``new``: a session of which nothing is known."""
+    """A visitor, and the item that is clicked on. ``id`` is the click's own. ``new``: a session of
+    which nothing is known."""
 
+    id: str
     name: str
     item: str
     new: bool
@@ -39,12 +41,12 @@ class Click:
         """The request for his list."""
         return {"session": self.name} if self.new else {"user": self.name}
 
-    def event(self, number: int) -> dict[str, Any]:
+    def event(self) -> dict[str, Any]:
         """The click."""
-        visit = self.name if self.new else f"visit-{number}"
+        visit = self.name if self.new else f"visit-{self.id}"
         return {
             "type": "page_view",
-            "event_id": f"click-{number}",
+            "event_id": self.id,
             "event_time": SystemClock().now_ms(),
             "session_id": visit,
             "item_id": self.item,
@@ -79,7 +81,7 @@ async def probe(url: str, events: str, key: str, clicks: Sequence[Click], rate: 
         start = asyncio.get_running_loop().time()
         await asyncio.gather(
             *(
-                _one(client, events, found, number, click, before[number], start + number / rate)
+                _one(client, events, found, click, before[number], start + number / rate)
                 for number, click in enumerate(clicks)
             )
         )
@@ -90,7 +92,6 @@ async def _one(
     client: httpx.AsyncClient,
     events: str,
     found: Clicked,
-    number: int,
     click: Click,
     before: dict[str, Any],
     due: float,
@@ -98,7 +99,7 @@ async def _one(
     clock = asyncio.get_running_loop().time
     await asyncio.sleep(due - clock())
     try:
-        answer = await client.post(events, json=[click.event(number)])
+        answer = await client.post(events, json=[click.event()])
         if answer.status_code != 200 or answer.json()["accepted"] != 1:
             found.errors[f"event: {answer.status_code} {answer.text[:200]}"] += 1
             return
