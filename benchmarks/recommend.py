@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,12 @@ CLICK_RATE = 5.0
 TWICE, TRIES = 50, 3
 
 OURS, PEER = "raypipe", "implicit service"
+
+MEASURES: Mapping[str, Callable[[Load], float]] = {
+    "lists/s": lambda load: load.rate,
+    "p50 ms": lambda load: load.percentile_ms(50),
+    "p99 ms": lambda load: load.percentile_ms(99),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,9 +87,9 @@ class Candidate:
     strict: bool
     turns: list[Turn] = field(default_factory=list)
 
-    def median(self, figure: Any) -> float:
-        """Of a figure of each turn's load."""
-        return float(np.median([figure(t.load) for t in self.turns]))
+    def median(self, what: str) -> float:
+        """Of one of MEASURES over the turns."""
+        return float(np.median([MEASURES[what](t.load) for t in self.turns]))
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -244,17 +250,16 @@ def _result(
 ) -> Result:
     ours, theirs = candidates
     figures: dict[str, float] = {
-        "p50_ms_c8": ours.median(lambda load: load.percentile_ms(50)),
-        "p99_ms_c8": ours.median(lambda load: load.percentile_ms(99)),
-        "qps_c8": ours.median(lambda load: load.rate),
-        "qps_ratio_implicit_service": ours.median(lambda load: load.rate)
-        / theirs.median(lambda load: load.rate),
+        "p50_ms_c8": ours.median("p50 ms"),
+        "p99_ms_c8": ours.median("p99 ms"),
+        "qps_c8": ours.median("lists/s"),
+        "qps_ratio_implicit_service": ours.median("lists/s") / theirs.median("lists/s"),
         "click_to_change_p95_ms": clicked.percentile_ms(95),
         "click_to_change_p50_ms": clicked.percentile_ms(50),
         "click_logged_p95_ms": float(np.percentile(clicked.ingested, 95) * 1e3),
-        "implicit_service_p50_ms_c8": theirs.median(lambda load: load.percentile_ms(50)),
-        "implicit_service_p99_ms_c8": theirs.median(lambda load: load.percentile_ms(99)),
-        "implicit_service_qps_c8": theirs.median(lambda load: load.rate),
+        "implicit_service_p50_ms_c8": theirs.median("p50 ms"),
+        "implicit_service_p99_ms_c8": theirs.median("p99 ms"),
+        "implicit_service_qps_c8": theirs.median("lists/s"),
         "p99_ms_c8_largest": max(t.load.percentile_ms(99) for t in ours.turns),
         "cpu_ms": float(np.median([t.cpu_s / len(t.load.latencies) * 1e3 for t in ours.turns])),
         "fit_s": fitted["fit_s"],
@@ -266,11 +271,7 @@ def _result(
     samples = {
         f"{c.name}, {what}": [figure(t.load) for t in c.turns]
         for c in candidates
-        for what, figure in (
-            ("lists/s", lambda load: load.rate),
-            ("p50 ms", lambda load: load.percentile_ms(50)),
-            ("p99 ms", lambda load: load.percentile_ms(99)),
-        )
+        for what, figure in MEASURES.items()
     }
     samples["click to change, ms"] = [s * 1e3 for s in clicked.seconds]
     return Result(
