@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 
 from tests import s3
 from tests.contract import kafka_server
+from tests.recovery import disk
+from tests.recovery.nursery import Nursery
 
 _USER_ENVIRONMENT = dict(os.environ)
 
@@ -86,6 +88,14 @@ def ray_session() -> Iterator[None]:
     finally:
         ray.shutdown()
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """What processes are forked from; they may be given a disk and a clock of their own."""
+    env = {} if disk.MISSING else disk.preloaded(tmp_path_factory.mktemp("library"))
+    with Nursery(env) as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

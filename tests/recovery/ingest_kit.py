@@ -26,6 +26,7 @@ from raypipe.runtime.worker.core import WorkerCore
 from raypipe.sources.batch import Batch, Taken
 from raypipe.tenancy.keys import STORE_FILE, KeyStore
 from tests.domains.greenhouse import project
+from tests.recovery import ingest_process, upkeep_process, worker_process
 from tests.recovery.nursery import Child, Nursery
 
 ROOT = Path(__file__).parents[2]
@@ -37,6 +38,11 @@ SNAPSHOT_S = "0.3"
 
 SPANS = {"10m": (600, 10), "1h": (3_600, 60), "2d": (172_800, 3_600)}
 PATIENCE_S = 300.0
+STARTS = {
+    "worker": worker_process.start,
+    "ingest": ingest_process.start,
+    "upkeep": upkeep_process.start,
+}
 VICTIMS = ("worker", "worker", "ingest", "ingest", "upkeep")
 
 
@@ -50,30 +56,6 @@ class Served(Protocol):
     def key(self) -> str: ...
 
 
-class Nurseries:
-    """What all processes of a run are forked from.
-
-    Args:
-        env: more environment for worker and upkeep, such as a library that is loaded first.
-    """
-
-    def __init__(self, env: Mapping[str, str] | None = None) -> None:
-        modules = {"worker": env, "ingest": env, "upkeep": env}
-        self._nurseries = {
-            name: Nursery(f"tests.recovery.{name}_process", env) for name, env in modules.items()
-        }
-
-    def __getitem__(self, name: str) -> Nursery:
-        return self._nurseries[name]
-
-    def __enter__(self) -> Nurseries:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for nursery in self._nurseries.values():
-            nursery.__exit__()
-
-
 class Processes:
     """Worker, upkeep beside it and ingest server, each started again when it died.
 
@@ -85,7 +67,7 @@ class Processes:
 
     def __init__(
         self,
-        nurseries: Nurseries,
+        nursery: Nursery,
         home: Path,
         abort_at: str = "",
         *,
@@ -95,7 +77,7 @@ class Processes:
     ) -> None:
         self._still = still
         self.home = home
-        self._nurseries = nurseries
+        self._nursery = nursery
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -133,8 +115,11 @@ class Processes:
                 for name, words in self._words.items():
                     if name not in self._running or self._running[name].ended:
                         self.starts[name] += 1
-                        self._running[name] = self._nurseries[name].start(
-                            words, self._env[name], self.home / f"{name}.err"
+                        self._running[name] = self._nursery.start(
+                            STARTS[name],
+                            *words,
+                            env=self._env[name],
+                            errors=self.home / f"{name}.err",
                         )
             self._ended.wait(0.02)
 
@@ -194,14 +179,25 @@ def batch_of(number: int, rng: random.Random, told: Told) -> Batch:
     return Batch(f"request-{number}", body, Media.LINES, None, len(lines))
 
 
+def sender_to(system: Served) -> Sender:
+    """One that has patience, and looks often: what died is there again soon."""
+    return Sender(
+        system.url,
+        system.key,
+        patience_s=PATIENCE_S,
+        pause=lambda wait_s: time.sleep(min(wait_s, 0.1)),
+        transport=httpx.HTTPTransport(verify=False),
+    )
+
+
 class Client:
     """Sends batches until each is answered: with its key, or without by event ids alone."""
 
     def __init__(self, processes: Served, *, keyed: bool) -> None:
         self._url, self._key = processes.url, processes.key
         self._keyed = keyed
-        self.sender = Sender(self._url, self._key, patience_s=PATIENCE_S)
-        self._http = httpx.Client(base_url=self._url, timeout=60, trust_env=False)
+        self.sender = sender_to(processes)
+        self._http = httpx.Client(base_url=self._url, timeout=60, trust_env=False, verify=False)
 
     def send(self, batch: Batch) -> Taken | None:
         if self._keyed:
@@ -298,7 +294,7 @@ def run(
 
 def check_receipts(processes: Served, told: Told) -> None:
     """The same requests again get the same answers."""
-    with closing(Sender(processes.url, processes.key, patience_s=PATIENCE_S)) as sender:
+    with closing(sender_to(processes)) as sender:
         for key, batch in told.batches.items():
             assert sender.send(batch) == told.answers[key]
 

@@ -1,6 +1,5 @@
 """The server of bulk events of the greenhouse domain as a process of its own, to be killed."""
 
-import sys
 from pathlib import Path
 
 import uvicorn
@@ -28,9 +27,5 @@ def main(home: Path, port: int) -> None:
 
 
 def start(home: str, port: str) -> None:
-    """As the command line has it."""
+    """As its nursery has the words."""
     main(Path(home), int(port))
-
-
-if __name__ == "__main__":
-    start(*sys.argv[1:])

@@ -7,7 +7,6 @@ The score is made of litres and a window alone, so that no model must be trained
 from __future__ import annotations
 
 import asyncio
-import sys
 from pathlib import Path
 
 import uvicorn
@@ -121,9 +120,5 @@ async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> Non
 
 
 def start(home: str, port: str, deadline_ms: str, spill_bytes: str) -> None:
-    """As the command line has it."""
+    """As its nursery has the words."""
     asyncio.run(main(Path(home), int(port), int(deadline_ms), int(spill_bytes)))
-
-
-if __name__ == "__main__":
-    start(*sys.argv[1:])

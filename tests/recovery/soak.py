@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.recovery import ingest_kit
+from tests.recovery.nursery import Nursery
 
 KILLS = 10
 BATCHES = 40
@@ -33,7 +34,7 @@ class Soaked:
 
 
 def soak(
-    nurseries: ingest_kit.Nurseries,
+    nursery: Nursery,
     home: Path,
     *,
     kills: int,
@@ -46,7 +47,7 @@ def soak(
         keyed = done.rounds % 2 == 0
         folder = home / f"round-{done.rounds}"
         folder.mkdir()
-        with ingest_kit.Processes(nurseries, folder) as processes:
+        with ingest_kit.Processes(nursery, folder) as processes:
             told = ingest_kit.run(
                 processes, batches=BATCHES, keyed=keyed, kills=KILLS, seed=seed + done.rounds
             )
@@ -75,9 +76,9 @@ def main() -> None:
 
     with (
         tempfile.TemporaryDirectory(prefix="raypipe-soak-") as folder,
-        ingest_kit.Nurseries() as nurseries,
+        Nursery() as nursery,
     ):
-        done = soak(nurseries, Path(folder), kills=args.kills, seed=args.seed, after_round=say)
+        done = soak(nursery, Path(folder), kills=args.kills, seed=args.seed, after_round=say)
     of = ", ".join(f"{count:,} of the {name}" for name, count in sorted(done.kills.items()))
     sys.stdout.write(
         f"{done.kills.total():,} kills ({of}) in {done.rounds:,} rounds and "

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from raypipe.tenancy.keys import STORE_FILE, KeyStore
 from raypipe.vector.assemble import Assembler
 from tests.contract.log_kit import runs
 from tests.domains.greenhouse import project
-from tests.recovery.ingest_kit import Nurseries
+from tests.recovery import replica_process, worker_process
 from tests.recovery.nursery import Child, Nursery
 from tests.recovery.replica_process import MODEL
 
@@ -54,8 +54,7 @@ class House:
 
     def __init__(
         self,
-        nurseries: Nurseries,
-        replicas: Nursery,
+        nursery: Nursery,
         home: Path,
         *,
         deadline_ms: int,
@@ -68,9 +67,12 @@ class House:
         self.starts: Counter[str] = Counter()
         self.ports = {name: _free_port() for name in REPLICAS}
         words = (deadline_ms, spill_bytes)
-        self._births: dict[str, tuple[Nursery, tuple[object, ...]]] = {
-            "worker": (nurseries["worker"], (home, f"sqlite:///{home}/log")),
-            **{name: (replicas, (home, self.ports[name], *words)) for name in REPLICAS},
+        self._nursery = nursery
+        self._births: dict[str, tuple[Callable[..., None], tuple[object, ...]]] = {
+            "worker": (worker_process.start, (home, f"sqlite:///{home}/log")),
+            **{
+                name: (replica_process.start, (home, self.ports[name], *words)) for name in REPLICAS
+            },
         }
         self._running: dict[str, Child] = {}
         self._lock = threading.Lock()
@@ -91,15 +93,16 @@ class House:
     def _supervise(self) -> None:
         while not self._ended.is_set():
             with self._lock:
-                for name, (nursery, words) in self._births.items():
+                for name, (start, words) in self._births.items():
                     there = self._running.get(name)
                     if name not in self.held and (there is None or there.ended):
                         self.starts[name] += 1
-                        # One that dies within microseconds is started again too.
-                        with suppress(ProcessLookupError):
-                            self._running[name] = nursery.start(
-                                words, self.env.get(name), self.home / f"{name}.err"
-                            )
+                        self._running[name] = self._nursery.start(
+                            start,
+                            *words,
+                            env=self.env.get(name),
+                            errors=self.home / f"{name}.err",
+                        )
             self._ended.wait(0.02)
 
     def kill(self, name: str, *, hold: bool = False) -> None:

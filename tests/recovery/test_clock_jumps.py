@@ -24,7 +24,8 @@ from tests.recovery import ingest_kit
 from tests.recovery import test_tables_recovery as tables
 from tests.recovery import test_watch_recovery as patterns
 from tests.recovery.disk import Disk, needed
-from tests.recovery.ingest_kit import Client, Nurseries, Processes, Told
+from tests.recovery.ingest_kit import Client, Processes, Told
+from tests.recovery.nursery import Nursery
 
 ROWS = 20
 JUMPS_S = (0.0, -3_600.0, 0.0, 86_400.0, 0.0)
@@ -70,12 +71,12 @@ class Clock:
 
 @needed
 @pytest.mark.slow
-def test_the_time_of_day_jumps(nurseries: Nurseries, tmp_path: Path) -> None:
+def test_the_time_of_day_jumps(nursery: Nursery, tmp_path: Path) -> None:
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = disk.env(clock=True)
     clock, told, refused = Clock(disk), Told(), set()
     shared = dict.fromkeys(("worker", "ingest", "upkeep"), env)
-    with Processes(nurseries, disk.root, env=shared) as processes:
+    with Processes(nursery, disk.root, env=shared) as processes:
         processes.await_ready()
         keyed, plain = Client(processes, keyed=True), Client(processes, keyed=False)
         for number, error_s in enumerate(JUMPS_S * 2):

@@ -6,10 +6,7 @@ events over HTTP. What the rows and windows must be comes from what the clients 
 
 from __future__ import annotations
 
-import os
 import random
-import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import closing
@@ -28,8 +25,9 @@ from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.tenancy.keys import STORE_FILE, KeyStore, Presented
 from tests.domains.greenhouse import project
 from tests.recovery import ingest_kit
-from tests.recovery.disk import Disk, Platter, needed, preloaded, records
-from tests.recovery.ingest_kit import ROOT, Nurseries, Processes, Told
+from tests.recovery.disk import Disk, Platter, needed, records
+from tests.recovery.ingest_kit import Processes, Told
+from tests.recovery.nursery import Nursery
 
 pytestmark = [pytest.mark.slow, needed]
 
@@ -89,11 +87,11 @@ def await_sealed(home: Path) -> None:
         time.sleep(0.02)
 
 
-def test_the_power_goes_at_any_moment(nurseries: Nurseries, tmp_path: Path) -> None:
+def test_the_power_goes_at_any_moment(nursery: Nursery, tmp_path: Path) -> None:
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = disk.env(journal=True)
     with Processes(
-        nurseries, disk.root, env={"worker": env, "upkeep": env}, still=disk.still
+        nursery, disk.root, env={"worker": env, "upkeep": env}, still=disk.still
     ) as processes:
         told = send(processes, 10, disk)
         await_sealed(disk.root)
@@ -132,13 +130,11 @@ def check_moments(disk: Disk, told: Told, moments: int) -> None:
 
 
 @pytest.mark.parametrize("file", ["log/log.db-wal", "quarantine.db-wal"])
-def test_the_power_goes_after_a_sync_failed(
-    nurseries: Nurseries, tmp_path: Path, file: str
-) -> None:
+def test_the_power_goes_after_a_sync_failed(nursery: Nursery, tmp_path: Path, file: str) -> None:
     """The next process reads what never came to the disk, and must not build upon it."""
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = {"worker": disk.env(journal=True, rules=[f"fsync {file} 8 eio stays"])}
-    with Processes(nurseries, disk.root, env=env, upkeep=False, still=disk.still) as processes:
+    with Processes(nursery, disk.root, env=env, upkeep=False, still=disk.still) as processes:
         told = send(processes, 12, disk)
     assert not disk.waiting
     assert processes.starts["worker"] == 2
@@ -173,10 +169,10 @@ OF_UPKEEP = (
 )
 
 
-def test_a_disk_that_refuses(nurseries: Nurseries, tmp_path: Path) -> None:
+def test_a_disk_that_refuses(nursery: Nursery, tmp_path: Path) -> None:
     disk = Disk(tmp_path / "home", tmp_path / "disk")
     env = {"worker": disk.env(rules=OF_WORKER), "upkeep": disk.env(rules=OF_UPKEEP)}
-    with Processes(nurseries, disk.root, env=env, still=disk.still) as processes:
+    with Processes(nursery, disk.root, env=env, still=disk.still) as processes:
         told, deadline = Told(), time.monotonic() + ingest_kit.PATIENCE_S
         while disk.waiting:
             assert time.monotonic() < deadline, f"never: {disk.waiting}"
@@ -196,7 +192,7 @@ def test_a_disk_that_refuses(nurseries: Nurseries, tmp_path: Path) -> None:
     ],
 )
 def test_a_disk_that_says_it_has_synced(
-    nurseries: Nurseries, tmp_path: Path, told_to: str, lie: str, loses: bool, refuses: bool
+    nursery: Nursery, tmp_path: Path, told_to: str, lie: str, loses: bool, refuses: bool
 ) -> None:
     """What such a disk loses is the newest rows, or it is noticed; nothing is wrong silently."""
     disk = Disk(tmp_path / "home", tmp_path / "disk")
@@ -205,7 +201,7 @@ def test_a_disk_that_says_it_has_synced(
     env[told_to] = disk.env(journal=True, rules=[lie])
     # No lie about the -wal file loses what upkeep has sealed or written back into the database.
     with Processes(
-        nurseries,
+        nursery,
         disk.root,
         env=env,
         upkeep=not loses,
@@ -237,25 +233,21 @@ def test_a_disk_that_says_it_has_synced(
     assert (lost + refused > 0) == (loses or refuses)
 
 
-KEYS = """
-import sys
-from pathlib import Path
-from raypipe.tenancy.keys import KeyStore
-keys = KeyStore(Path(sys.argv[1]))
-print(keys.create("default", ["admin"]), keys.create("default", ["admin"]))
-keys.revoke(sys.argv[2]) if len(sys.argv) > 2 else None
-"""
+def keep_keys(store: str, *revoked: str) -> None:
+    """Make two keys, say them, and revoke others."""
+    keys = KeyStore(Path(store))
+    print(keys.create("default", ["admin"]), keys.create("default", ["admin"]))
+    for key_id in revoked:
+        keys.revoke(key_id)
 
 
-def test_a_revoked_key_stays_revoked_when_the_power_goes(tmp_path: Path) -> None:
+def test_a_revoked_key_stays_revoked_when_the_power_goes(nursery: Nursery, tmp_path: Path) -> None:
     disk = Disk(tmp_path / "home", tmp_path / "disk")
-    env = {**os.environ, **preloaded(tmp_path), **disk.env(journal=True), "PYTHONPATH": str(ROOT)}
-    store = disk.root / STORE_FILE
-    command = [sys.executable, "-c", KEYS, store]
-    made = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-    revoked, good = map(Presented.parse, made.stdout.split())
+    env, store = disk.env(journal=True), disk.root / STORE_FILE
+    made = nursery.finish(keep_keys, store, env=env)
+    revoked, good = map(Presented.parse, made.out.split())
     assert revoked
-    subprocess.run([*command, revoked.key_id], env=env, check=True)
+    assert nursery.finish(keep_keys, store, revoked.key_id, env=env).status == 0
     platter = Platter()
     for record in records(disk.journal):
         platter.take(record)

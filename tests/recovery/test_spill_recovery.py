@@ -6,27 +6,17 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from raypipe.ledger.spill import Spill, backlog
-from tests.recovery import disk
 from tests.recovery.disk import Disk, Platter, needed, records
-from tests.recovery.ingest_kit import Nurseries
 from tests.recovery.nursery import Nursery
 from tests.recovery.spill_kit import REPLICAS, SPILL_BYTES, Crowd, House, check
 
 DEADLINE_MS = 1_000
-
-
-@pytest.fixture(scope="module")
-def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    env = {} if disk.MISSING else disk.preloaded(tmp_path_factory.mktemp("library"))
-    with Nursery("tests.recovery.replica_process", env) as found:
-        yield found
 
 
 def once(home: Path, point: str) -> dict[str, str]:
@@ -43,11 +33,9 @@ def once(home: Path, point: str) -> dict[str, str]:
         "spill.removed:1",
     ],
 )
-def test_a_replica_dies_at_each_step(
-    nurseries: Nurseries, replicas: Nursery, tmp_path: Path, point: str
-) -> None:
+def test_a_replica_dies_at_each_step(nursery: Nursery, tmp_path: Path, point: str) -> None:
     env = {name: once(tmp_path, point) for name in REPLICAS}
-    with House(nurseries, replicas, tmp_path, deadline_ms=DEADLINE_MS, env=env) as house:
+    with House(nursery, tmp_path, deadline_ms=DEADLINE_MS, env=env) as house:
         crowd = Crowd(house)
         crowd.ask(range(12))
         house.kill("worker", hold=True)
@@ -64,9 +52,9 @@ def test_a_replica_dies_at_each_step(
 
 @pytest.mark.parametrize("point", ["worker.before_commit:2", "worker.after_commit:2"])
 def test_the_worker_dies_while_it_takes_them_in(
-    nurseries: Nurseries, replicas: Nursery, tmp_path: Path, point: str
+    nursery: Nursery, tmp_path: Path, point: str
 ) -> None:
-    with House(nurseries, replicas, tmp_path, deadline_ms=DEADLINE_MS) as house:
+    with House(nursery, tmp_path, deadline_ms=DEADLINE_MS) as house:
         crowd = Crowd(house)
         crowd.ask(range(6))
         house.kill("worker", hold=True)
@@ -80,10 +68,10 @@ def test_the_worker_dies_while_it_takes_them_in(
     assert check(tmp_path, crowd) == []
 
 
-def test_kills_under_load(nurseries: Nurseries, replicas: Nursery, tmp_path: Path) -> None:
+def test_kills_under_load(nursery: Nursery, tmp_path: Path) -> None:
     """Worker and replicas, at random moments and at once: no client hears of it."""
     rng = random.Random(23)
-    with House(nurseries, replicas, tmp_path, deadline_ms=3_000) as house:
+    with House(nursery, tmp_path, deadline_ms=3_000) as house:
         crowd = Crowd(house)
         crowd.ask(range(20))
 
@@ -106,12 +94,10 @@ def test_kills_under_load(nurseries: Nurseries, replicas: Nursery, tmp_path: Pat
 
 
 @needed
-def test_the_clock_jumps_while_the_worker_is_away(
-    nurseries: Nurseries, replicas: Nursery, tmp_path: Path
-) -> None:
+def test_the_clock_jumps_while_the_worker_is_away(nursery: Nursery, tmp_path: Path) -> None:
     made = Disk(tmp_path / "home", tmp_path / "disk")
     env = {name: made.env(clock=True) for name in REPLICAS}
-    with House(nurseries, replicas, made.root, deadline_ms=3_000, env=env) as house:
+    with House(nursery, made.root, deadline_ms=3_000, env=env) as house:
         crowd = Crowd(house)
         crowd.ask(range(6))
         house.kill("worker", hold=True)
@@ -136,13 +122,11 @@ def test_the_clock_jumps_while_the_worker_is_away(
         "fsync spill/spill.db-wal 4 eio once",
     ],
 )
-def test_a_disk_that_refuses(
-    nurseries: Nurseries, replicas: Nursery, tmp_path: Path, rule: str
-) -> None:
+def test_a_disk_that_refuses(nursery: Nursery, tmp_path: Path, rule: str) -> None:
     """What can't be kept is not answered, and later the same request is."""
     made = Disk(tmp_path / "home", tmp_path / "disk")
     env = {name: made.env(rules=[rule]) for name in REPLICAS}
-    with House(nurseries, replicas, made.root, deadline_ms=DEADLINE_MS, env=env) as house:
+    with House(nursery, made.root, deadline_ms=DEADLINE_MS, env=env) as house:
         crowd = Crowd(house)
         crowd.ask(range(6))
         house.kill("worker", hold=True)
@@ -158,14 +142,14 @@ def test_a_disk_that_refuses(
 @needed
 @pytest.mark.parametrize("rules", [(), ("fsync spill.db-wal 6 eio once",)])
 def test_the_power_goes_at_any_moment(
-    nurseries: Nurseries, replicas: Nursery, tmp_path: Path, rules: tuple[str, ...]
+    nursery: Nursery, tmp_path: Path, rules: tuple[str, ...]
 ) -> None:
     """All that clients were told is in the spill that is left, whole."""
     home = tmp_path / "home"
     home.mkdir()
     made = Disk(home / "spill", tmp_path / "disk")
     env = {name: made.env(journal=True, rules=rules) for name in REPLICAS}
-    with House(nurseries, replicas, home, deadline_ms=DEADLINE_MS, env=env) as house:
+    with House(nursery, home, deadline_ms=DEADLINE_MS, env=env) as house:
         crowd = Crowd(house)
         crowd.ask(range(4))
         house.kill("worker", hold=True)

@@ -1,7 +1,6 @@
 """The upkeep of the greenhouse domain's log as a process of its own, to be killed by tests."""
 
 import os
-import sys
 
 import msgspec
 
@@ -20,7 +19,3 @@ def start(log_url: str) -> None:
     os.write(write, msgspec.json.encode(upkeep.Order(log_url, 0, EVERY_S, SMALL)) + b"\n")
     os.dup2(read, 0)
     upkeep.main()
-
-
-if __name__ == "__main__":
-    start(*sys.argv[1:])
