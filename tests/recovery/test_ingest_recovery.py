@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ from raypipe.clock import SystemClock
 from raypipe.ingest.media import Media
 from raypipe.runtime.sender import Sender
 from raypipe.sources.batch import Batch
-from tests.recovery import ingest_kit, soak
+from tests.recovery import cli_process, ingest_kit, soak
+from tests.recovery.nursery import Finished, Nursery
 
 pytestmark = pytest.mark.slow
 
@@ -33,9 +32,9 @@ POINTS = [
 
 @pytest.mark.parametrize(("point", "keyed"), POINTS)
 def test_death_at_each_step_of_a_bulk_commit(
-    nurseries: ingest_kit.Nurseries, tmp_path: Path, point: str, keyed: bool
+    nursery: Nursery, tmp_path: Path, point: str, keyed: bool
 ) -> None:
-    with ingest_kit.Processes(nurseries, tmp_path, point) as processes:
+    with ingest_kit.Processes(nursery, tmp_path, point) as processes:
         told = ingest_kit.run(processes, batches=12, keyed=keyed, kills=0, seed=1)
         if keyed:
             ingest_kit.check_receipts(processes, told)
@@ -43,8 +42,8 @@ def test_death_at_each_step_of_a_bulk_commit(
     ingest_kit.check(tmp_path, told, keyed=keyed)
 
 
-def test_a_short_soak(nurseries: ingest_kit.Nurseries, tmp_path: Path) -> None:
-    done = soak.soak(nurseries, tmp_path, kills=20, seed=11)
+def test_a_short_soak(nursery: Nursery, tmp_path: Path) -> None:
+    done = soak.soak(nursery, tmp_path, kills=20, seed=11)
     assert done.kills.total() >= 20
     assert {"worker", "ingest"} <= done.kills.keys()
     assert done.rows > 2_000
@@ -53,28 +52,30 @@ def test_a_short_soak(nurseries: ingest_kit.Nurseries, tmp_path: Path) -> None:
 ROWS = 12_000
 
 
-def test_a_watched_folder_survives_death_at_each_step(
-    nurseries: ingest_kit.Nurseries, tmp_path: Path
-) -> None:
+def test_a_watched_folder_survives_death_at_each_step(nursery: Nursery, tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir()
-    with ingest_kit.Processes(nurseries, home) as processes:
+    points = ["feed.taken:2", "watch.sent", "watch.explained"]
+    with ingest_kit.Processes(nursery, home) as processes, ThreadPoolExecutor() as pool:
         processes.await_ready()
-        for number, point in enumerate(["feed.taken:2", "watch.sent", "watch.explained"]):
+
+        def survives(number: int) -> None:
             folder = tmp_path / f"in-{number}"
             folder.mkdir()
             rows = [opening(f"{number}-{i}") for i in range(ROWS)]
             rows[7]["litres"] = -1
             (folder / "a.ndjson").write_text("\n".join(map(json.dumps, rows)))
-            assert watch(processes, folder, point).returncode == -9
+            assert watch(nursery, processes, folder, points[number]).status == -9
             assert [p.name for p in folder.iterdir() if p.is_file()] == ["a.ndjson"]
-            again = watch(processes, folder, "")
-            assert again.returncode == 3, again.stderr
-            said = json.loads(again.stdout)
+            again = watch(nursery, processes, folder, "")
+            assert again.status == 3, again.err
+            said = json.loads(again.out)
             assert (said["files"], said["accepted"], said["refused"]) == (1, ROWS - 1, 1)
             assert sorted(p.name for p in (folder / "done").iterdir()) == [
                 "a.ndjson", "a.ndjson.reasons",
             ]  # fmt: skip
+
+        list(pool.map(survives, range(3)))  # at once: each waits for its file to settle
     with ingest_kit.closed_log(home) as log:
         ids = [i for c in ingest_kit.chunks(log) for i in c.batch.column("event_id").to_pylist()]
     wanted = {f"{n}-{i}" for n in range(3) for i in range(ROWS) if i != 7}
@@ -88,19 +89,19 @@ def opening(event_id: str) -> dict[str, Any]:
 
 
 def watch(
-    processes: ingest_kit.Processes, folder: Path, abort_at: str
-) -> subprocess.CompletedProcess[str]:
+    nursery: Nursery, processes: ingest_kit.Processes, folder: Path, abort_at: str
+) -> Finished:
     """`raypipe ingest --watch` as a process, until the folder is empty."""
-    return raypipe(processes, abort_at, "ingest", "--watch", str(folder), "--once")
+    return raypipe(nursery, processes, abort_at, "ingest", "--watch", str(folder), "--once")
 
 
 def test_a_retry_of_the_quarantine_survives_death_at_each_step(
-    nurseries: ingest_kit.Nurseries, tmp_path: Path
+    nursery: Nursery, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
     wanted = set()
-    with ingest_kit.Processes(nurseries, home) as processes:
+    with ingest_kit.Processes(nursery, home) as processes:
         processes.await_ready()
         for number, point in enumerate(["requeue.begun", "requeue.sent"]):
             rows = [opening(f"{number}-{i}") | {"litres": -1} for i in range(40)]
@@ -110,10 +111,10 @@ def test_a_retry_of_the_quarantine_survives_death_at_each_step(
                 taken = sender.send(Batch(f"k-{number}", body, Media.LINES, None, 40))
             assert len(taken.refused) == 40
             retry = ("quarantine", "retry", "--all", "--replace", "litres=5")
-            assert raypipe(processes, point, *retry).returncode == -9
-            again = raypipe(processes, "", *retry)
-            assert again.returncode == 0, again.stderr
-            said = json.loads(again.stdout)
+            assert raypipe(nursery, processes, point, *retry).status == -9
+            again = raypipe(nursery, processes, "", *retry)
+            assert again.status == 0, again.err
+            said = json.loads(again.out)
             assert (said["accepted"], said["duplicates"], said["resumed"]) == (40, 0, 40)
     with ingest_kit.closed_log(home) as log:
         found = [row for c in ingest_kit.chunks(log) for row in c.batch.to_pylist()]
@@ -122,21 +123,13 @@ def test_a_retry_of_the_quarantine_survives_death_at_each_step(
 
 
 def raypipe(
-    processes: ingest_kit.Processes, abort_at: str, *words: str
-) -> subprocess.CompletedProcess[str]:
+    nursery: Nursery, processes: ingest_kit.Processes, abort_at: str, *words: str
+) -> Finished:
     """The command line as a process."""
     settings = ["project=tests.domains.greenhouse:project", f"ingest_port={processes.port}"]
     options = [word for setting in settings for word in ("--set", setting)]
-    return subprocess.run(
-        [sys.executable, "-m", "raypipe", *words, *options, "--home", processes.home, "--json"],
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ingest_kit.ROOT),
-            "RAYPIPE_API_KEY": processes.key,
-            "RAYPIPE_ABORT_AT": abort_at,
-        },
-        cwd=ingest_kit.ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
+    return nursery.finish(
+        cli_process.start,
+        *(*words, *options, "--home", processes.home, "--json"),
+        env={"RAYPIPE_API_KEY": processes.key, "RAYPIPE_ABORT_AT": abort_at},
     )
