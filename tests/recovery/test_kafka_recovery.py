@@ -28,6 +28,7 @@ from raypipe.runtime.worker.core import WorkerCore
 from tests.contract.kafka_server import MISSING, KafkaServer
 from tests.contract.log_kit import rows_in
 from tests.domains.greenhouse import project
+from tests.recovery.nursery import Nursery
 from tests.recovery.test_log_recovery import (
     SEALED_ROWS,
     batches_of,
@@ -253,8 +254,10 @@ def test_without_a_broker_nothing_is_acknowledged_and_a_retry_writes_once(
     "point",
     ["worker.before_commit:3", "log.append.before_commit:5", "log.append.after_commit:5"],
 )
-def test_death_of_a_worker_at_each_step_of_a_commit(url: str, tmp_path: Path, point: str) -> None:
-    worker = Supervised(tmp_path, point, url)
+def test_death_of_a_worker_at_each_step_of_a_commit(
+    nursery: Nursery, url: str, tmp_path: Path, point: str
+) -> None:
+    worker = Supervised(nursery, tmp_path, point, url)
     answered = asyncio.run(run_all(worker))
     worker.kill()
     assert worker.starts == 2

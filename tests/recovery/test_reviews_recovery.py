@@ -15,6 +15,7 @@ from raypipe.runtime.worker.client import WorkerClient
 from raypipe.runtime.worker.reviews import Review, Wanted
 from serving.label_events import LabelEvents
 from tests.domains.greenhouse import project
+from tests.recovery.nursery import Nursery
 from tests.recovery.test_worker_recovery import Supervised, decide
 
 DECISIONS = 6
@@ -87,8 +88,10 @@ async def waiting_now(worker: Supervised) -> list[Review]:
         "log.append.after_commit:12",
     ],
 )
-def test_the_queue_is_the_same_after_any_death(tmp_path: Path, point: str) -> None:
-    worker = Supervised(tmp_path, point)
+def test_the_queue_is_the_same_after_any_death(
+    nursery: Nursery, tmp_path: Path, point: str
+) -> None:
+    worker = Supervised(nursery, tmp_path, point)
     ids, waiting = asyncio.run(work(worker))
     assert {r.decision_id for r in waiting} == {ids[0], ids[4], ids[5]}
     assert {r.decision_id: r.holder for r in waiting}[ids[0]] == "ann"

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -30,9 +26,10 @@ from raypipe.runtime.worker.routing import RoutingClient
 from tests.domains.greenhouse import project
 from tests.property.workers_checks import Left, check_once, check_values
 from tests.property.workers_world import decision_of
+from tests.recovery import workers_process
+from tests.recovery.nursery import Child, Nursery
 from tests.recovery.workers_process import socket_of
 
-ROOT = Path(__file__).parents[2]
 WORKERS = 2
 START = 1_790_000_000_000
 DECISIONS, REQUESTS, ROWS = 120, 40, 12
@@ -42,34 +39,33 @@ PATIENCE_S = 300.0
 class Supervised:
     """Worker processes, each started again when it died."""
 
-    def __init__(self, home: Path, abort_at: str = "") -> None:
+    def __init__(self, nursery: Nursery, home: Path, abort_at: str = "") -> None:
         self.home = home
+        self._nursery = nursery
         self.starts: Counter[int] = Counter()
-        scripted = {"RAYPIPE_ABORT_AT": abort_at, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
-        self._env = {**os.environ, "PYTHONPATH": str(ROOT), **scripted}
-        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._env = {"RAYPIPE_ABORT_AT": abort_at, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
+        self._running: dict[int, Child] = {}
 
     async def supervise(self) -> None:
         while True:
             for worker in range(WORKERS):
                 process = self._running.get(worker)
-                if process is None or process.poll() is not None:
+                if process is None or process.ended:
                     self.starts[worker] += 1
                     self._running[worker] = self._started(worker)
             await asyncio.sleep(0.02)
 
-    def _started(self, worker: int) -> subprocess.Popen[bytes]:
-        arguments = ["tests.recovery.workers_process", str(self.home), str(worker), str(WORKERS)]
-        with (self.home / f"{worker}.err").open("ab") as errors:
-            return subprocess.Popen(
-                [sys.executable, "-m", *arguments], env=self._env, cwd=ROOT, stderr=errors
-            )
+    def _started(self, worker: int) -> Child:
+        return self._nursery.start(
+            workers_process.start,
+            *(self.home, worker, WORKERS),
+            env=self._env,
+            errors=self.home / f"{worker}.err",
+        )
 
     def kill(self, worker: int) -> None:
-        process = self._running.get(worker)
-        if process is not None and process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+        if worker in self._running:
+            self._running[worker].kill()
 
     def client(self) -> RoutingClient:
         each = [
@@ -183,9 +179,9 @@ async def heard(home: Path, rows: list[dict[str, Any]]) -> None:
     [("worker.after_commit:9", 0), ("", 3)],
 )
 def test_killed_workers_lose_nothing_and_count_nothing_twice(
-    tmp_path: Path, abort_at: str, kills: int
+    nursery: Nursery, tmp_path: Path, abort_at: str, kills: int
 ) -> None:
-    workers = Supervised(tmp_path, abort_at)
+    workers = Supervised(nursery, tmp_path, abort_at)
     rows, answers = asyncio.run(run(workers, kills))
     assert sum(workers.starts.values()) > WORKERS
     with closing(PartitionedLog(tmp_path / "log")) as log:

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -30,8 +26,9 @@ from raypipe.runtime.worker.intake import Bulk
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.windows.engine import WindowEngine
 from tests.domains.greenhouse import project
+from tests.recovery import worker_process
+from tests.recovery.nursery import Child, Nursery
 
-ROOT = Path(__file__).parents[2]
 START = 1_790_000_000_000
 EVENTS = 120
 DECLARED = len(project.events)
@@ -74,44 +71,29 @@ def decision(event: dict, offset: int, windows: bytes) -> DecisionRecord:
 class Supervised:
     """A worker process that is started again whenever it died."""
 
-    def __init__(self, home: Path, abort_at: str = "", log_url: str = "") -> None:
+    def __init__(self, nursery: Nursery, home: Path, abort_at: str = "", log_url: str = "") -> None:
         self.home = home
+        self._nursery = nursery
         self._log_url = log_url or f"sqlite:///{home}/log"
         self.starts = 0
-        self._env = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "RAYPIPE_ABORT_AT": abort_at,
-            "RAYPIPE_ABORT_ONCE": str(home / "aborted"),
-        }
-        self.process: subprocess.Popen[str] | None = None
+        self._env = {"RAYPIPE_ABORT_AT": abort_at, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
+        self._process: Child | None = None
 
     async def connect(self) -> reach.Streams:
-        if self.process is None or self.process.poll() is not None:
+        if self._process is None or self._process.ended:
             self.starts += 1
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "tests.recovery.worker_process",
-                    str(self.home),
-                    self._log_url,
-                ],
-                env=self._env,
-                cwd=ROOT,
-                stdout=subprocess.PIPE,
-                text=True,
+            self._process = self._nursery.start(
+                worker_process.start, self.home, self._log_url, env=self._env, heard=True
             )
-            assert self.process.stdout is not None
-            line = await asyncio.to_thread(self.process.stdout.readline)
+            assert self._process.out is not None
+            line = await asyncio.to_thread(self._process.out.readline)
             if line.strip() != "ready":
                 raise ConnectionError("died while starting")
         return await reach.unix(str(self.home / "worker.sock"))
 
     def kill(self) -> None:
-        if self.process is not None and self.process.poll() is None:
-            os.kill(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        if self._process is not None:
+            self._process.kill()
 
 
 async def decide(client: WorkerClient, i: int) -> DecisionRecord:
@@ -185,16 +167,16 @@ def check_log(log: EventLog, answered: dict[str, DecisionRecord]) -> None:
         "log.append.after_commit:5",
     ],
 )
-def test_death_at_each_step_of_a_commit(tmp_path: Path, point: str) -> None:
-    worker = Supervised(tmp_path, point)
+def test_death_at_each_step_of_a_commit(nursery: Nursery, tmp_path: Path, point: str) -> None:
+    worker = Supervised(nursery, tmp_path, point)
     answered = asyncio.run(run_all(worker))
     worker.kill()
     assert worker.starts == 2
     check_log(SqliteLog(tmp_path / "log"), answered)
 
 
-def test_kills_at_random_times(tmp_path: Path) -> None:
-    worker = Supervised(tmp_path)
+def test_kills_at_random_times(nursery: Nursery, tmp_path: Path) -> None:
+    worker = Supervised(nursery, tmp_path)
     answered = asyncio.run(run_all(worker, kills=6))
     worker.kill()
     assert worker.starts > 2

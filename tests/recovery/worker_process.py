@@ -3,7 +3,6 @@
 Its arguments are its home, the URL of its log and, if it makes snapshots, every how many seconds.
 """
 
-import sys
 from pathlib import Path
 
 from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
@@ -41,9 +40,5 @@ def prepare() -> None:
 
 
 def start(home: str, log_url: str, *snapshot_s: str) -> None:
-    """As the command line has it."""
+    """As its nursery has the words."""
     main(Path(home), log_url, *map(float, snapshot_s))
-
-
-if __name__ == "__main__":
-    start(*sys.argv[1:])

@@ -3,7 +3,6 @@
 Its arguments are its home, its partition, and the number of workers.
 """
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
 from raypipe.lake import Place
 from raypipe.log.opening import open_log
 from raypipe.ownership.routes import Ownership
+from raypipe.patterns.engine import compile_patterns
 from raypipe.runtime.worker import reach
 from raypipe.runtime.worker.connection import UnixListener
 from raypipe.runtime.worker.core import WorkerCore
@@ -18,6 +18,7 @@ from raypipe.runtime.worker.forwarding import Forwarder
 from raypipe.runtime.worker.server import WorkerServer
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.tenancy.keys import STORE_FILE, KeyStore
+from raypipe.windows.engine import compile_windows
 from tests.domains.greenhouse import project
 
 SNAPSHOT_S = 0.3
@@ -53,5 +54,12 @@ def main(home: Path, partition: int, workers: int) -> None:
     WorkerServer(core, keys, [listener], forwarder.figures).run()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+def prepare() -> None:
+    """What every start would do again: load the kernels."""
+    compile_windows(project.views, project.decision)
+    compile_patterns()
+
+
+def start(home: str, partition: str, workers: str) -> None:
+    """As its nursery has the words."""
+    main(Path(home), int(partition), int(workers))
