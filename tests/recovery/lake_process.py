@@ -5,8 +5,8 @@ Ray is left out: a build's passes run the same blocks here, one after the other.
 
 from __future__ import annotations
 
+import importlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +19,7 @@ from raypipe.config import Settings
 from raypipe.lake import Place
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.progress import Quiet
+from raypipe.windows.engine import compile_windows
 from tests.domains.greenhouse import INPUTS, project
 
 
@@ -28,21 +29,31 @@ def run(several: Sequence[passes.Pass], done: Callable[[int, Written], None]) ->
             done(number, written)
 
 
-def build(home: Path, lake: str) -> None:
+def prepare() -> None:
+    """What every start would do again: import the trainer, load the kernels."""
+    for name in ("xgboost", "training.artefact", "training.registry"):
+        importlib.import_module(name)
+    compile_windows(project.views, project.decision)
+
+
+def build(home: str, lake: str) -> None:
+    """Build the features of the log under a home on a lake."""
     passes.run = run
     building.session.start = lambda settings: None
     steps.SLICE_ROWS = int(os.environ.get("RAYPIPE_TEST_SLICE_ROWS", steps.SLICE_ROWS))
-    settings = Settings(home=home, lake_url=lake, features_blocks=3)
-    with closing(SqliteLog(home / "log")) as log:
+    settings = Settings(home=Path(home), lake_url=lake, features_blocks=3)
+    with closing(SqliteLog(Path(home) / "log")) as log:
         made = pipeline.compute(project, log, settings, Quiet())
     print(made.manifest.build)
 
 
-def model(lake: str, created_ms: int) -> None:
+def model(lake: str, created: str) -> None:
+    """Write a small model of a moment, and promote it."""
     import xgboost
 
     from training import artefact, registry
 
+    created_ms = int(created)
     rng = np.random.default_rng(created_ms)
     x = rng.normal(size=(200, len(INPUTS))).astype(np.float32)
     matrix = xgboost.DMatrix(x, x[:, 0] > 0, feature_names=list(INPUTS), nthread=1)
@@ -62,10 +73,3 @@ def model(lake: str, created_ms: int) -> None:
     )
     registry.promote(models, "flooding", version.name)
     print(version.name)
-
-
-if __name__ == "__main__":
-    if sys.argv[1] == "build":
-        build(Path(sys.argv[2]), sys.argv[3])
-    else:
-        model(sys.argv[2], int(sys.argv[3]))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +30,9 @@ from raypipe.runtime.worker.core import GROUP, WorkerCore
 from raypipe.windows.spec import WindowView, count, total
 from tests.contract.log_kit import runs
 from tests.domains.greenhouse import SPANS, project
+from tests.recovery import lake_process
+from tests.recovery.nursery import Nursery
 
-ROOT = Path(__file__).parents[2]
 START_MS = 1_780_012_800_000  # 2026-05-29, midnight
 DAYS = 6
 A_DAY = 72
@@ -392,22 +390,11 @@ def test_exported_events_that_are_lost_are_exported_again(tmp_path: Path, whole:
     assert values(made, "at_event", project.views[0]).num_rows == (DAYS + 1) * A_DAY
 
 
-def kill(home: Path, point: str) -> None:
+def kill(nursery: Nursery, home: Path, point: str) -> None:
     """Build in a process that dies there."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.recovery.lake_process", "build", str(home), str(home)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "RAYPIPE_ABORT_AT": point,
-            "RAYPIPE_TEST_SLICE_ROWS": "1",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -9, (point, done.stderr)
+    env = {"RAYPIPE_ABORT_AT": point, "RAYPIPE_TEST_SLICE_ROWS": "1"}
+    done = nursery.finish(lake_process.build, home, home, env=env)
+    assert done.status == -9, (point, done.err)
 
 
 def check_no_orphans(made: Build) -> None:
@@ -418,7 +405,7 @@ def check_no_orphans(made: Build) -> None:
 
 @pytest.mark.slow
 def test_killed_at_one_point_after_the_other_it_has_the_bytes_of_the_run_that_was_not(
-    tmp_path: Path, whole: Build, ran: list[passes.Pass]
+    nursery: Nursery, tmp_path: Path, whole: Build, ran: list[passes.Pass]
 ) -> None:
     home = tmp_path / "killed"
     log = SqliteLog(home / "log")
@@ -433,7 +420,7 @@ def test_killed_at_one_point_after_the_other_it_has_the_bytes_of_the_run_that_wa
         "features.before_manifest",
         "features.after_manifest",
     ):
-        kill(home, point)
+        kill(nursery, home, point)
     ran.clear()
     made = compute(log, home)
     assert ran == []
@@ -444,12 +431,12 @@ def test_killed_at_one_point_after_the_other_it_has_the_bytes_of_the_run_that_wa
 
 @pytest.mark.slow
 def test_what_a_killed_run_left_does_not_count_once_the_log_has_grown(
-    tmp_path: Path, whole: Build, ran: list[passes.Pass]
+    nursery: Nursery, tmp_path: Path, whole: Build, ran: list[passes.Pass]
 ) -> None:
     home = tmp_path / "killed"
     log = SqliteLog(home / "log")
     append(log, 0, DAYS - 1)
-    kill(home, "features.part_done:2")
+    kill(nursery, home, "features.part_done:2")
     append(log, DAYS - 1)
     ran.clear()
     made = compute(log, home)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import pyarrow as pa
 import pytest
@@ -18,12 +19,13 @@ from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker.core import GROUP, WorkerCore
 from tests.contract.log_kit import runs
 from tests.domains.greenhouse import project
+from tests.recovery import lake_process
+from tests.recovery.nursery import Nursery
 from training import artefact, registry
 from training.inputs import read_features
 
-ROOT = Path(__file__).parents[2]
-
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).parents[2]
 START_MS = 1_780_000_000_000
 
 
@@ -35,18 +37,23 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     return Place.at(f"s3://lake/{uuid.uuid4().hex}?{query}")
 
 
-def process(*arguments: str, abort_at: str = "") -> str | None:
-    """What it printed; None when it was killed where it had to be."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.recovery.lake_process", *arguments],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "RAYPIPE_ABORT_AT": abort_at},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == (-9 if abort_at else 0), done.stderr
-    return None if abort_at else done.stdout.strip()
+class Run(Protocol):
+    """Runs a function of lake_process in a process; what it printed, or None if it was killed
+    where it had to be."""
+
+    def __call__(
+        self, function: Callable[..., None], *words: object, abort_at: str = ""
+    ) -> str | None: ...
+
+
+@pytest.fixture
+def run(nursery: Nursery) -> Run:
+    def finish(function: Callable[..., None], *words: object, abort_at: str = "") -> str | None:
+        done = nursery.finish(function, *words, env={"RAYPIPE_ABORT_AT": abort_at})
+        assert done.status == (-9 if abort_at else 0), done.err
+        return None if abort_at else done.out.strip()
+
+    return finish
 
 
 def append(log: SqliteLog, seq: int, count: int = 200) -> None:
@@ -103,20 +110,20 @@ def check_worker(log: SqliteLog, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("point", ["features.before_manifest", "features.after_manifest"])
 def test_a_killed_build_leaves_whole_features_and_a_state_to_start_from(
-    lake: Place, tmp_path: Path, point: str
+    run: Run, lake: Place, tmp_path: Path, point: str
 ) -> None:
     features, home = lake / "features", tmp_path / "home"
     log = SqliteLog(home / "log")
     append(log, 0)
     with pytest.raises(NotFound):
         Build.current(lake)
-    first = process("build", str(home), str(lake))
+    first = run(lake_process.build, home, lake)
     before = Build.current(lake)
     assert before.manifest.build == first
     check_whole(before, 200)
 
     append(log, 1)
-    process("build", str(home), str(lake), abort_at=point)
+    run(lake_process.build, home, lake, abort_at=point)
     after = Build.current(lake)
     if point == "features.before_manifest":
         assert after == before
@@ -126,7 +133,7 @@ def test_a_killed_build_leaves_whole_features_and_a_state_to_start_from(
     check_whole(before, 200)  # who reads it still can
     check_worker(log, tmp_path)
 
-    third = process("build", str(home), str(lake))
+    third = run(lake_process.build, home, lake)
     check_whole(Build.current(lake), 400)
     assert third == first
     assert features.names() == sorted([str(first), "manifest.json"])
@@ -135,27 +142,31 @@ def test_a_killed_build_leaves_whole_features_and_a_state_to_start_from(
 
 
 def test_features_of_one_log_are_the_same_bytes_on_every_lake(
-    s3_query: str, tmp_path: Path
+    run: Run, s3_query: str, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
     log = SqliteLog(home / "log")
     append(log, 0)
     log.close()
-    builds = []
-    for lake in (Place.at(tmp_path / "lake"), Place.at(f"s3://lake/{uuid.uuid4().hex}?{s3_query}")):
-        process("build", str(home), str(lake))
-        builds.append(Build.current(lake))
+    lakes = Place.at(tmp_path / "lake"), Place.at(f"s3://lake/{uuid.uuid4().hex}?{s3_query}")
+    run(lake_process.build, home, lakes[0])
+    # An interpreter of its own: its sets have another order.
+    other = "import sys; from tests.recovery import lake_process as p; p.build(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", other, home, str(lakes[1])], check=True, cwd=ROOT)
+    builds = [Build.current(lake) for lake in lakes]
     assert builds[0].files == builds[1].files
     assert builds[0].manifest.events == builds[1].manifest.events
 
 
-def test_a_log_never_takes_the_exported_events_of_another(lake: Place, tmp_path: Path) -> None:
+def test_a_log_never_takes_the_exported_events_of_another(
+    run: Run, lake: Place, tmp_path: Path
+) -> None:
     for name, seq in (("one", 0), ("two", 1)):
         home = tmp_path / name
         log = SqliteLog(home / "log")
         append(log, seq)
         log.close()
-        process("build", str(home), str(lake))
+        run(lake_process.build, home, lake)
         build = Build.current(lake)
         (shard, *_) = build.place.files()
         assert shard.name.startswith("part-")
@@ -163,15 +174,15 @@ def test_a_log_never_takes_the_exported_events_of_another(lake: Place, tmp_path:
         assert ids == [f"o-{i}" for i in range(seq * 200, seq * 200 + 200)]
 
 
-def test_a_model_whose_write_was_killed_never_existed(lake: Place) -> None:
+def test_a_model_whose_write_was_killed_never_existed(run: Run, lake: Place) -> None:
     models = lake / "models"
-    first = process("model", str(lake), "1760000000000")
-    process("model", str(lake), "1760000060000", abort_at="training.before_manifest")
+    first = run(lake_process.model, lake, 1_760_000_000_000)
+    run(lake_process.model, lake, 1_760_000_060_000, abort_at="training.before_manifest")
     assert registry.versions(models, "flooding") == [first]
     assert len((models / "flooding").names()) == 3, "a half-written version lies beside"
     assert registry.current(models, "flooding") == first
     artefact.load(registry.locate(models, "flooding"), project)
-    again = process("model", str(lake), "1760000060000")
+    again = run(lake_process.model, lake, 1_760_000_060_000)
     assert registry.versions(models, "flooding") == [first, again]
     loaded = artefact.load(registry.locate(models, "flooding"), project)
     assert loaded.reference == f"flooding@{again}"
