@@ -1,7 +1,7 @@
 """Kills, torn tails, flipped bits and full disks: what was acknowledged, against what is there.
 
-The processes that die are this file itself, run as a script; each acknowledged append is a line on
-its standard output.
+The processes that die run functions of this file; each acknowledged append is a line on their
+standard output.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pytest
@@ -26,6 +26,7 @@ from raypipe.errors import IntegrityError, RaypipeError
 from raypipe.lake import Place
 from raypipe.log.port import DECISION, Chunk, LogUnwritable
 from raypipe.log.sqlite import SqliteLog
+from tests.recovery.nursery import Nursery
 
 ROOT = Path(__file__).parents[2]
 SEAL = {"producer": "load", "seq": 0}
@@ -159,38 +160,43 @@ def fail_to_sync(directory: str, broken: str) -> None:
     print(json.dumps({"refused": refused, "during": during}))
 
 
-def start(job: str, *args: object, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, job, *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+class Finish(Protocol):
+    """Has a process run one of these to its end: exit status and the JSON lines that got out."""
+
+    def __call__(
+        self, job: Callable[..., None], *words: object, **env: str
+    ) -> tuple[int, list[Any]]: ...
 
 
-def finish(job: str, *args: object, **env: str) -> tuple[int, list[Any]]:
-    """Exit status and the JSON lines that got out."""
-    process = start(job, *args, **env)
-    out, _ = process.communicate(timeout=120)
-    return process.returncode, [json.loads(line) for line in out.splitlines()]
+@pytest.fixture(scope="session")
+def finish(nursery: Nursery) -> Finish:
+    def run(job: Callable[..., None], *words: object, **env: str) -> tuple[int, list[Any]]:
+        done = nursery.finish(job, *words, env=env)
+        return done.status, [json.loads(line) for line in done.out.splitlines()]
+
+    return run
 
 
 # kills
 
 
-def test_random_kills_lose_nothing_acknowledged_and_write_nothing_twice(tmp_path: Path) -> None:
+def test_random_kills_lose_nothing_acknowledged_and_write_nothing_twice(
+    nursery: Nursery, tmp_path: Path
+) -> None:
     rng = random.Random(20261123)
     acknowledged: dict[int, list[list[int]]] = {}
     next_seq = 0
     for _ in range(6):
         # Begins before what is acknowledged already: a client that retries.
-        process = start("append_forever", tmp_path, max(0, next_seq - 3), 10**6)
-        assert process.stdout is not None
+        process = nursery.start(append_forever, tmp_path, max(0, next_seq - 3), 10**6, heard=True)
+        assert process.out is not None
         wanted = rng.randrange(5, 60)
         lines = []
-        while len(lines) < wanted:
-            lines.append(process.stdout.readline())
-        process.kill()
-        lines += process.stdout.readlines()
-        process.wait(60)
-        process.stdout.close()
+        with process.out:
+            while len(lines) < wanted:
+                lines.append(process.out.readline())
+            process.kill()
+            lines += process.out.readlines()
         for line in lines:
             if not line.endswith("\n"):
                 continue
@@ -208,17 +214,17 @@ def test_random_kills_lose_nothing_acknowledged_and_write_nothing_twice(tmp_path
     ("point", "whole"), [("log.append.before_commit", 4), ("log.append.after_commit", 5)]
 )
 def test_a_kill_around_the_commit_leaves_all_of_the_append_or_nothing(
-    tmp_path: Path, point: str, whole: int
+    finish: Finish, tmp_path: Path, point: str, whole: int
 ) -> None:
     status, acknowledged = finish(
-        "append_forever", tmp_path / "log", 0, 20, RAYPIPE_ABORT_AT=f"{point}:5"
+        append_forever, tmp_path / "log", 0, 20, RAYPIPE_ABORT_AT=f"{point}:5"
     )
     assert status == -signal.SIGKILL
     assert [seq for seq, _ in acknowledged] == [0, 1, 2, 3]
     log = SqliteLog(tmp_path / "log")
     assert check_prefix(log) == whole
     log.close()
-    status, acknowledged = finish("append_forever", tmp_path / "log", 0, 20)
+    status, acknowledged = finish(append_forever, tmp_path / "log", 0, 20)
     assert status == 0
     log = SqliteLog(tmp_path / "log")
     assert check_prefix(log) == 20
@@ -242,13 +248,13 @@ def test_a_kill_around_the_commit_leaves_all_of_the_append_or_nothing(
     ],
 )
 def test_a_kill_during_a_seal_leaves_all_of_the_range_or_nothing(
-    tmp_path: Path, point: str, visible: bool
+    finish: Finish, tmp_path: Path, point: str, visible: bool
 ) -> None:
     directory = tmp_path / "log"
-    assert finish("append_forever", directory, 0, 3)[0] == 0
+    assert finish(append_forever, directory, 0, 3)[0] == 0
     before = sum(len(rows_of(seq)) for seq in range(3))
     once = {"RAYPIPE_ABORT_AT": point, "RAYPIPE_ABORT_ONCE": str(tmp_path / "once")}
-    assert finish("seal_once", directory, **once) == (-signal.SIGKILL, [])
+    assert finish(seal_once, directory, **once) == (-signal.SIGKILL, [])
     left = [p for p in (directory / "sealed").iterdir() if p.name != ".lock"]
     assert left, "the kill came before any file"
 
@@ -261,7 +267,7 @@ def test_a_kill_during_a_seal_leaves_all_of_the_range_or_nothing(
     assert kept == ({p.name for p in left} if visible else set())
     log.close()
 
-    assert finish("seal_once", directory, **once) == (0, [[before, before + SEALED_ROWS]])
+    assert finish(seal_once, directory, **once) == (0, [[before, before + SEALED_ROWS]])
     log = SqliteLog(directory)
     sealed = rows_in(log)[before:]
     assert [r["event_id"] for _, r in sealed] == [f"h{p}" for p in range(SEALED_ROWS)]
@@ -270,14 +276,14 @@ def test_a_kill_during_a_seal_leaves_all_of_the_range_or_nothing(
     log.close()
 
 
-def test_an_opening_process_leaves_a_running_seal_alone(tmp_path: Path) -> None:
+def test_an_opening_process_leaves_a_running_seal_alone(finish: Finish, tmp_path: Path) -> None:
     log = SqliteLog(tmp_path)
 
     def refunds() -> Iterator[pa.RecordBatch]:
         # By now the sales are a file that no manifest names.
         assert list(tmp_path.rglob("*sale*.tmp"))
         SqliteLog(tmp_path).close()
-        assert finish("append_forever", tmp_path, 0, 0) == (0, [])
+        assert finish(append_forever, tmp_path, 0, 0) == (0, [])
         yield from history()["refund"]
 
     ordered = {"sale": history()["sale"], "refund": refunds()}
@@ -290,14 +296,14 @@ def test_an_opening_process_leaves_a_running_seal_alone(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def torn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def torn(finish: Finish, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log whose process died with everything after the first checkpoint in the -wal file."""
     directory = tmp_path_factory.mktemp("torn") / "log"
     log = SqliteLog(directory)
     log.append(0, batches_of(0), producer="p", seq=0)
     log.close()
     assert not (directory / "log.db-wal").exists()
-    assert finish("append_and_die", directory, 1, 30)[0] == -signal.SIGKILL
+    assert finish(append_and_die, directory, 1, 30)[0] == -signal.SIGKILL
     return directory
 
 
@@ -512,8 +518,10 @@ def test_a_log_of_another_format_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kilobytes", [100, 150, 333])
-def test_a_full_disk_refuses_clearly_and_the_log_goes_on(tmp_path: Path, kilobytes: int) -> None:
-    status, lines = finish("fill_the_disk", tmp_path, kilobytes * 1024, "append")
+def test_a_full_disk_refuses_clearly_and_the_log_goes_on(
+    finish: Finish, tmp_path: Path, kilobytes: int
+) -> None:
+    status, lines = finish(fill_the_disk, tmp_path, kilobytes * 1024, "append")
     assert status == 0
     (said,) = lines
     assert "can't be written" in said["refused"]
@@ -523,8 +531,8 @@ def test_a_full_disk_refuses_clearly_and_the_log_goes_on(tmp_path: Path, kilobyt
     log.close()
 
 
-def test_a_seal_on_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
-    status, lines = finish("fill_the_disk", tmp_path, 2_000, "seal")
+def test_a_seal_on_a_full_disk_leaves_nothing(finish: Finish, tmp_path: Path) -> None:
+    status, lines = finish(fill_the_disk, tmp_path, 2_000, "seal")
     assert status == 0
     (said,) = lines
     assert "can't be written" in said["refused"]
@@ -561,16 +569,20 @@ def test_nothing_is_acknowledged_when_the_sync_fails(tmp_path: Path) -> None:
     source, library, broken = tmp_path / "sync.c", tmp_path / "sync.so", tmp_path / "broken"
     source.write_text(FAILING_SYNC)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    status, lines = finish(
-        "fail_to_sync", tmp_path / "log", broken, LD_PRELOAD=str(library), BROKEN_SYNC=str(broken)
+    more = {"LD_PRELOAD": str(library), "BROKEN_SYNC": str(broken), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, __file__, tmp_path / "log", broken],
+        env={**os.environ, **more},
+        check=True,
+        stdout=subprocess.PIPE,
     )
-    assert status == 0
-    assert "can't be written" in lines[0]["refused"]
-    assert lines[0]["during"] == 1
+    said = json.loads(done.stdout)
+    assert "can't be written" in said["refused"]
+    assert said["during"] == 1
     log = SqliteLog(tmp_path / "log")
     assert check_prefix(log) == 3
     log.close()
 
 
 if __name__ == "__main__":
-    globals()[sys.argv[1]](*sys.argv[2:])
+    fail_to_sync(*sys.argv[1:])

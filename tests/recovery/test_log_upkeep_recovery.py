@@ -1,6 +1,6 @@
 """Upkeep that is killed at every point, also beside a writer: all rows are there, each once.
 
-The processes that die are this file itself, run as a script.
+The processes that die run functions of this file.
 """
 
 from __future__ import annotations
@@ -9,23 +9,24 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from raypipe.clock import DAY_MS
+from raypipe.log import compaction
 from raypipe.log.retention import GRACE_MS
 from raypipe.log.sqlite import SqliteLog
 from tests.contract.upkeep_kit import EVENTS, NOW, check, expected, fill, items
+from tests.recovery.nursery import Nursery
 
-ROOT = Path(__file__).parents[2]
 APPENDS = 12
 ROWS = 11 * APPENDS
 
 
 def compact(directory: str) -> None:
+    if hold := os.environ.get("RAYPIPE_TEST_HOLD_S"):
+        compaction.HOLD_S = float(hold)
     log = SqliteLog(Path(directory))
     while True:
         done = log.compact(0, log.end(0) - 5, range_rows=40)
@@ -61,18 +62,6 @@ def append(directory: str, first: str, last: str) -> None:
         print(seq, flush=True)
 
 
-def start(job: str, *args: object, **env: str) -> subprocess.Popen[str]:
-    command = [sys.executable, __file__, job, *map(str, args)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-
-
-def finish(job: str, *args: object, **env: str) -> int:
-    process = start(job, *args, **env)
-    process.communicate(timeout=120)
-    return process.returncode
-
-
 def whole(directory: Path, first: int = 0, at: int = 0) -> SqliteLog:
     """The log, checked, with no file that the manifest doesn't name."""
     log = SqliteLog(directory)
@@ -97,17 +86,19 @@ def whole(directory: Path, first: int = 0, at: int = 0) -> SqliteLog:
         "log.compact.sweeping:9",
     ],
 )
-def test_a_kill_during_compaction_leaves_each_row_once(tmp_path: Path, point: str) -> None:
+def test_a_kill_during_compaction_leaves_each_row_once(
+    nursery: Nursery, tmp_path: Path, point: str
+) -> None:
     directory = tmp_path / "log"
     log = SqliteLog(directory)
     fill(log, APPENDS)
     log.close()
     one_by_one = {"RAYPIPE_ABORT_AT": point, "RAYPIPE_TEST_HOLD_S": "0"}
-    assert finish("compact", directory, **one_by_one) == -signal.SIGKILL
+    assert nursery.finish(compact, directory, env=one_by_one).status == -signal.SIGKILL
     log = whole(directory)
     fill(log, 1, start=APPENDS)
     log.close()
-    assert finish("compact", directory) == 0
+    assert nursery.finish(compact, directory).status == 0
     log = SqliteLog(directory)
     check(log, expected(APPENDS + 1))
     assert log.usage(0).live_rows <= 11
@@ -118,15 +109,18 @@ def test_a_kill_during_compaction_leaves_each_row_once(tmp_path: Path, point: st
 @pytest.mark.parametrize(
     "point", ["log.merge.published", "log.merge.before_commit", "log.merge.after_commit"]
 )
-def test_a_kill_during_a_merge_of_ids_loses_none(tmp_path: Path, point: str) -> None:
+def test_a_kill_during_a_merge_of_ids_loses_none(
+    nursery: Nursery, tmp_path: Path, point: str
+) -> None:
     log = SqliteLog(tmp_path / "log")
     for seq in range(APPENDS):
         fill(log, 1, start=seq)
         log.compact(0, log.end(0))
     log.close()
-    assert finish("merge", tmp_path / "log", RAYPIPE_ABORT_AT=point) == -signal.SIGKILL
+    there = {"RAYPIPE_ABORT_AT": point}
+    assert nursery.finish(merge, tmp_path / "log", env=there).status == -signal.SIGKILL
     whole(tmp_path / "log").close()
-    assert finish("merge", tmp_path / "log") == 0
+    assert nursery.finish(merge, tmp_path / "log").status == 0
     log = whole(tmp_path / "log")
     assert log.usage(0).id_arrays < APPENDS
     log.close()
@@ -137,7 +131,7 @@ def test_a_kill_during_a_merge_of_ids_loses_none(tmp_path: Path, point: str) -> 
     [("log.retain.before_commit", 0), ("log.retain.after_commit", 33)],
 )
 def test_a_kill_during_retention_deletes_all_of_a_range_or_nothing(
-    tmp_path: Path, point: str, first: int
+    nursery: Nursery, tmp_path: Path, point: str, first: int
 ) -> None:
     old = NOW - 40 * DAY_MS
     directory = tmp_path / "log"
@@ -146,44 +140,39 @@ def test_a_kill_during_retention_deletes_all_of_a_range_or_nothing(
     log.compact(0, 33)
     log.commit("windows", 0, ROWS, "")
     log.close()
-    assert finish("retain", directory, RAYPIPE_ABORT_AT=point) == -signal.SIGKILL
+    there = {"RAYPIPE_ABORT_AT": point}
+    assert nursery.finish(retain, directory, env=there).status == -signal.SIGKILL
     whole(directory, first, old).close()
-    assert finish("retain", directory) == 0
+    assert nursery.finish(retain, directory).status == 0
     whole(directory, 33, old).close()
     left = {p.name.split("-")[2].split(".")[0] for p in (directory / "sealed").glob("*-*")}
     assert left == {"decision", "receipt"}
 
 
-def test_random_kills_beside_a_writer_lose_nothing_and_double_nothing(tmp_path: Path) -> None:
+def test_random_kills_beside_a_writer_lose_nothing_and_double_nothing(
+    nursery: Nursery, tmp_path: Path
+) -> None:
     rng = random.Random(20261126)
     appends = 120
-    writer = start("append", tmp_path / "log", 0, appends)
+    writer = nursery.start(append, tmp_path / "log", 0, appends, heard=True)
+    assert writer.out is not None
     kills = 0
-    while writer.poll() is None:
-        process = start("compact_forever", tmp_path / "log")
-        assert process.stdout is not None
-        for _ in range(rng.randrange(1, 4)):
-            process.stdout.readline()
-            if writer.poll() is not None:
-                break
-        process.kill()
-        process.wait(60)
-        process.stdout.close()
+    while not writer.ended:
+        process = nursery.start(compact_forever, tmp_path / "log", heard=True)
+        assert process.out is not None
+        with process.out:
+            for _ in range(rng.randrange(1, 4)):
+                process.out.readline()
+                if writer.ended:
+                    break
+            process.kill()
         kills += 1
-    out, _ = writer.communicate(timeout=60)
-    assert writer.returncode == 0
-    assert out.split() == [str(seq) for seq in range(appends)]
+    assert writer.wait() == 0
+    with writer.out:
+        assert writer.out.read().split() == [str(seq) for seq in range(appends)]
     assert kills > 0
-    assert finish("compact", tmp_path / "log") == 0
+    assert nursery.finish(compact, tmp_path / "log").status == 0
     log = SqliteLog(tmp_path / "log")
     check(log, expected(appends))
     assert log.usage(0).live_rows <= 11
     log.close()
-
-
-if __name__ == "__main__":
-    if hold := os.environ.get("RAYPIPE_TEST_HOLD_S"):
-        from raypipe.log import compaction
-
-        compaction.HOLD_S = float(hold)
-    globals()[sys.argv[1]](*sys.argv[2:])

@@ -1,16 +1,12 @@
 """A writer of online values dies by kill -9: what was acknowledged is there, and all is whole.
 
-The process that dies is this file itself, run as a script; each acknowledged batch is a line on its
+The process that dies runs a function of this file; each acknowledged batch is a line on its
 standard output.
 """
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -21,8 +17,8 @@ from features.store.packed.backend import open_backend
 from features.store.packed.codec import Column, encode, reader
 from features.store.packed.layout import layout
 from tests.contract.redis_server import PROGRAM, RedisServer
+from tests.recovery.nursery import Nursery
 
-ROOT = Path(__file__).parents[2]
 LAYOUT = layout((*((f"f{i}", "q") for i in range(40)), ("text", "s")))
 KEYS = [b"rp:p:v:id:s%d" % i for i in range(300)]
 
@@ -36,16 +32,16 @@ def batch(place: int) -> list[bytes]:
     return encode(LAYOUT, places, places, places, columns)
 
 
-def write(url: str, start: int) -> None:
+def write(url: str, start: str) -> None:
     backend = open_backend(url)
-    for place in count(start):
+    for place in count(int(start)):
         backend.put(KEYS, batch(place), LAYOUT.schema, LAYOUT.described)
         print(place, flush=True)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])
 def test_killed_writers_leave_whole_values_and_all_that_was_acknowledged(
-    tmp_path: Path, kind: str
+    nursery: Nursery, tmp_path: Path, kind: str
 ) -> None:
     if kind == "redis" and PROGRAM is None:
         pytest.skip("no redis-server: apt-get install --no-install-recommends redis-server")
@@ -55,19 +51,15 @@ def test_killed_writers_leave_whole_values_and_all_that_was_acknowledged(
     newest = -1
     try:
         for _ in range(4):
-            with subprocess.Popen(
-                [sys.executable, __file__, url, str(newest + 1)],
-                stdout=subprocess.PIPE,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            ) as process:
-                assert process.stdout is not None
+            process = nursery.start(write, url, newest + 1, heard=True)
+            assert process.out is not None
+            with process.out:
                 for _ in range(chance.randint(1, 12)):
-                    newest = int(process.stdout.readline())
+                    newest = int(process.out.readline())
                 for _ in range(chance.randint(0, 20_000)):
                     pass  # die somewhere inside a batch
-                process.send_signal(signal.SIGKILL)
-                newest = max([newest, *map(int, process.stdout.read().split())])
+                process.kill()
+                newest = max([newest, *map(int, process.out.read().split())])
             backend = open_backend(url)
             read = reader(LAYOUT, LAYOUT.columns)
             places = set()
@@ -83,7 +75,3 @@ def test_killed_writers_leave_whole_values_and_all_that_was_acknowledged(
     finally:
         if server:
             server.kill()
-
-
-if __name__ == "__main__":
-    write(sys.argv[1], int(sys.argv[2]))
