@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
-import subprocess
-import sys
+import signal
 import threading
 import uuid
 from pathlib import Path
@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from raypipe.errors import ConfigError, Unavailable, UsageError
 from raypipe.lake import Place
+from tests.recovery.nursery import Nursery
 
 BIG = bytes(range(256)) * 60_000
 """15 MB: more than one part of an upload."""
@@ -102,19 +103,19 @@ def test_a_write_that_fails_leaves_the_file_before(lake: Place, error: type[Base
     assert len(filesystem.get_file_info(fs.FileSelector(key, recursive=True))) == 1
 
 
-def test_a_process_killed_while_writing_leaves_the_file_before(lake: Place) -> None:
+def write_and_die(url: str) -> None:
+    with Place.at(url).writing() as sink:
+        sink.write(bytes(20_000_000))
+        sink.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_killed_while_writing_leaves_the_file_before(
+    nursery: Nursery, lake: Place
+) -> None:
     place = lake / "f"
     place.write(b"before")
-    program = (
-        "import os, signal, sys\n"
-        "from raypipe.lake import Place\n"
-        "with Place.at(sys.argv[1]).writing() as sink:\n"
-        "    sink.write(bytes(20_000_000))\n"
-        "    sink.flush()\n"
-        "    os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", program, str(place)], check=False)
-    assert killed.returncode == -9
+    assert nursery.finish(write_and_die, place).status == -9
     assert place.read() == b"before"
     assert lake.names() == ["f"]
 

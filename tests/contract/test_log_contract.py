@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,8 +43,7 @@ from tests.contract.log_kit import (
     sales,
     verdicts,
 )
-
-ROOT = Path(__file__).parents[2]
+from tests.recovery.nursery import Nursery
 
 
 def untouched() -> Iterator[pa.RecordBatch]:
@@ -843,34 +840,24 @@ def test_a_writer_that_never_ends_is_reported(tmp_path: Path) -> None:
     other.close()
 
 
-APPENDER = """
-import sys, pyarrow as pa
-from pathlib import Path
-from raypipe.log.sqlite import SqliteLog
-directory, producer, n = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-log = SqliteLog(directory)
-for seq in range(n):
-    row = {"tenant": "t", "event_id": f"{producer}{seq}", "event_time": seq}
-    log.append(0, [("sale", pa.RecordBatch.from_pylist([row]))], producer=producer, seq=seq)
-log.close()
-"""
+def append_some(directory: str, producer: str, n: str) -> None:
+    log = SqliteLog(Path(directory))
+    for seq in range(int(n)):
+        row = {"tenant": "t", "event_id": f"{producer}{seq}", "event_time": seq}
+        log.append(0, [("sale", pa.RecordBatch.from_pylist([row]))], producer=producer, seq=seq)
+    log.close()
 
 
-def test_processes_start_write_and_wait_together(tmp_path: Path) -> None:
+def test_processes_start_write_and_wait_together(nursery: Nursery, tmp_path: Path) -> None:
     directory, writers, each = tmp_path / "log", 4, 25
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", APPENDER, str(directory), f"w{n}-", str(each)], cwd=ROOT
-        )
-        for n in range(writers)
-    ]
+    running = [nursery.start(append_some, directory, f"w{n}-", each) for n in range(writers)]
     log = SqliteLog(directory)
     rows: list[Row] = []
     while len(rows) < writers * each:
         for chunk in log.read(0, len(rows), 10**6, wait_ms=60_000):
             assert chunk.offsets[0] == len(rows)
             rows += rows_of([(chunk.kind, chunk.batch)])
-    assert [p.wait(60) for p in running] == [0] * writers
+    assert [p.wait() for p in running] == [0] * writers
     for n in range(writers):
         mine = [r["event_time"] for _, r in rows if r["event_id"].startswith(f"w{n}-")]
         assert mine == list(range(each))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -40,6 +39,7 @@ from tests.contract.upkeep_kit import (
     rows_of,
     same,
 )
+from tests.recovery.nursery import Nursery
 
 
 @pytest.fixture
@@ -284,30 +284,26 @@ def test_readers_never_see_a_gap_while_ranges_are_sealed(
     check(log, model)
 
 
-def append_beside(directory: str, appends: int) -> None:
+def append_beside(directory: str, appends: str) -> None:
     log = SqliteLog(Path(directory))
     epoch = log.begin_epoch(0)
-    for seq in range(appends):
+    for seq in range(int(appends)):
         items = [batch("sale", ALONE, f"w{seq}"), bulk("srs", f"wg{seq}-")]
         log.append(0, items, producer="w", seq=seq, epoch=epoch)
     log.close()
 
 
-def test_another_process_appends_meanwhile(log: SqliteLog) -> None:
+def test_another_process_appends_meanwhile(nursery: Nursery, log: SqliteLog) -> None:
     model = []
     appends = 150
     for seq in range(appends):
         for item in (batch("sale", ALONE, f"w{seq}"), bulk("srs", f"wg{seq}-")):
             model += rows_of(item)
-    process = multiprocessing.get_context("spawn").Process(
-        target=append_beside, args=(str(log.directory), appends)
-    )
-    process.start()
+    process = nursery.start(append_beside, log.directory, appends)
     ranges = 0
-    while process.is_alive():
+    while not process.ended:
         ranges += len(log.compact(0, log.end(0) - 4, range_rows=40).ranges)
-    process.join(60)
-    assert process.exitcode == 0
+    assert process.wait() == 0
     log.compact(0, log.end(0))
     check(log, model)
 

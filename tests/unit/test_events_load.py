@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from raypipe.events import merge, tables
 from raypipe.events.load import LoadReport, load
 from raypipe.events.quarantine import Quarantine
 from raypipe.log.sqlite import SqliteLog
+from tests.recovery.nursery import Nursery
 from tests.unit.events_kit import DISPUTES, PROJECT, SALES, mapping
 
 T = 1_700_000_000_000
@@ -333,12 +331,8 @@ def test_one_load_at_a_time(home: Home, tmp_path: Path) -> None:
     assert home.load(path).end == 1
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from tests.unit.test_events_load import Home
-Home(Path(sys.argv[1])).load(Path(sys.argv[2]))
-"""
+def load_once(root: str, path: str) -> None:
+    Home(Path(root)).load(Path(path))
 
 
 @pytest.mark.parametrize(
@@ -353,15 +347,11 @@ Home(Path(sys.argv[1])).load(Path(sys.argv[2]))
     ],
 )
 def test_a_load_killed_anywhere_is_whole_after_the_next_try(
-    home: Home, tmp_path: Path, point: str
+    nursery: Nursery, home: Home, tmp_path: Path, point: str
 ) -> None:
     path = parquet(tmp_path / "t.parquet", sales((1, 0, 1, 1), (2, 0, -1, 0), (3, 1, 1, 0)))
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(home.root), str(path)],
-        env={**os.environ, "RAYPIPE_ABORT_AT": point, "PYTHONPATH": str(Path(__file__).parents[2])},
-        check=False,
-    )
-    assert killed.returncode == -9
+    killed = nursery.finish(load_once, home.root, path, env={"RAYPIPE_ABORT_AT": point})
+    assert killed.status == -9, killed.err
     visible = home.log.end(0)
     assert visible in (0, 3)
     report = home.load(path)
