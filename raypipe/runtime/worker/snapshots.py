@@ -6,8 +6,9 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
 
@@ -54,6 +55,14 @@ class _Making:
     @property
     def waiting(self) -> int:
         return sum(not f.done() for f in self.written)
+
+    def wait(self) -> None:
+        """Until there is a next step: a piece to take, or the end of what the writer does."""
+        unfinished: list[Future[Any]] = [f for f in self.written if not f.done()]
+        if self.sealed is not None:
+            unfinished.append(self.sealed)
+        if len(unfinished) >= _WAITING or self.taken == len(self.pieces):
+            wait(unfinished, return_when=FIRST_COMPLETED)
 
 
 class Snapshots:
@@ -130,7 +139,7 @@ class Snapshots:
         self._give_up()
         making = self._begin(offset, epoch, pieces())
         while (done := self._step(making, offset)) is None:
-            time.sleep(_POLL_S)
+            making.wait()
         return done
 
     def prune(self) -> Future[None]:
