@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,11 @@ reason: "no flood after {big.litres} litres"
 """
 
 
+parsed = cache(parse_patterns)
+
+
 def patterns(*texts: str) -> list[Pattern]:
-    return [p for text in texts for p in parse_patterns(text)]
+    return [p for text in texts for p in parsed(text)]
 
 
 def opening(i: int, litres: int, at_ms: int) -> dict:
