@@ -334,8 +334,8 @@ class Service:
         self.judge = load_judge(Place.at(home) / "models", project, "fault", None, "review")
         self.use(self.judge)
 
-    def use(self, judge: Any, deadline_s: float = 5.0, profiles: Profiles | None = None) -> None:
-        validator = RowValidator(READING, "EUR")
+    def use(self, judge: Any, profiles: Profiles | None = None) -> None:
+        validator, deadline_s = RowValidator(READING, "EUR"), DEADLINE_MS / 1_000
         self.app.decider = Decider(
             READING, validator, self.worker, judge, self.clock, deadline_s, profiles
         )

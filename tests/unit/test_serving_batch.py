@@ -152,7 +152,6 @@ def test_other_forms_keys_and_callers_are_refused(service: Service) -> None:
 
 
 def test_the_deadline_is_the_batchs_and_what_it_cuts_off_is_unavailable(service: Service) -> None:
-    service.use(service.judge, deadline_s=0.05)
     observe, asked = service.worker.observe, []
 
     async def half(event: dict[str, Any], body_hash: bytes) -> Any:
@@ -162,7 +161,7 @@ def test_the_deadline_is_the_batchs_and_what_it_cuts_off_is_unavailable(service:
         return await observe(event, body_hash)
 
     service.worker.observe = half  # type: ignore[method-assign]
-    said = service.post(rows(20), path=BATCH).json()
+    said = service.post(rows(20), path=BATCH, X_Deadline_Ms="1000").json()
     assert (said["decided"], said["failed"]) == (10, 10)
     assert {r["problem"]["code"] for r in said["results"][10:]} == {"unavailable"}
 
