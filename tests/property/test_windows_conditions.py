@@ -119,6 +119,7 @@ def test_a_batch_cut_anywhere_and_restored_at_every_cut(
     assert state.snapshot().equals(final.snapshot(), check_metadata=True)
 
 
+@settings(max_examples=max(10, settings().max_examples // len(VIEWS)))
 @given(streams(), st.sampled_from([PAY, ASK]))
 def test_one_by_one_in_columns_and_as_replay(events: pa.Table, decision: str) -> None:
     names = [f"v{i}" for i in range(len(VIEWS))]

@@ -100,7 +100,7 @@ def test_memory_is_bounded_by_what_is_live() -> None:
         shipped("payments.yaml", "card_velocity"),
     ]
     sizes = []
-    for n in (20_000, 200_000):
+    for n in (8_000, 80_000):
         engine = PatternEngine(patterns, EVENTS)
         batch = transactions(n, cards=10**9)
         for piece in cut(batch, 5_000):
