@@ -21,6 +21,7 @@ from raypipe.events.row import RowValidator
 from raypipe.ledger.record import DecisionRecord, decode
 from raypipe.ledger.spill import Spill
 from raypipe.windows.spec import WindowView, count, last, since_last, spans
+from serving import taking_in
 from serving.decide import Decider, NoProfiles
 from serving.entrance import Entrance
 from serving.fairness import Gate
@@ -169,7 +170,10 @@ def test_a_degraded_answer_comes_in_time_and_is_recorded_later(replica: Replica)
     assert (again.json()["replayed"], again.json()["event_offset"]) == (True, 1)
 
 
-def test_a_replica_that_ends_hands_over_what_its_node_has_kept(replica: Replica) -> None:
+def test_a_replica_that_ends_hands_over_what_its_node_has_kept(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taking_in, "ANSWER_S", 1.0)
     replica.leave()
     for number in range(BATCH + 3):
         assert replica.post(body(event_id=f"r-{number}")).status_code == 200
