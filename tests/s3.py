@@ -5,6 +5,7 @@ Its binary is built once by the machine's Go from a pinned version of its module
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -38,7 +39,13 @@ def program() -> Path:
     if go is None:
         pytest.skip(f"no S3 server: {MODULE} needs Go to be built")
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
+    with (
+        (cache / "lock").open("w") as lock,
+        tempfile.TemporaryDirectory(dir=cache) as folder,
+    ):
+        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds what the first has built
+        if binary.exists():
+            return binary
         built = subprocess.run(
             [go, "install", f"{MODULE}@{VERSION}"],
             env={**os.environ, "GOBIN": folder},
@@ -85,3 +92,8 @@ def _await(port: int, process: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.02)
     raise RuntimeError(f"the S3 server does not answer at {port}")
+
+
+if __name__ == "__main__":
+    with suppress(pytest.skip.Exception):
+        program()
