@@ -12,16 +12,12 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from functools import lru_cache
 from pickle import UnpicklingError
 from typing import Any
 
-import optuna
 import ray
 import xgboost
 from ray import cloudpickle, tune
@@ -36,21 +32,13 @@ from raypipe.lake import Place
 from training.dataset import Dataset
 from training.plan import FIRST_POINT, FIXED, METRIC, SweepPlan, SweepResult, Trial
 from training.split import Part, Split
+from training.tune_session import environment, quiet
 
 Say = Callable[[str], None]
 
 ROUNDS, BEST, BEST_ROUNDS = "rounds", "best_aucpr", "best_rounds"
 
 _NAME = "sweep"
-_TUNE = {
-    # A killed sweep loses at most this many seconds of unfinished trials; the default is ten.
-    "TUNE_GLOBAL_CHECKPOINT_S": "1",
-    # The newer output prints a banner even when told to be silent.
-    "RAY_AIR_NEW_OUTPUT": "0",
-    # Tune would swallow Ctrl-C and return half a sweep.
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-}
-
 _log = logging.getLogger(__name__)
 
 
@@ -95,7 +83,7 @@ def sweep(
     announcer = _Announcer(trial_ended)
     token = _announcer.set(announcer)
     try:
-        with _quiet(), _environment(_TUNE):
+        with quiet(), environment():
             trainable = _trainable(dataset, split, plan)
             tuner = _restored(experiment, trainable, plan, note) if resume else None
             if tuner is None:
@@ -353,35 +341,3 @@ def _result(grid: tune.ResultGrid, plan: SweepPlan) -> SweepResult:
 
 def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {k: os.environ.get(k) for k in values}
-    os.environ.update({k: v for k, v in values.items() if before[k] is None})
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' chatter out of ours; their errors stay."""
-    verbosity = optuna.logging.get_verbosity()
-    loggers = [logging.getLogger(n) for n in ("ray.tune", "ray.train", "ray.air")]
-    levels = [x.level for x in loggers]
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # A resumed trial reports again what came after its last snapshot.
-            warnings.filterwarnings("ignore", "The reported value is ignored", module="optuna")
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from training.recommend.ranking.features import Table
 from training.recommend.rows import Rows
 
 
@@ -51,3 +52,15 @@ def figures_by_hand(items: list[int], wanted: set[int], k: int) -> dict[str, flo
         "map": sum(precisions) / min(k, len(wanted)),
         "hit": float(any(found)),
     }
+
+
+def made_up_table(count: int, seed: int) -> Table:
+    """Candidates of which the ones with a high signal are taken; the retriever knows nothing."""
+    rng = np.random.default_rng(seed)
+    starts = np.arange(count + 1) * 30
+    signal, noise = rng.random(count * 30), rng.random(count * 30)
+    columns = np.concatenate([rng.permutation(50)[:30] for _ in range(count)])
+    taken = rng.random(count * 30) < signal**8
+    x = np.stack([noise, signal], axis=1).astype(np.float32)
+    rows = Rows(starts, columns, np.ones(count * 30), 50)
+    return Table(("noise", "signal"), x, rows, taken.astype(float))

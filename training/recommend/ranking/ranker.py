@@ -1,20 +1,22 @@
-"""A learned order of candidates, and both stages as one retriever of a moment.
+"""A learned order of candidates by XGBoost.
 
-LambdaMART (Burges, From RankNet to LambdaRank to LambdaMART, MSR-TR-2010-82) by XGBoost's
-``rank:ndcg``: pairs of a moment's candidates, weighted by what swapping them does to NDCG.
+LambdaMART (Burges, From RankNet to LambdaRank to LambdaMART, MSR-TR-2010-82) by ``rank:ndcg``:
+pairs of a moment's candidates, weighted by what swapping them does to NDCG.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from raypipe.errors import StageError
+from raypipe.errors import UsageError
 from training.recommend.ranking.features import Table
+from training.recommend.ranking.lessons import Lesson, by_click, by_moment
+from training.recommend.ranking.port import Growth, Parameters, best
 from training.recommend.rows import Rows
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ FIRST_POINT: Mapping[str, Any] = {
     "colsample_bytree": 0.8,
 }
 
+MOST = 10.0
+"""Of a weight of one over a chance, where nothing else is asked for."""
+
 
 @dataclass(frozen=True)
 class Ranker:
@@ -45,19 +50,48 @@ class Ranker:
     booster: xgboost.Booster
     names: tuple[str, ...]
 
+    @property
+    def trees(self) -> int:
+        """How many were grown."""
+        return int(self.booster.num_boosted_rounds())
+
     def ordered(self, table: Table, k: int) -> Rows:
         """The k best candidates of each moment, best first, equal ones as they stood.
 
         Raises StageError for a table of other columns.
         """
-        if table.names != self.names:
-            raise StageError(f"the ranker knows {len(self.names)} other columns than {table}")
-        score = self.booster.inplace_predict(table.x)
-        candidates, rank = table.candidates, np.arange(len(table))
-        order = np.lexsort((rank, -score, candidates.row_of))
-        kept = order[rank - candidates.starts[candidates.row_of] < k]
-        starts = np.concatenate([[0], np.cumsum(np.minimum(candidates.sizes, k))])
-        return Rows(starts, candidates.columns[kept], score[kept], candidates.width)
+        # A table of other columns is refused before the library stumbles over it.
+        known = table.names == self.names
+        score = self.booster.inplace_predict(table.x) if known else np.zeros(len(table))
+        return best(table, self.names, score, k)
+
+
+@dataclass(frozen=True, slots=True)
+class XGBoost:
+    """Learns by ``rank:ndcg``."""
+
+    name: ClassVar[str] = "xgboost"
+
+    def learn(
+        self, lesson: Lesson, names: tuple[str, ...], parameters: Parameters, growth: Growth
+    ) -> Ranker:
+        """As the port says."""
+        import xgboost
+
+        class Teller(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+            def after_iteration(self, model: xgboost.Booster, epoch: int, evals_log: Any) -> bool:
+                if growth.told is not None and growth.due(epoch + 1):
+                    growth.told(epoch + 1, Ranker(model, names))
+                return False
+
+        booster = xgboost.train(
+            {**FIXED, **parameters, "seed": growth.seed, **_threads(growth)},
+            _matrix(lesson, names),
+            growth.rounds,
+            callbacks=[Teller()],
+            verbose_eval=False,
+        )
+        return Ranker(booster, names)
 
 
 def fit(
@@ -67,6 +101,8 @@ def fit(
     rounds: int = 300,
     parameters: Mapping[str, Any] = FIRST_POINT,
     weights: npt.NDArray[np.floating] | None = None,
+    seen: npt.NDArray[np.floating] | None = None,
+    most: float = MOST,
     seed: int = 0,
 ) -> Ranker:
     """Learn from the moments whose candidates hold something that was taken.
@@ -77,21 +113,26 @@ def fit(
         rounds: trees at most.
         parameters: of XGBoost, beside ``FIXED``.
         weights: one for each moment, such as one over the chance that it was logged.
+        seen: of lists as they were shown, the chance that each candidate was looked at [n]; a
+            taken one then counts one over it, at most ``most``. See ``lessons.by_click``.
+        most: see ``seen``.
         seed: of row and column sampling.
 
-    Raises StageError when no candidate was taken.
+    Raises:
+        StageError: no candidate was taken.
+        UsageError: both ``weights`` and ``seen``, or chances that are none.
     """
     import xgboost
 
-    matrix = _matrix(table, weights)
-    if matrix is None:
-        raise StageError(
-            f"none of {len(table)} candidates was taken", hint="Ask the retriever for more."
-        )
-    held = None if validation is None else _matrix(validation, None)
+    if weights is not None and seen is not None:
+        raise UsageError("weights of moments and chances of looks", hint="Give one of them.")
+    lesson = by_moment(table, weights) if seen is None else by_click(table, seen, most=most)
+    held = None
+    if validation is not None and (validation.grade > 0).any():
+        held = _matrix(by_moment(validation), table.names)
     booster = xgboost.train(
         {**FIXED, **parameters, "seed": seed},
-        matrix,
+        _matrix(lesson, table.names),
         rounds,
         evals=[] if held is None else [(held, "validation")],
         early_stopping_rounds=None if held is None else 30,
@@ -102,19 +143,17 @@ def fit(
     return Ranker(booster, table.names)
 
 
-def _matrix(table: Table, weights: npt.NDArray[np.floating] | None) -> xgboost.DMatrix | None:
-    """Moments without anything taken teach nothing, and are left out."""
+def _threads(growth: Growth) -> dict[str, int]:
+    return {} if growth.threads is None else {"nthread": growth.threads}
+
+
+def _matrix(lesson: Lesson, names: tuple[str, ...]) -> xgboost.DMatrix:
     import xgboost
 
-    moment = table.moment
-    taught = np.unique(moment[table.grade > 0])
-    rows = np.isin(moment, taught)
-    if not rows.any():
-        return None
     return xgboost.DMatrix(
-        table.x[rows],
-        table.grade[rows],
-        qid=moment[rows],
-        weight=None if weights is None else weights[taught],
-        feature_names=list(table.names),
+        lesson.x,
+        lesson.grade,
+        qid=lesson.group,
+        weight=lesson.weight,
+        feature_names=list(names),
     )

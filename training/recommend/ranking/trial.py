@@ -7,53 +7,64 @@ ranker learns from candidates as bad as those that it will get.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from raypipe.clock import DAY_MS
 from raypipe.windows.spec import WindowView
-from training.recommend.blend import fallback
-from training.recommend.catalogue import read_catalogue
 from training.recommend.evaluate import Evaluation, by_length
 from training.recommend.events import Tables
-from training.recommend.interactions import SHOP, Interactions, Weights
+from training.recommend.interactions import Interactions
 from training.recommend.measures import beyond_accuracy, by_user
-from training.recommend.neighbours import ItemKNN, RP3Beta
-from training.recommend.popularity import popular_in_window
-from training.recommend.port import Method, Retriever
 from training.recommend.ranking import ranker
-from training.recommend.ranking.features import Attributes, Columns, Table
-from training.recommend.ranking.moments import Moments, histories, moments
-from training.recommend.ranking.windows import LoggedWindows
+from training.recommend.ranking.moments import moments
+from training.recommend.ranking.port import Order
+from training.recommend.ranking.spans import History, Retrieval, Retrievers, Span
 from training.recommend.rows import Rows
 
 Say = Callable[[str], None]
+Fit = Callable[[Span, Span], Order]
+"""Learns on the first span and chooses on the second."""
+
+LENGTHS = (0, 1, 3, 20)
+"""Segments of visits: no history, one or two items, 3 to 19, 20 and more."""
+
+NEW = "1 to 2"
+"""The segment of those who have just begun."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Retrieval):
     """Spans at the end of the history, and what is fitted."""
 
     learn_ms: int = 14 * DAY_MS
     choose_ms: int = 5 * DAY_MS
     judge_ms: int = 10 * DAY_MS
-    candidates: int = 200
     k: int = 20
-    weights: Weights = SHOP
-    main: Method = field(default_factory=RP3Beta)
-    beside: Mapping[str, Method] = field(default_factory=lambda: {"itemknn": ItemKNN()})
-    """More methods, whose scores the ranker sees."""
-    windows_ms: tuple[int, ...] = (DAY_MS, 7 * DAY_MS, 30 * DAY_MS)
     rounds: int = 400
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of the last span, one row a visit: the retriever's order and the ranker's."""
+    """Figures of the last span, one row a visit: popularity, the retriever's order, the ranker's.
 
+    ``fitted`` are the retrievers of that span.
+    """
+
+    popular: Evaluation
     retriever: Evaluation
     two_stage: Evaluation
-    ranker: ranker.Ranker
+    ranker: Order
+    fitted: Retrievers
+
+    @property
+    def evaluations(self) -> dict[str, Evaluation]:
+        """By name, the plainest first."""
+        return {
+            "popularity": self.popular,
+            "retriever": self.retriever,
+            "two stages": self.two_stage,
+        }
 
 
 def run(
@@ -64,12 +75,13 @@ def run(
     *,
     item_views: tuple[WindowView, ...] = (),
     user_views: tuple[WindowView, ...] = (),
+    fit: Fit | None = None,
     say: Say = lambda _: None,
 ) -> Outcome:
-    """Fit both stages and judge them.
+    """Fit both stages and judge them; ``fit`` other than the plain one may be a sweep.
 
     Figures are over all that a visit took, not over what the candidates hold: what the retriever
-    misses counts against both.
+    misses counts against all.
 
     Raises StageError when a span has no visit that takes anything new.
     """
@@ -77,46 +89,46 @@ def run(
     judge = end - plan.judge_ms
     choose = judge - plan.choose_ms
     learn = choose - plan.learn_ms
-
-    windows = LoggedWindows(
-        tables, tenant, interactions.items, interactions.users, item_views, user_views
+    history = History(
+        interactions,
+        tables,
+        tenant,
+        plan,
+        item_views=item_views,
+        user_views=user_views,
     )
 
-    def part(name: str, start: int, stop: int) -> tuple[Moments, Rows, Table]:
-        before = interactions.between(int(interactions.time[0]), start)
-        at = moments(interactions, start, stop)
-        known = histories(interactions, at, plan.weights)
-        main, others = _retrievers(before, start, plan)
-        catalogue = read_catalogue(tables, interactions.items, as_of_ms=start)
-        columns = Columns(interactions, Attributes.of(catalogue), windows)
-        lists = {n: r.retrieve(known, 3 * plan.candidates) for n, r in others.items()}
-        table = columns.table(at, main.retrieve(known, plan.candidates), lists=lists)
-        say(f"{name}: {len(at)} visits, {int((table.grade > 0).sum())} taken candidates")
-        return at, known, table
+    def part(name: str, start: int, stop: int) -> tuple[Span, Retrievers]:
+        fitted = history.retrievers(start)
+        span = history.span(moments(interactions, start, stop), fitted)
+        taken = int((span.table.grade > 0).sum())
+        say(f"{name}: {len(span.at)} visits, {taken} taken candidates")
+        return span, fitted
 
-    _, _, learned = part("learn", learn, choose)
-    _, _, chosen = part("choose", choose, judge)
-    fitted = ranker.fit(learned, validation=chosen, rounds=plan.rounds)
-    at, known, table = part("judge", judge, end)
-    train = interactions.between(int(interactions.time[0]), judge).matrix()
+    learned, _ = part("learn", learn, choose)
+    chosen, _ = part("choose", choose, judge)
+    order = (fit or plain(plan.rounds))(learned, chosen)
+    judged, fitted = part("judge", judge, end)
+    train = history.before(judge).matrix()
+
+    def figures(ranked: Rows) -> Evaluation:
+        return _figures(judged, ranked, train, plan.k)
+
     return Outcome(
-        _figures(at, known, table.candidates, train, plan.k),
-        _figures(at, known, fitted.ordered(table, plan.k), train, plan.k),
+        figures(fitted.popular.retrieve(judged.known, plan.k)),
+        figures(judged.table.candidates),
+        figures(order.ordered(judged.table, plan.k)),
+        order,
         fitted,
     )
 
 
-def _retrievers(
-    before: Interactions, as_of_ms: int, plan: Plan
-) -> tuple[Retriever, dict[str, Retriever]]:
-    matrix = before.matrix(plan.weights, as_of_ms=as_of_ms)
-    main = plan.main.fit(matrix)
-    popular, _ = popular_in_window(before, as_of_ms, plan.windows_ms)
-    beside = {name: method.fit(matrix) for name, method in plan.beside.items()}
-    return fallback(main, popular), {"main": main, "popular": popular, **beside}
+def plain(rounds: int) -> Fit:
+    """XGBoost at the settings that are tried first."""
+    return lambda learn, choose: ranker.fit(learn.table, validation=choose.table, rounds=rounds)
 
 
-def _figures(at: Moments, known: Rows, ranked: Rows, train: Rows, k: int) -> Evaluation:
-    codes, names = by_length(known.sizes)
-    figures, beyond = by_user(ranked, at.truth, k), beyond_accuracy(ranked, train, k)
-    return Evaluation(at.user.astype("i8"), {k: figures}, {k: beyond}, codes, names)
+def _figures(span: Span, ranked: Rows, train: Rows, k: int) -> Evaluation:
+    codes, names = by_length(span.known.sizes, LENGTHS)
+    figures, beyond = by_user(ranked, span.at.truth, k), beyond_accuracy(ranked, train, k)
+    return Evaluation(span.at.user.astype("i8"), {k: figures}, {k: beyond}, codes, names)
