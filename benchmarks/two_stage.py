@@ -9,24 +9,21 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pyarrow as pa
-
 from benchmarks.harness import Result, check
+from benchmarks.shop_log import START_MS, TENANT, logged
 from raypipe.clock import DAY_MS
 
 if TYPE_CHECKING:
     from training.recommend.events import Tables
-    from training.recommend.ranking.trial import Plan
+    from training.recommend.interactions import Interactions
+    from training.recommend.ranking.trial import Fit, Outcome, Plan
 
 SUITE = "two_stage"
-START_MS = 1_790_035_200_000
-TENANT = "default"
 SALES = 397_924
 """Lines of Online Retail with a customer and a quantity above 0."""
 
@@ -35,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Where the data set lies, and the seed of the simulated shop."""
     parser.add_argument("--data", type=Path, help="folder with online_retail.parquet")
     parser.add_argument("--seed", type=int, default=7, help="of the simulated shop")
+    parser.add_argument("--trials", type=int, default=0, help="tune the ranker by Ray Tune")
+    parser.add_argument("--report", type=Path, help="folder for a page of the evaluation")
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -44,20 +43,24 @@ def run(args: argparse.Namespace) -> Result:
     from training.recommend.ranking import trial
 
     said: list[str] = []
-    with _retail(args.data) if args.data else _simulated(args) as tables:
+    plan = _plan(args)
+    with _retail(args.data) if args.data else nullcontext(_simulated(args)) as tables:
         interactions = read_interactions(tables)
         if args.data:
             check(len(interactions) == SALES, f"{len(interactions)} sales, not {SALES}")
-        found = trial.run(
-            interactions,
-            tables,
-            TENANT,
-            _plan(args),
-            item_views=(DEMAND,),
-            user_views=(SHOPPER,),
-            say=said.append,
-        )
-    k = _plan(args).k
+        with _fitting(args, plan, said.append) as fit:
+            found = trial.run(
+                interactions,
+                tables,
+                TENANT,
+                plan,
+                item_views=(DEMAND,),
+                user_views=(SHOPPER,),
+                fit=fit,
+                say=said.append,
+            )
+        sessions = {} if args.data else _sessions(found, interactions, tables, plan.k)
+    k = plan.k
     base, two = found.retriever, found.two_stage
     gain = two.gain(base, "ndcg", k)
     check(base.mean("recall", k) < 1, "the retriever finds everything: the future leaked")
@@ -66,13 +69,89 @@ def run(args: argparse.Namespace) -> Result:
         "ndcg_two_stage": two.mean("ndcg", k),
         "ndcg_gain_low": gain.low,
         "ndcg_gain_high": gain.high,
+        "ndcg_popularity": found.popular.mean("ndcg", k),
         "recall_retriever": base.mean("recall", k),
         "recall_two_stage": two.mean("recall", k),
         "visits": len(base.users),
-        "trees": found.ranker.booster.num_boosted_rounds(),
+        "trees": found.ranker.trees,
+        **_cold_start(found, k),
+        **sessions,
     }
+    if args.report:
+        from raypipe.lake import Place
+        from training.recommend.report import write
+
+        write("Two stages", found.evaluations, k, Place.at(args.report))
     where = "Online Retail" if args.data else f"simulated shop, seed {args.seed}"
     return Result(SUITE, figures, {}, [f"{where}: {interactions}", *said])
+
+
+def _cold_start(found: Outcome, k: int) -> dict[str, float]:
+    """By how much NDCG is above popularity's where only one or two items are known."""
+    from training.recommend.ranking.trial import NEW
+
+    new = found.two_stage.only(NEW)
+    gain = new.gain(found.popular.only(NEW), "ndcg", k)
+    return {
+        "cold_start_gain_low": gain.low,
+        "cold_start_gain_high": gain.high,
+        "cold_start_visits": gain.users,
+    }
+
+
+def _sessions(
+    found: Outcome, interactions: Interactions, tables: Tables, k: int
+) -> dict[str, float]:
+    """The same where nobody logs in: the retriever knows the first two items of a visit."""
+    from training.recommend.events import read_interactions
+    from training.recommend.first_looks import first_looks
+    from training.recommend.intervals import bootstrap
+    from training.recommend.measures import by_user
+
+    known, truth = first_looks(
+        read_interactions(tables, sessions=True),
+        interactions.items,
+        found.fitted.as_of_ms,
+        int(interactions.time[-1]) + 1,
+    )
+    blend, popular = (
+        by_user(r.retrieve(known, k), truth, k)["ndcg"]
+        for r in (found.fitted.blend, found.fitted.popular)
+    )
+    gain = bootstrap(blend - popular)
+    return {
+        "session_gain_low": gain.low,
+        "session_gain_high": gain.high,
+        "sessions": gain.users,
+    }
+
+
+@contextmanager
+def _fitting(
+    args: argparse.Namespace, plan: Plan, say: Callable[[str], None]
+) -> Iterator[Fit | None]:
+    """A sweep in a Ray session of its own, if trials are asked for."""
+    if not args.trials:
+        yield None
+        return
+    from raypipe.config import Settings
+    from raypipe.lake import Place
+    from raypipe.runtime import session
+    from training.recommend.ranking.port import Order
+    from training.recommend.ranking.spans import Span
+
+    with tempfile.TemporaryDirectory(prefix="rp-") as home:
+        session.start(Settings(home=Path(home)), warm=False)
+        try:
+            from training.recommend.ranking.tuning import TuningPlan, tuned
+
+            def fit(learn: Span, choose: Span) -> Order:
+                wanted = TuningPlan(args.trials, max_rounds=plan.rounds, k=plan.k)
+                return tuned(learn, choose, wanted, storage=Place.at(home), say=say).order
+
+            yield fit
+        finally:
+            session.stop()
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -84,31 +163,14 @@ def _plan(args: argparse.Namespace) -> Plan:
     return Plan(learn_ms=42 * DAY_MS, choose_ms=14 * DAY_MS, judge_ms=28 * DAY_MS)
 
 
-@contextmanager
-def _simulated(args: argparse.Namespace) -> Iterator[Tables]:
-    import pyarrow.dataset as ds
-
+def _simulated(args: argparse.Namespace) -> Tables:
     from raypipe.simulate.shop.config import ShopConfig
-    from raypipe.simulate.shop.tables import events
     from raypipe.simulate.shop.world import Shop
 
     size = {"shoppers": 1_500, "items": 600, "days": 50} if args.quick else {"shoppers": 4_000}
-    shop = Shop(
-        ShopConfig(start_ms=START_MS, seed=args.seed, **{"days": 70, "items": 1_500} | size)
+    return logged(
+        Shop(ShopConfig(start_ms=START_MS, seed=args.seed, **{"days": 70, "items": 1_500} | size))
     )
-    days = [events(shop, day) for day in range(shop.config.days)]
-    whole = {kind: pa.concat_tables([d[kind] for d in days]) for kind in days[0]}
-    received = np.concatenate([t["received_at"].to_numpy() for t in whole.values()])
-    place = np.empty(len(received), np.int64)
-    place[np.argsort(received, kind="stable")] = np.arange(len(received))
-    log, at = {}, 0
-    for kind, table in whole.items():
-        offsets = pa.array(place[at : at + len(table)])
-        at += len(table)
-        tenants = pa.repeat(pa.scalar(TENANT), len(table))
-        placed = table.append_column("offset", offsets).append_column("tenant", tenants)
-        log[kind] = ds.dataset(placed.sort_by("offset"))
-    yield log.__getitem__
 
 
 @contextmanager

@@ -125,6 +125,17 @@ def _weights(
 
 
 def _mean(method: str, scores: Floats, weights: Floats, width: float | None) -> Value:
+    return mean_value(method, scores, effective_rows(weights), width)
+
+
+def effective_rows(weights: Floats) -> float:
+    """(sum w)^2 / sum w^2, 0 without any weight."""
+    squares = float((weights**2).sum())
+    return float(weights.sum()) ** 2 / squares if squares else 0.0
+
+
+def mean_value(method: str, scores: Floats, effective: float, width: float | None) -> Value:
+    """The mean of one score a row [n], with the interval of a skewed mean; ``width`` as ``ips``."""
     from scipy.stats import norm
 
     n = len(scores)
@@ -137,8 +148,6 @@ def _mean(method: str, scores: Floats, weights: Floats, width: float | None) -> 
     interval = Interval(
         value - error * _unskewed(wide, skew), value - error * _unskewed(-wide, skew)
     )
-    squares = float((weights**2).sum())
-    effective = float(weights.sum()) ** 2 / squares if squares else 0.0
     return Value(method, value, error, interval, n, effective)
 
 

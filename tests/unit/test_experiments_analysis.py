@@ -21,8 +21,8 @@ from raypipe.experiments.spec import Arm, Cap, Direction, Experiment, Kind, Metr
 from raypipe.experiments.verdict import judge
 from raypipe.lake import Place
 from training.experiments.analysis import analyse
-from training.experiments.plots import scale
 from training.experiments.report import render, write
+from training.whiskers import scale
 
 START = 1_790_000_000_000
 NOW = START + 14 * DAY_MS

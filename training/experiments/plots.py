@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from raypipe.clock import DAY_MS
 from raypipe.experiments.results import Finding, Look
-from training.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Axis
-
-ROW, NAMES, MARGIN = 26.0, 220.0, 24.0
-"""Of the plot of lifts: a row's height, the width of its names, and what is above and below."""
+from training.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH
+from training.whiskers import Row, Whiskers, laid_out, scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,49 +28,6 @@ class Band:
     right = WIDTH - RIGHT
     top = TOP
     bottom = HEIGHT - BOTTOM
-
-
-@dataclass(frozen=True, slots=True)
-class Whisker:
-    """A finding as a row: its name, the interval's ends, the estimate, and a colour's name."""
-
-    name: str
-    y: float
-    low: float
-    high: float
-    at: float
-    kind: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Whiskers:
-    """Lifts one below the other, over one axis."""
-
-    rows: tuple[Whisker, ...]
-    ticks: tuple[tuple[float, str], ...]
-    zero: float
-    height: float
-
-    width = WIDTH * 2
-    left = NAMES
-    right = WIDTH * 2 - RIGHT
-
-
-def scale(low: float, high: float, *, percent: bool = False) -> Axis:
-    """A linear axis that holds both ends, with about five round ticks.
-
-    >>> [text for _, text in scale(-0.013, 0.021, percent=True).ticks]
-    ['-2 %', '-1 %', '0 %', '1 %', '2 %', '3 %']
-    """
-    span = high - low or abs(high) or 1.0
-    step = 10.0 ** math.floor(math.log10(span / 4))
-    step *= next(f for f in (1, 2, 5, 10) if span / (step * f) <= 5)
-    first = math.floor(low / step)
-    last = max(math.ceil(high / step), first + 1)
-    values = [n * step for n in range(first, last + 1)]
-    texts = [f"{100 * v:.6g} %" if percent else f"{v:.6g}" for v in values]
-    return Axis(values[0], values[-1], tuple(zip(values, texts, strict=True)))
 
 
 def band(title: str, looks: Sequence[Look]) -> Band:
@@ -118,31 +72,18 @@ def whiskers(findings: Sequence[Finding]) -> Whiskers | None:
     ]
     if not drawn:
         return None
-    # An interval of thousands of percent would make all others points.
-    reach = 3 * sorted(max(abs(low), abs(high)) for _, _, low, high in drawn)[len(drawn) // 2]
-    axis = scale(
-        max(min(0.0, *(low for _, _, low, _ in drawn)), -reach),
-        min(max(0.0, *(high for *_, high in drawn)), reach),
-        percent=True,
-    )
-
-    def x(value: float) -> float:
-        return round(NAMES + axis.place(value) * (WIDTH * 2 - NAMES - RIGHT), 1)
-
-    rows = tuple(
-        Whisker(
+    rows = [
+        Row(
             name(f),
-            MARGIN + (i + 0.5) * ROW,
-            x(low),
-            x(high),
-            x(lift),
+            lift,
+            low,
+            high,
             ("good" if f.good else "bad") if f.significant else "open",
             f"{100 * lift:+.2f} % ({100 * low:+.2f} to {100 * high:+.2f})",
         )
-        for i, (f, lift, low, high) in enumerate(drawn)
-    )
-    ticks = tuple((x(v), text) for v, text in axis.ticks)
-    return Whiskers(rows, ticks, x(0.0), 2 * MARGIN + ROW * len(rows))
+        for f, lift, low, high in drawn
+    ]
+    return laid_out(rows, percent=True)
 
 
 def name(finding: Finding) -> str:

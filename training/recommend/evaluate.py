@@ -53,6 +53,20 @@ class Evaluation:
             raise UsageError("two evaluations of different users can't be compared")
         return bootstrap(self.figures[k][name] - other.figures[k][name], **options)
 
+    def only(self, segment: str) -> Evaluation:
+        """Of the users of one segment; what all lists do to the catalogue stays that of all.
+
+        Raises UsageError for a segment that it has none of.
+        """
+        number = self.segments.index(segment) if segment in self.segments else -1
+        rows = np.flatnonzero(self.segment == number)
+        if not len(rows):
+            raise UsageError(
+                f"nobody is of segment {segment!r}", hint="Segments: " + ", ".join(self.segments)
+            )
+        figures = {k: {n: v[rows] for n, v in f.items()} for k, f in self.figures.items()}
+        return Evaluation(self.users[rows], figures, self.beyond, self.segment[rows], self.segments)
+
     def describe(self, *, repeats: int = REPEATS, level: float = LEVEL) -> dict[str, Any]:
         """Means with intervals at each k, for all users and by segment, as plain data."""
         out: dict[str, Any] = {"users": len(self.users)}

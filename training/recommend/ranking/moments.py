@@ -9,7 +9,7 @@ import numpy as np
 
 from raypipe.errors import StageError, UsageError
 from training.recommend.interactions import CART, ORDER, VIEW, Interactions, Weights
-from training.recommend.rows import Codes, Integers, Rows, starts_of
+from training.recommend.rows import Codes, Integers, Rows, empty, starts_of
 
 VISIT_GAP_MS = 30 * 60_000
 """A pause after which a new visit begins, as web analytics counts them."""
@@ -55,13 +55,9 @@ def moments(
         UsageError: the interactions were never in a log, so nothing says what was known when.
         StageError: there is no such visit.
     """
-    if len(interactions) and int(interactions.offset.min()) < 0:
-        raise UsageError(
-            "these interactions have no places in a log", hint="Load the table, then read events."
-        )
-    order = np.lexsort((interactions.offset, interactions.user))
+    visits = _visits(interactions, gap_ms)
     user, item, time, offset, kind = (
-        column[order]
+        column[visits.order]
         for column in (
             interactions.user,
             interactions.item,
@@ -70,10 +66,7 @@ def moments(
             interactions.kind,
         )
     )
-    begins = np.ones(len(user), np.bool_)
-    begins[1:] = (user[1:] != user[:-1]) | (time[1:] - time[:-1] > gap_ms)
-    visit = np.cumsum(begins) - 1
-    first = np.flatnonzero(begins)
+    visit, first = visits.visit, visits.first
     pair = user.astype(np.int64) * interactions.shape[1] + item
     _, met, which = np.unique(pair, return_index=True, return_inverse=True)
     # New in the visit in which it was first met, whatever is done with it later in that visit.
@@ -95,6 +88,53 @@ def moments(
     truth = _best(row[visit[counts]], item[counts], grade[counts], shape)
     at = first[kept]
     return Moments(user[at], time[at], offset[at], truth)
+
+
+def arrivals(
+    interactions: Interactions, start_ms: int, end_ms: int, *, gap_ms: int = VISIT_GAP_MS
+) -> Moments:
+    """All visits that begin in ``start_ms <= time < end_ms``, whatever they take; without truth.
+
+    Raises as ``moments``.
+    """
+    visits = _visits(interactions, gap_ms)
+    first = visits.order[visits.first]
+    time = interactions.time[first]
+    first = first[(time >= start_ms) & (time < end_ms)]
+    if not len(first):
+        raise StageError(
+            f"no visit begins from {start_ms} to {end_ms}", hint="Take a longer span of time."
+        )
+    first = first[np.argsort(interactions.offset[first], kind="stable")]
+    return Moments(
+        interactions.user[first],
+        interactions.time[first],
+        interactions.offset[first],
+        empty(len(first), interactions.shape[1]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Visits:
+    """``order`` sorts interactions by user and place in the log; then ``visit`` is each one's
+    number [n], and ``first`` the place of each visit's first.
+    """
+
+    order: Integers
+    visit: Integers
+    first: Integers
+
+
+def _visits(interactions: Interactions, gap_ms: int) -> _Visits:
+    if len(interactions) and int(interactions.offset.min()) < 0:
+        raise UsageError(
+            "these interactions have no places in a log", hint="Load the table, then read events."
+        )
+    order = np.lexsort((interactions.offset, interactions.user))
+    user, time = interactions.user[order], interactions.time[order]
+    begins = np.ones(len(user), np.bool_)
+    begins[1:] = (user[1:] != user[:-1]) | (time[1:] - time[:-1] > gap_ms)
+    return _Visits(order, np.cumsum(begins) - 1, np.flatnonzero(begins))
 
 
 def histories(interactions: Interactions, at: Moments, weights: Weights) -> Rows:
