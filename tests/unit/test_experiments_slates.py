@@ -23,7 +23,7 @@ from raypipe.simulate.shop.clicks import attraction, examined
 from raypipe.simulate.shop.config import ShopConfig
 from raypipe.simulate.shop.world import Shop
 
-VISITS, CANDIDATES, PLACES, EPSILON = 3_000, 12, 4, 0.3
+VISITS, CANDIDATES, PLACES, EPSILON = 3_000, 12, 4, 0.5
 TRIALS = 150
 
 
@@ -69,8 +69,8 @@ def test_intervals_hold_the_value_of_another_order_of_lists_that_were_shuffled()
     estimates = []
     rng = np.random.default_rng(1)
     for _ in range(TRIALS):
-        rows = rng.integers(0, VISITS, 2_000)
-        lists = shuffled(2_000, CANDIDATES, PLACES, EPSILON, rng)
+        rows = rng.integers(0, VISITS, 4_000)
+        lists = shuffled(4_000, CANDIDATES, PLACES, EPSILON, rng)
         chance = np.take_along_axis(like[rows], lists.picked, axis=1) * looks
         clicked = (rng.random(chance.shape) < chance).astype(float)
         target = (lists.picked == best[rows]).astype(float)

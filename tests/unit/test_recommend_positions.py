@@ -46,11 +46,15 @@ def drawn() -> Impressions:
     return show(shop(), DAY, who, order, lists.propensity, name=1)
 
 
-def cheapest_first(count: int, seed: int) -> Impressions:
-    """Lists as the shop sorts them: by price, whoever looks."""
+def sorted_lists(by: np.ndarray, count: int, seed: int) -> Impressions:
+    """Lists as the shop sorts them, the lowest value first, whoever looks."""
     who, items = wanted(count, seed)
-    order = np.take_along_axis(items, np.argsort(shop().items.price[items], axis=1), axis=1)
+    order = np.take_along_axis(items, np.argsort(by[items], axis=1), axis=1)
     return show(shop(), DAY, who, order, np.ones(order.shape), name=seed)
+
+
+def cheapest_first(count: int, seed: int) -> Impressions:
+    return sorted_lists(shop().items.price, count, seed)
 
 
 def test_looks_by_place_are_those_that_were_planted() -> None:
@@ -60,9 +64,9 @@ def test_looks_by_place_are_those_that_were_planted() -> None:
     assert found.chance == pytest.approx(planted, abs=0.08)
     assert (np.diff(found.chance) <= 0).all()
     assert found.of(np.array([1, 3, 99])).tolist() == found.chance[[0, 2, -1]].tolist()
-    # Lists that the shop sorted give another curve: cheap is not the same as liked.
-    sorted_ = examination(cheapest_first(12_000, 3).clicked)
-    assert np.abs(sorted_.ratio - planted).max() > 0.1
+    # Lists with the best ones on top give another curve: looks and liking are one there.
+    best_first = examination(sorted_lists(-shop().items.interest(DAY), 12_000, 3).clicked)
+    assert (best_first.high[1:] < planted[1:]).all()
 
 
 def table(shown: Impressions) -> Table:
