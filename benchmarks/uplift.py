@@ -54,7 +54,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    shoppers=1_500, items=500, history=30, days=10, gap=25, learn=8, choose=3, candidates=60,
+    shoppers=2_000, items=500, history=30, days=10, gap=25, learn=8, choose=3, candidates=60,
     rounds=80,
 )  # fmt: skip
 
@@ -115,7 +115,8 @@ def measure(sizes: Sizes, seed: int) -> Result:
         {},
         (
             f"{street.shop}; {street.interactions}; lists of {LENGTH}, seed {seed}",
-            f"first experiment: days {early} to {early + sizes.days}, {before.analysis.verdict}",
+            f"first experiment: days {early} to {early + sizes.days}: "
+            f"{before.analysis.verdict.headline}",
             f"second one: days {late} to {late + sizes.days}, with the fit of day {early} and "
             f"with one of day {late}",
             "the popular items are renewed every week in all; nothing off the shelf is shown",

@@ -7,7 +7,15 @@ import pytest
 from benchmarks.uplift import Sizes, measure
 
 SMALL = Sizes(
-    shoppers=900, items=200, history=20, days=8, gap=20, learn=5, choose=2, candidates=40, rounds=30
+    shoppers=1_800,
+    items=250,
+    history=20,
+    days=8,
+    gap=20,
+    learn=5,
+    choose=2,
+    candidates=40,
+    rounds=30,
 )
 
 
@@ -20,4 +28,4 @@ def test_the_planted_uplift_is_found_and_a_new_fit_keeps_it() -> None:
     for name in ("uplift_after_retrain", "uplift_without_retrain"):
         low, high = found[f"{name}_low"], found[f"{name}_high"]
         assert low < found[f"{name}_true"] < high
-    assert found["units"] > 400
+    assert found["units"] > 600
