@@ -252,7 +252,7 @@ class Trial:
         return out
 
     def _by_unit(self, values: Floats) -> Floats:
-        found: Floats = np.bincount(self._unit, values, len(self.units))
+        found: Floats = np.bincount(self._unit, values, len(self.units)).astype(np.float64)
         return found
 
     def _analysed(self, arms: list[str]) -> Analysis:
@@ -293,7 +293,8 @@ class Trial:
         """How much each did in the four weeks before: who comes often clicks often."""
         past = self.street.interactions.between(_ms(self.day - 28), _ms(self.day))
         count = np.bincount(past.user, minlength=past.shape[0])
-        return count[self.units].astype(np.float64)
+        found: Floats = count[self.units].astype(np.float64)
+        return found
 
 
 def _ms(day: int) -> int:

@@ -114,9 +114,10 @@ def _weights(
             "a propensity is not above 0 and at most 1, or a target not from 0 to 1",
             hint="What was shown had some chance to be shown: log it with the list.",
         )
-    w, above = t / p, np.ones(y.shape)
+    w: Floats = t / p
+    above: Floats = np.ones(y.shape)
     if sequential:
-        w = np.cumprod(w, axis=1)
+        w = np.cumprod(w, axis=1, dtype=np.float64)
         above[:, 1:] = w[:, :-1]
     return y, w, above
 

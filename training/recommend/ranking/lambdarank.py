@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 
@@ -67,7 +67,9 @@ class LightGBM:
 
         def tell(env: lightgbm.callback.CallbackEnv) -> None:
             if growth.told is not None and growth.due(env.iteration + 1):
-                growth.told(env.iteration + 1, LightGBMRanker(env.model, names))
+                growth.told(
+                    env.iteration + 1, LightGBMRanker(cast("lightgbm.Booster", env.model), names)
+                )
 
         given = {**FIXED, **parameters, "seed": growth.seed}
         if "max_depth" in parameters:

@@ -78,7 +78,7 @@ class XGBoost:
         """As the port says."""
         import xgboost
 
-        class Teller(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+        class Teller(xgboost.callback.TrainingCallback):
             def after_iteration(self, model: xgboost.Booster, epoch: int, evals_log: Any) -> bool:
                 if growth.told is not None and growth.due(epoch + 1):
                     growth.told(epoch + 1, Ranker(model, names))

@@ -200,7 +200,7 @@ def _learn(
 _say: ContextVar[Say] = ContextVar("say")
 
 
-class _Announcer(tune.Callback):  # type: ignore[misc]
+class _Announcer(tune.Callback):
     """A line for each ended trial. Tune pickles it with the experiment, so it looks ``say`` up."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
