@@ -42,20 +42,20 @@ Floats = npt.NDArray[np.float64]
 class Sizes:
     """Days of history, of each experiment and between them; and how big the shop is."""
 
-    shoppers: int = 4_000
-    items: int = 1_200
-    history: int = 50
+    shoppers: int = 5_000
+    items: int = 800
+    history: int = 45
     days: int = 14
-    gap: int = 42
-    learn: int = 12
-    choose: int = 4
-    candidates: int = 100
-    rounds: int = 200
+    gap: int = 35
+    learn: int = 10
+    choose: int = 3
+    candidates: int = 80
+    rounds: int = 150
 
 
 QUICK = Sizes(
-    shoppers=2_000, items=500, history=30, days=10, gap=25, learn=8, choose=3, candidates=60,
-    rounds=80,
+    shoppers=3_000, items=500, history=30, days=10, gap=25, learn=7, choose=3, candidates=50,
+    rounds=60,
 )  # fmt: skip
 
 
