@@ -74,7 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Learn, run both experiments, compare with the truth."""
-    return measure(QUICK if args.quick else Sizes(), args.seed)
+    found = measure(QUICK if args.quick else Sizes(), args.seed)
+    low = found.figures["low"]
+    check(isinstance(low, float) and low > 0.0, f"no uplift is found: {dict(found.figures)}")
+    return found
 
 
 def measure(sizes: Sizes, seed: int) -> Result:
@@ -89,7 +92,6 @@ def measure(sizes: Sizes, seed: int) -> Result:
     after = Trial(street, late, {POPULAR: None, KEPT: first, RENEWED: street.fit(late)})
     found = before.finding(KEPT)
     kept, renewed = after.finding(KEPT), after.finding(RENEWED)
-    check((found.lift_low or 0.0) > 0.0, f"the planted uplift is not found: {found}")
     extra: Interval = bootstrap(after.worth[RENEWED] - after.worth[KEPT])
     figures = {
         "uplift_true": before.true_lift(KEPT),
