@@ -172,6 +172,10 @@ class EventType:
         return hashlib.sha256(canonical_json(self.describe())).hexdigest()
 
 
+# json.dumps would make an encoder for each value.
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False).encode
+
+
 def canonical_json(value: object) -> bytes:
     """One byte string for one value: sorted keys, no spaces, no NaN."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _CANONICAL(value).encode()

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from raypipe.events.schema import EventType, Kind
 from raypipe.project import Model, Project
-from raypipe.vector.expressions import compile_columns, compile_row
+from raypipe.vector.expressions import compile_columns, compile_row, names_in
 
 Floats = npt.NDArray[np.float64]
 Vector = npt.NDArray[np.float32]
@@ -40,6 +40,13 @@ class Assembler:
         self._profiles = project.profile_names
         self._columns = compile_columns(project.derived, project.input_names)
         self._row = compile_row(project.derived, project.input_names)
+        self._derived = tuple(d.name for d in project.derived)
+        read = names_in(project.derived)
+        self._read = tuple(n for n in project.input_names if n in read)
+        places = {name: i for i, name in enumerate(project.feature_names)}
+        self._read_at = np.array([places[n] for n in self._read], np.intp)
+        self._places = np.array([places[n] for n in self.features], np.intp)
+        self._ends = np.cumsum([len(self._raw), len(self._windows), len(self._profiles)]).tolist()
         self._choices = {
             f.name: {c: float(i) for i, c in enumerate(f.choices)}
             for f in self._event.fields
@@ -77,7 +84,7 @@ class Assembler:
     def row(
         self,
         event: Mapping[str, Any],
-        windows: bytes | Sequence[float],
+        windows: bytes | Sequence[float] | Floats,
         profiles: Sequence[float],
     ) -> Vector:
         """Vector of one event, float32 [len(features)].
@@ -88,17 +95,22 @@ class Assembler:
             profiles: profile values in ``Project.profile_names`` order, NaN where unknown.
         """
         if isinstance(windows, bytes):
-            windows = np.frombuffer(windows, WINDOW_VALUE).tolist()
+            windows = np.frombuffer(windows, WINDOW_VALUE)
         if len(windows) != len(self._windows):
             raise ValueError(f"{len(windows)} window values, expected {len(self._windows)}")
         if len(profiles) != len(self._profiles):
             raise ValueError(f"{len(profiles)} profile values, expected {len(self._profiles)}")
-        values = {name: self._number(name, event.get(name)) for name in self._raw}
-        values.update(zip(self._windows, windows, strict=True))
-        values.update(zip(self._profiles, profiles, strict=True))
-        self._row(values)
+        raw, window, profile = self._ends
+        values = np.empty(profile + len(self._derived))
+        values[:raw] = [self._number(name, event.get(name)) for name in self._raw]
+        values[raw:window] = windows
+        values[window:profile] = profiles
+        # Python's own numbers for the few that are read one by one.
+        some = dict(zip(self._read, values[self._read_at].tolist(), strict=True))
+        self._row(some)
+        values[profile:] = [some[name] for name in self._derived]
         with np.errstate(over="ignore"):
-            out = np.array([values[f] for f in self.features], np.float64).astype(np.float32)
+            out = values[self._places].astype(np.float32)
         out[~np.isfinite(out)] = np.nan
         return out
 

@@ -196,6 +196,16 @@ def _sources(derived: Sequence[Derived], inputs: Sequence[str]) -> list[tuple[st
     return out
 
 
+def names_in(derived: Sequence[Derived]) -> frozenset[str]:
+    """The names that expressions mention, functions too; they must have been compiled.
+
+    >>> sorted(names_in([Derived("ratio", "coalesce(a, 0) / b")]))
+    ['a', 'b', 'coalesce']
+    """
+    trees = (ast.walk(ast.parse(d.expression, mode="eval")) for d in derived)
+    return frozenset(n.id for tree in trees for n in tree if isinstance(n, ast.Name))
+
+
 def compile_columns(derived: Sequence[Derived], inputs: Sequence[str]) -> ColumnProgram:
     """Compile for columns: float64 arrays of one length in, the derived arrays out, in order.
 
