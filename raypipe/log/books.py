@@ -5,27 +5,79 @@ from __future__ import annotations
 import json
 import secrets
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from raypipe.errors import Conflict, IntegrityError
 from raypipe.log import port
 from raypipe.log.database import PLACE_BITS
 
-_NEXT_OFFSET = """
-select (select total(rows) from kind where partition = :p),
-       (select place + n from batch where place >= :low and place < :high
-        order by place desc limit 1),
-       (select max(end) from sealed_range where partition = :p),
-       (select first from horizon where partition = :p)
+_ENDS = """
+(select total(rows) from kind where partition = :p),
+(select place + n from batch where place >= :low and place < :high order by place desc limit 1),
+(select max(end) from sealed_range where partition = :p),
+(select first from horizon where partition = :p)
 """
+
+_STANDING = f"""
+select m.version, e.epoch, f.seq, a.base_offset, a.sizes, a.sealed, {_ENDS}
+from manifest m
+left join epoch e on e.partition = :p
+left join forgotten f on f.partition = :p and f.producer = :producer
+left join ack a on a.partition = :p and a.producer = :producer and a.seq = :seq
+"""  # noqa: S608 - constants of this module
+
+
+class Standing:
+    """What an append must know of the log before it writes, read at once: a question for each would
+    cost a small commit as much as its rows."""
+
+    def __init__(self, db: sqlite3.Connection, partition: int, producer: str, seq: int) -> None:
+        asked = {"producer": producer, "seq": seq, **_bounds(partition)}
+        self.manifest, epoch, self._forgotten, *self._rest = db.execute(_STANDING, asked).fetchone()
+        self._epoch = 0 if epoch is None else int(epoch)
+        self._of = partition, producer, seq
+
+    def given(self, sizes: list[int]) -> int | None:
+        """The base offset that this (producer, seq) got before, if it did; raises Conflict for
+        another append than then."""
+        ack = None if self._rest[0] is None else self._rest[:3]
+        return _same_append(ack, *self._of[1:], sizes, sealed=False)
+
+    def check_writer(self, epoch: int | None) -> None:
+        """Raise Conflict for a seq that came so long ago that its offsets were dropped, Fenced for
+        a writer of another epoch; None is outside of fencing."""
+        partition, producer, seq = self._of
+        if self._forgotten is not None and seq <= self._forgotten:
+            raise Conflict(
+                f"producer {producer!r} wrote seq {seq} long ago; the offsets up to its seq "
+                f"{self._forgotten} are no longer remembered",
+                hint="Nothing was written again. What is new takes a seq above that.",
+            )
+        port.check_epoch(epoch, self._epoch, partition)
+
+    @property
+    def end(self) -> int:
+        """See next_offset."""
+        return _counted(self._of[0], *self._rest[3:])
 
 
 def next_offset(db: sqlite3.Connection, partition: int) -> int:
     """The number of rows ever, as offsets have no gap; IntegrityError when the last are away."""
+    row = db.execute(f"select {_ENDS}", _bounds(partition)).fetchone()
+    return _counted(partition, *row)
+
+
+def _bounds(partition: int) -> dict[str, int]:
     low = partition << PLACE_BITS
-    high = low + (1 << PLACE_BITS)
-    row = db.execute(_NEXT_OFFSET, {"p": partition, "low": low, "high": high}).fetchone()
-    rows, last = int(row[0]), max((row[1] or low) - low, row[2] or 0, row[3] or 0) - 1
+    return {"p": partition, "low": low, "high": low + (1 << PLACE_BITS)}
+
+
+def _counted(
+    partition: int, total: float, live: int | None, sealed: int | None, horizon: int | None
+) -> int:
+    low = partition << PLACE_BITS
+    rows, last = int(total), max((live or low) - low, sealed or 0, horizon or 0) - 1
     if rows != last + 1:
         raise IntegrityError(
             f"partition {partition} counts {rows} rows but its last offset is {last}",
@@ -126,6 +178,12 @@ def acknowledged(
         " where partition = ? and producer = ? and seq = ?",
         (partition, producer, seq),
     ).fetchone()
+    return _same_append(row, producer, seq, sizes, sealed=sealed)
+
+
+def _same_append(
+    row: Sequence[Any] | None, producer: str, seq: int, sizes: list[int], *, sealed: bool
+) -> int | None:
     if row is None:
         return None
     if json.loads(row[1]) != sizes or row[2] != sealed:
@@ -163,16 +221,4 @@ def forget(db: sqlite3.Connection, partition: int, appends: Iterable[tuple[str, 
             "insert into forgotten values(?, ?, ?)"
             " on conflict do update set seq = max(seq, excluded.seq)",
             (partition, producer, max(found)),
-        )
-
-
-def check_remembered(db: sqlite3.Connection, partition: int, producer: str, seq: int) -> None:
-    """Raise Conflict for a seq that came so long ago that its offsets were dropped."""
-    query = "select seq from forgotten where partition = ? and producer = ?"
-    row = db.execute(query, (partition, producer)).fetchone()
-    if row is not None and seq <= row[0]:
-        raise Conflict(
-            f"producer {producer!r} wrote seq {seq} long ago; the offsets up to its seq {row[0]} "
-            "are no longer remembered",
-            hint="Nothing was written again. What is new takes a seq above that.",
         )

@@ -84,8 +84,15 @@ class History:
             )
         changed(db)
 
-    def ranges(self, partition: int) -> Ranges:
-        """The partition's ranges as of now, whoever sealed them."""
+    def ranges(self, partition: int, version: int | None = None) -> Ranges:
+        """The partition's ranges as of now, whoever sealed them.
+
+        Args:
+            version: the manifest's, if it was read just now.
+        """
+        loaded = self._loaded
+        if version is not None and version == loaded[0]:
+            return loaded[1].get(partition, _NONE)
         with translated():
             db = self._db.connection
             version = db.execute("select version from manifest").fetchone()[0]

@@ -157,9 +157,6 @@ class Live:
     ) -> tuple[int, pa.RecordBatch] | None:
         """The first row with that id as (offset, batch of one)."""
         values = (*signed(hashes), low, low + (1 << PLACE_BITS) - 1)
-        with translated():  # the usual case: it isn't there, which takes no transaction to see
-            if self._db.connection.execute(_PLACES, values).fetchone() is None:
-                return None
         with self._db.read() as db:
             for (place,) in db.execute(_PLACES, values).fetchall():
                 row = self.row(db, kind, place, tenant, id)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from raypipe.log.database import PLACE_BITS, Database, translated
 from raypipe.log.export import Sealed, export
 from raypipe.log.history import History
 from raypipe.log.identity import hash_keys
-from raypipe.log.live import Live, LiveBatch
+from raypipe.log.live import Live, LiveBatch, LiveGroup
+from raypipe.log.manifest import Ranges
 from raypipe.log.merging import merge
+from raypipe.log.newcomers import signed
 from raypipe.log.port import Appended, Chunk, Expired, Group, Offsets, check_kind
 from raypipe.log.retention import GRACE_MS, Retained, retain
 from raypipe.log.sealing import Sealing
@@ -39,6 +42,11 @@ BUSY_TIMEOUT_MS = 10_000
 
 _POLL_S = 0.005
 """How often a waiting reader looks for the appends of other processes."""
+
+_GLANCE = """
+select exists(select 1 from ids where hash = ? and place between ? and ?), version from manifest
+"""
+"""The usual end of a search at once: no live row has the id, and what is sealed is as before."""
 
 _MAX_PARTITION = (1 << 15) - 1
 
@@ -104,26 +112,31 @@ class SqliteLog:
             if size
         ]
         with self._db.write() as db:
-            base = books.acknowledged(db, partition, producer, seq, sizes, sealed=False)
+            standing = books.Standing(db, partition, producer, seq)
+            base = standing.given(sizes)
             if base is None:
-                books.check_remembered(db, partition, producer, seq)
-                books.check_epoch(db, partition, epoch)
-                self._check_new(db, partition, [r for r in rows if isinstance(r, LiveBatch)])
-                base = books.next_offset(db, partition)
+                standing.check_writer(epoch)
+                ranges = self._history.ranges(partition, standing.manifest)
+                self._check_new(db, _low(partition), ranges, rows)
+                base = standing.end
                 self._live.insert(db, low + base, rows, (producer, seq, epoch))
                 books.add_rows(db, partition, (row.rows for row in rows))
                 books.acknowledge(db, partition, producer, seq, base, sizes, sealed=False)
             reach("log.append.before_commit")
         reach("log.append.after_commit")
         self._wake()
-        ends = base + np.cumsum(sizes, dtype=np.int64)
-        return [np.arange(e - n, e, dtype=np.int64) for e, n in zip(ends, sizes, strict=True)]
+        starts = accumulate(sizes, initial=base)
+        return [np.arange(at, at + n, dtype=np.int64) for at, n in zip(starts, sizes, strict=False)]
 
     def _check_new(
-        self, db: sqlite3.Connection, partition: int, batches: Sequence[LiveBatch]
+        self,
+        db: sqlite3.Connection,
+        low: int,
+        ranges: Ranges,
+        rows: Sequence[LiveBatch | LiveGroup],
     ) -> None:
-        self._live.check_new(db, _low(partition), batches)
-        ranges = self._history.ranges(partition)
+        batches = [r for r in rows if isinstance(r, LiveBatch)]
+        self._live.check_new(db, low, batches)
         for live in batches:
             found = self._history.search(ranges, live.kind, live.hashes, live.keys)
             for row, offset, _ in found:
@@ -259,11 +272,16 @@ class SqliteLog:
         """See EventLog.find."""
         keys = ([tenant], [id])
         hashes = hash_keys(kind, keys)
-        live = self._live.find(_low(partition), kind, hashes, tenant, id)
-        if live is not None:
-            # Appends refuse ids that are sealed, so a live row is older than any sealed namesake.
-            return live
-        ranges = self._history.ranges(partition)
+        low = _low(partition)
+        values = (*signed(hashes), low, low + (1 << PLACE_BITS) - 1)
+        live, manifest = self._one(_GLANCE, values)
+        if live:
+            found = self._live.find(low, kind, hashes, tenant, id)
+            if found is not None:
+                # Appends refuse ids that are sealed, so a live row is older than a sealed namesake.
+                return found
+            manifest = None  # it may have been sealed since
+        ranges = self._history.ranges(partition, manifest)
         for _, offset, row in self._history.search(ranges, kind, hashes, keys):
             return offset, row
         return None
