@@ -7,6 +7,7 @@ import uvicorn
 from raypipe.clock import SystemClock
 from raypipe.runtime.worker import reach
 from raypipe.runtime.worker.client import WorkerClient
+from raypipe.runtime.worker.link import Link
 from serving.credentials import Credentials
 from serving.events import Events
 from serving.ingest import IngestApp
@@ -15,7 +16,7 @@ from tests.domains.greenhouse import project
 
 
 def main(home: Path, port: int) -> None:
-    async def connect() -> reach.Streams:
+    async def connect() -> Link:
         return await reach.unix(str(home / "worker.sock"))
 
     worker = WorkerClient(connect)

@@ -19,6 +19,7 @@ from raypipe.policy.policy import Policy
 from raypipe.project import Model
 from raypipe.runtime.worker import reach
 from raypipe.runtime.worker.client import WorkerClient
+from raypipe.runtime.worker.link import Link
 from raypipe.vector.assemble import Assembler
 from serving.batch import Limits
 from serving.credentials import AWAY_S, Credentials
@@ -68,7 +69,7 @@ def judge() -> Judge:
 
 
 async def main(home: Path, port: int, deadline_ms: int, spill_bytes: int) -> None:
-    async def connect() -> reach.Streams:
+    async def connect() -> Link:
         return await reach.unix(str(home / "worker.sock"))
 
     settings = Settings(

@@ -23,6 +23,7 @@ from raypipe.runtime.worker import state as worker_state
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.runtime.worker.intake import Bulk
+from raypipe.runtime.worker.link import Link
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.windows.engine import WindowEngine
 from tests.domains.greenhouse import project
@@ -79,7 +80,7 @@ class Supervised:
         self._env = {"RAYPIPE_ABORT_AT": abort_at, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
         self._process: Child | None = None
 
-    async def connect(self) -> reach.Streams:
+    async def connect(self) -> Link:
         if self._process is None or self._process.ended:
             self.starts += 1
             self._process = self._nursery.start(

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from raypipe.errors import ConfigError, Conflict
+from raypipe.ledger.record import DecisionRecord, decision_id, decode
 from raypipe.log.sqlite import SqliteLog
 from raypipe.runtime.worker import connection as connections
-from raypipe.runtime.worker import reach, server, tls
+from raypipe.runtime.worker import protocol, reach, server, tls
 from raypipe.runtime.worker.client import WorkerClient
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.tenancy.keys import KeyStore, Presented, Scope
@@ -93,6 +94,34 @@ def test_both_ways_lead_to_the_same_worker(worker: Worker) -> None:
         assert (await there.stats())["events"] == 1
         for client in (here, there):
             await client.close()
+
+    asyncio.run(ask())
+
+
+def decided(seen: protocol.Observed) -> DecisionRecord:
+    event = seen.event
+    return DecisionRecord(
+        decision_id("default", event["event_id"]),
+        *("default", event["event_id"], seen.offset, event["event_time"], event["received_at"]),
+        *(TIME, "m@1", "", "p", "", project.definition_hash, seen.windows, 0.5, "review"),
+    )
+
+
+def test_a_decision_is_told_though_another_never_comes(worker: Worker) -> None:
+    """Its event was observed and its replica is gone: who waits for it waits shortly."""
+
+    async def ask() -> None:
+        gone, client = worker.client("there"), worker.client("there")
+        await gone.observe(opening(1), b"1" * 32)
+        await gone.close()
+        for number in (2, 3):
+            seen = await client.observe(opening(number), b"2" * 32)
+            async with asyncio.timeout(30):
+                assert await client.record(decided(seen), seen.own) == decided(seen)
+        again = await client.observe(opening(2), b"2" * 32)
+        assert again.decision is not None
+        assert decode(again.decision).event_id == "o-2"
+        await client.close()
 
     asyncio.run(ask())
 

@@ -26,6 +26,7 @@ from raypipe.patterns.spec import Pattern
 from raypipe.project import Project
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.intake import Bulk
+from raypipe.runtime.worker.link import Link
 from raypipe.runtime.worker.loads import Load
 from raypipe.runtime.worker.reach import Connect
 from raypipe.runtime.worker.reviews import Review, Wanted
@@ -49,9 +50,7 @@ class WorkerClient:
     def __init__(self, connect: Connect) -> None:
         self._connect = connect
         self._ids = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[protocol.Reply]] = {}
-        self._writer: asyncio.StreamWriter | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._link: Link | None = None
         self._connecting = asyncio.Lock()
 
     @property
@@ -62,7 +61,7 @@ class WorkerClient:
     @property
     def reachable(self) -> bool:
         """Whether it was there when last heard of: the connection stands."""
-        return self._writer is not None and not self._writer.is_closing()
+        return self._link is not None and self._link.open
 
     async def observe(self, event: dict[str, Any], body_hash: bytes) -> protocol.Observed:
         """Take an event in once and read its windows; raises Conflict."""
@@ -80,7 +79,7 @@ class WorkerClient:
         reply = await self._ask(
             lambda number: protocol.Record(number, data, windows), protocol.Recorded
         )
-        return ledger.decode(reply.record)
+        return record if reply.record is None else ledger.decode(reply.record)
 
     async def tell(self, record: ledger.DecisionRecord, event: dict[str, Any], reason: str) -> None:
         """Have an answer kept that a client got and that is not the decision about its event;
@@ -262,58 +261,33 @@ class WorkerClient:
 
     async def close(self) -> None:
         """Close the connection."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._reader is not None:
-            self._reader.cancel()
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     async def _ask(self, request: Callable[[int], protocol.Request], expected: type[_R]) -> _R:
         while True:
             number = next(self._ids)
-            answer: asyncio.Future[protocol.Reply] = asyncio.get_running_loop().create_future()
+            link = self._link
             try:
-                writer = await self._connection()
-                self._waiting[number] = answer
-                writer.write(protocol.frame(request(number)))
-                reply = await answer
+                if link is None or not link.open:
+                    link = await self._connected()
+                reply = await link.ask(request(number))
             except (OSError, EOFError) as e:
                 _log.info("worker away: %s", e)
                 await asyncio.sleep(RETRY_S)
                 continue
             finally:
-                self._waiting.pop(number, None)
+                if link is not None:
+                    link.waiting.pop(number, None)
             if isinstance(reply, protocol.Failed):
                 raise error_of(reply.code)(reply.detail, hint=reply.hint)
             if not isinstance(reply, expected):
                 raise TypeError(f"asked for {expected.__name__}, got {type(reply).__name__}")
             return reply
 
-    async def _connection(self) -> asyncio.StreamWriter:
-        if self._writer is not None and not self._writer.is_closing():
-            return self._writer
+    async def _connected(self) -> Link:
         async with self._connecting:
-            if self._writer is None or self._writer.is_closing():
-                reader, self._writer = await self._connect()
-                self._reader = asyncio.create_task(self._receive(reader, self._writer))
-            return self._writer
-
-    async def _receive(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        frames = protocol.FrameBuffer()
-        reason: Exception = ConnectionResetError("the worker closed the connection")
-        try:
-            while data := await reader.read(262_144):
-                for body in frames.feed(data):
-                    reply = protocol.decode_reply(body)
-                    answer = self._waiting.pop(reply.id, None)
-                    # A caller past its deadline has cancelled its future.
-                    if answer is not None and not answer.done():
-                        answer.set_result(reply)
-        except OSError as e:
-            reason = e
-        finally:
-            writer.close()
-            for answer in self._waiting.values():
-                if not answer.done():
-                    answer.set_exception(reason)
-            self._waiting.clear()
+            if self._link is None or not self._link.open:
+                self._link = await self._connect()
+            return self._link

@@ -14,7 +14,7 @@ from typing import Protocol
 from raypipe.runtime.worker import protocol, tls
 
 _log = logging.getLogger("raypipe.worker")
-_RECEIVE = 1_048_576
+_RECEIVE = 262_144
 _BACKLOG = 128
 
 
@@ -25,6 +25,8 @@ class Connection:
         self.sock = sock
         self.frames = protocol.FrameBuffer()
         self.out = bytearray()
+        # Room for what comes is made once: memory of this size is the system's each time.
+        self._room = memoryview(bytearray(_RECEIVE))
         self.known = True
         """Whether the other side has proven who it is."""
 
@@ -34,7 +36,7 @@ class Connection:
 
     def receive(self) -> bytes:
         """What has come; b"" at the end, BlockingIOError when nothing has."""
-        return self.sock.recv(_RECEIVE)
+        return bytes(self._room[: self.sock.recv_into(self._room)])
 
     def send(self) -> None:
         """Send what it takes now."""
@@ -69,7 +71,7 @@ class TlsConnection(Connection):
     def receive(self) -> bytes:
         """What has come and was deciphered."""
         try:
-            data = self.sock.recv(_RECEIVE)
+            data = super().receive()
             # Deciphered already, so no selector would tell of it.
             while pending := self.sock.pending():
                 data += self.sock.recv(pending)

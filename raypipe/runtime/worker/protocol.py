@@ -260,10 +260,10 @@ class Observed(msgspec.Struct, tag="observed", array_like=True, frozen=True):
 
 
 class Recorded(msgspec.Struct, tag="recorded", array_like=True, frozen=True):
-    """The decision that is stored now: the one that came first."""
+    """The decision that is stored now: the one that came first; None if that is the one sent."""
 
     id: int
-    record: bytes
+    record: bytes | None
 
 
 class Told(msgspec.Struct, tag="told", array_like=True, frozen=True):

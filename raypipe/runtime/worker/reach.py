@@ -10,12 +10,12 @@ from pathlib import Path
 
 from raypipe.errors import ConfigError
 from raypipe.runtime.worker import tls
+from raypipe.runtime.worker.link import Link
 
 CONNECT_S = 2.0
 """A node that doesn't answer within this is taken for away."""
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Connect = Callable[[], Awaitable[Streams]]
+Connect = Callable[[], Awaitable[Link]]
 """Opens a connection to a worker; raises OSError while it is away."""
 
 
@@ -29,12 +29,13 @@ class Address:
     port: int = 0
 
 
-async def unix(path: str) -> Streams:
+async def unix(path: str) -> Link:
     """A connection on the worker's own node."""
-    return await asyncio.open_unix_connection(path)
+    _, link = await asyncio.get_running_loop().create_unix_connection(Link, path)
+    return link
 
 
-async def network(host: str, port: int, folder: Path) -> Streams:
+async def network(host: str, port: int, folder: Path) -> Link:
     """A connection from another node, each side proving that it belongs to the cluster.
 
     Raises OSError when nothing answers, or something that is no node of this cluster.
@@ -52,9 +53,10 @@ async def network(host: str, port: int, folder: Path) -> Streams:
                 sock.setblocking(False)
                 tls.watch(sock)
                 await loop.sock_connect(sock, where)
-                return await asyncio.open_connection(
-                    sock=sock, ssl=context, server_hostname=tls.NODE
+                _, link = await loop.create_connection(
+                    Link, sock=sock, ssl=context, server_hostname=tls.NODE
                 )
+                return link
             except BaseException:
                 sock.close()
                 raise
@@ -70,7 +72,7 @@ def connector(locate: Callable[[], Awaitable[Address]], node: str, folder: Path 
         folder: the setting ``tls_dir``.
     """
 
-    async def connect() -> Streams:
+    async def connect() -> Link:
         address = await locate()
         if address.node == node:
             return await unix(address.path)
