@@ -3,10 +3,9 @@
 A Unix socket serves the node; across nodes it is the same frames within TLS (``tls.py``).
 
 Each round reads every waiting frame, works on all, commits once and answers all. What queued
-during the last commit is the next group, so the group grows with the load by itself. An event whose
-decision is still to come, which nobody was told to be durable, waits shortly for the commit of the
-decision. Bulk requests queue, and a round takes a bounded number of their rows, so that decisions
-don't wait for them long.
+during the last commit is the next group, so the group grows with the load by itself; ``gathering``
+says for whom a commit waits shortly. Bulk requests queue, and a round takes a bounded number of
+their rows, so that decisions don't wait for them long.
 """
 
 from __future__ import annotations
@@ -30,15 +29,13 @@ from raypipe.patterns.spec import Pattern
 from raypipe.runtime.worker import protocol
 from raypipe.runtime.worker.connection import Connection, Listener
 from raypipe.runtime.worker.core import WorkerCore
+from raypipe.runtime.worker.gathering import Gathering
 from raypipe.runtime.worker.intake import Bulk
 from raypipe.tenancy.keys import KeyStore, Presented
 
 _log = logging.getLogger("raypipe.worker")
 BULK_ROWS = 8_192
 """Bulk rows from which on a round takes no further request."""
-
-HOLD_S = 0.01
-"""How long an observed event waits for its decision, with which it becomes durable."""
 
 _STRANGERS = 256
 """Connections that have not proven who they are; with more, the oldest is closed."""
@@ -93,8 +90,10 @@ class WorkerServer:
             self._selector.register(listener.sock, selectors.EVENT_READ, listener)
         self._selector.register(self._wake_in, selectors.EVENT_READ)
         self._bulk: deque[tuple[Connection, protocol.Ingest | protocol.Hear]] = deque()
-        self._held: float | None = None
-        """Since when an observed event waits for a commit."""
+        self._gathering = Gathering()
+        self._durable: Answered = []
+        """Answers that wait for the next commit."""
+        self._commit_at: float | None = None
         self._stopping = False
 
     def stop(self) -> None:
@@ -103,8 +102,8 @@ class WorkerServer:
         self._wake_out.send(b"x")
 
     def run(self) -> None:
-        """Serve until stopped."""
-        while not self._stopping:
+        """Serve until stopped, and answer what waits then."""
+        while not self._stopping or self._durable:
             asked: Asked = []
             for key, mask in self._selector.select(self._idle_s()):
                 if isinstance(key.data, Connection):
@@ -122,9 +121,9 @@ class WorkerServer:
     def _idle_s(self) -> float | None:
         if self._bulk:
             return 0.0
-        if self._held is None:
+        if self._commit_at is None:
             return self._core.idle_s
-        return max(0.0, self._held + HOLD_S - time.monotonic())
+        return max(0.0, self._commit_at - time.monotonic())
 
     def _accept(self, listener: Listener) -> None:
         try:
@@ -169,31 +168,29 @@ class WorkerServer:
 
     def _round(self, asked: Asked) -> None:
         now: Answered = []
-        durable: Answered = []
         for connection, request in self._due(asked):
             reply = self._answer(request)
             waits = isinstance(reply, _DURABLE) or (
                 isinstance(reply, protocol.Observed) and reply.decision is not None
             )
-            (durable if waits else now).append((connection, reply))
+            (self._durable if waits else now).append((connection, reply))
         self._send_all(now)
-        if not durable and self._holds():
+        durable = self._durable
+        self._commit_at = self._gathering.until(
+            dirty=self._core.dirty,
+            asked=bool(durable),
+            patient=not self._stopping
+            and all(isinstance(reply, protocol.Recorded) for _, reply in durable),
+        )
+        if time.monotonic() < self._commit_at:
             return
-        self._held = None
+        self._durable, self._commit_at = [], None
+        self._gathering.committed()
         self._core.commit()
         self._send_all(durable)
         if durable:
             reach("worker.after_reply")
         self._core.tick()
-
-    def _holds(self) -> bool:
-        """Whether what waits for a commit may wait longer."""
-        if not self._core.dirty:
-            return False
-        now = time.monotonic()
-        if self._held is None:
-            self._held = now
-        return now < self._held + HOLD_S
 
     def _due(self, asked: Asked) -> Iterator[tuple[Connection, protocol.Request]]:
         """What this round works on: all that is small, then as much of the bulk as it may take.
@@ -219,14 +216,20 @@ class WorkerServer:
             match request:
                 case protocol.Observe(id=number, event=event, body_hash=body_hash, kind=kind):
                     entry, decision = self._core.observe(event, body_hash, kind)
+                    if decision is None and kind is None:
+                        self._gathering.observed((event["tenant"], event["event_id"]))
                     return protocol.Observed(
                         number, entry.offset, entry.windows, entry.event, decision
                     )
-                case protocol.Record(id=number, record=record, windows=windows):
-                    stored = self._core.record(ledger.decode(record), windows)
-                    return protocol.Recorded(number, ledger.encode(stored))
-                case protocol.Tell(id=number, record=record, event=event, reason=reason):
-                    self._core.tell(ledger.decode(record), event, reason)
+                case protocol.Record(id=number, record=data, windows=windows):
+                    record = ledger.decode(data)
+                    self._gathering.decided((record.tenant, record.event_id))
+                    stored = self._core.record(record, windows)
+                    return protocol.Recorded(
+                        number, None if stored is record else ledger.encode(stored)
+                    )
+                case protocol.Tell(id=number, record=data, event=event, reason=reason):
+                    self._core.tell(ledger.decode(data), event, reason)
                     return protocol.Told(number)
                 case protocol.Lookup(id=number, tenant=tenant, decision_id=decision_id):
                     found = self._core.decision(tenant, decision_id)
