@@ -119,8 +119,9 @@ class Replica:
         """Ray Serve awaits this once, after the last request of a replica that it stops."""
         await self._guard.end()
 
-    def record_autoscaling_stats(self) -> dict[str, float]:
-        """What Ray Serve's controller hands to the autoscaling policy."""
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Ray Serve's controller hands to the autoscaling policy; Serve would begin a thread
+        for a plain function."""
         return {P95: self._app.latencies.p95_ms}
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ def serve(settings: Settings, progress: Progress, announce: Announce) -> dict[st
     if settings.ray_address is None:
         for name in ("http_port", "ingest_port"):
             _require_port(settings, name)
-    session.start(settings)
+    session.start(settings, warm=False)  # nothing here is a batch task
     with progress.stage("worker") as stage:
         actor.ensure(settings)
         stage.say("window state restored")

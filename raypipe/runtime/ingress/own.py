@@ -77,6 +77,8 @@ class Ingress:
             # On one machine a refused connection is a dead replica, not a lost packet.
             "RAY_SERVE_HAPROXY_OBSERVE_ERROR_LIMIT": "1",
             "RAY_SERVE_HAPROXY_TIMEOUT_SERVER_S": str(self.server_s),
+            # Head and body of an answer leave together: two packets wake everybody twice.
+            "RAY_SERVE_HAPROXY_TCP_NODELAY": "0",
             # A datagram for each request, read in Python; /metrics has the figures.
             "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
             "RAY_SERVE_HAPROXY_STATS_PORT": str(self.port + _STATS),

@@ -5,6 +5,7 @@ A restart runs ``__init__`` again, which restores the window state from snapshot
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import os
@@ -111,6 +112,9 @@ class WorkerActor:
             listeners,
             dict if self._forwarder is None else self._forwarder.figures,
         )
+        # What is loaded now stays: no collection needs to walk it again within a round.
+        gc.collect()
+        gc.freeze()
         self._upkeep = upkeep.start(settings, project, partition)
         self._thread = threading.Thread(target=self._serve, name="worker", daemon=True)
         self._thread.start()

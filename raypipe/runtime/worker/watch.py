@@ -35,7 +35,7 @@ PATTERNS = "patterns"
 CLOCK = "clock"
 """Kind of the records that let time pass for patterns while no events come."""
 
-DELAY_S = 0.1
+DELAY_S = 0.25
 """How long an event waits for others."""
 
 ROWS = 4_096
