@@ -1,4 +1,8 @@
-"""Requests to lists: one thread works on the version, the event loop stays free for sockets."""
+"""Requests to lists, one after the other on the event loop.
+
+A list is some milliseconds of small steps that hold the interpreter. In a thread of their own they
+would get and give it back all the time: on the loop lists are made half as fast again.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,7 @@ import asyncio
 import logging
 import math
 import uuid
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, nullcontext
-from typing import TypeVar
+from contextlib import nullcontext
 
 import numpy as np
 
@@ -32,7 +33,6 @@ RECORD_SHARE = 0.8
 """Of the budget that is left: so long a record may take, the rest is for answering without it."""
 
 _DID = {"view": "viewed", "cart": "put into your cart", "order": "ordered"}
-_T = TypeVar("_T")
 _log = logging.getLogger("raypipe.recommend")
 
 
@@ -50,7 +50,6 @@ class Desk:
         self._clock = clock
         self._presence = presence
         self._stage: Stage | None = None
-        self._thread = ThreadPoolExecutor(1, "recommend")
 
     @property
     def stage(self) -> Stage:
@@ -59,22 +58,18 @@ class Desk:
             raise Unavailable("no version is loaded yet", hint="Wait until readyz answers 200.")
         return self._stage
 
-    async def use(self, stage: Stage) -> None:
+    def use(self, stage: Stage) -> None:
         """Answer by another version from the next request on."""
-
-        def exchange() -> None:
-            old, self._stage = self._stage, stage
-            if old is not None:
-                old.close()
-
-        await self._run(exchange)
+        old, self._stage = self._stage, stage
+        if old is not None:
+            old.close()
 
     async def follow(self) -> None:
         """Follow the log until cancelled."""
         while True:
             await asyncio.sleep(FOLLOW_S)
             try:
-                await self._run(self.stage.catch_up)
+                self.stage.catch_up()
             except (RaypipeError, OSError) as e:
                 _log.warning("the log can't be followed: %s", e)
 
@@ -86,13 +81,10 @@ class Desk:
         self._require(tenant)
         name = f"rec_{uuid.uuid4().hex}"
         now = self._second()
-        async with _within(budget):
-            listed = await self._run(lambda: self._listed(wanted, name, now, budget, explore=True))
+        listed = self._listed(wanted, name, now, budget, explore=True)
         if not self._recorder.on or await self._recorded(listed, wanted, tenant, budget, now):
             return listed
-        async with _within(budget):
-            plain = await self._run(lambda: self._listed(wanted, name, now, budget, explore=False))
-        return _without_record(plain)
+        return _without_record(self._listed(wanted, name, now, budget, explore=False))
 
     async def _recorded(
         self, listed: Listed, wanted: Wanted, tenant: str, budget: Budget, now: int
@@ -115,37 +107,27 @@ class Desk:
             return False
         return True
 
-    async def similar(self, item_id: str, k: int, tenant: str, budget: Budget) -> Listed:
+    def similar(self, item_id: str, k: int, tenant: str, budget: Budget) -> Listed:
         """Items like one. Raises NotFound for an unknown one."""
         self._require(tenant)
-        now = self._second()
+        _in_time(budget)
+        stage = self.stage
+        missing = self._caught_up(stage)
+        code = stage.engine.code(item_id)
+        found = stage.engine.similar(code, Wish(k=k, seed=0), self._second())
+        return _told(stage, found, None, missing)
 
-        def work() -> Listed:
-            stage = self._begin(budget)
-            missing = self._caught_up(stage)
-            found = stage.engine.similar(stage.engine.code(item_id), Wish(k=k, seed=0), now)
-            return _told(stage, found, None, missing)
-
-        async with _within(budget):
-            return await self._run(work)
-
-    async def trending(self, wanted: Wanted, tenant: str, budget: Budget) -> Listed:
+    def trending(self, wanted: Wanted, tenant: str, budget: Budget) -> Listed:
         """Items that are wanted more than before."""
         self._require(tenant)
-        now = self._second()
-
-        def work() -> Listed:
-            stage = self._begin(budget)
-            missing = self._caught_up(stage)
-            wish = _wish(stage, wanted, 0)
-            return _told(stage, stage.engine.trending(wish, now, stage.offset), None, missing)
-
-        async with _within(budget):
-            return await self._run(work)
+        _in_time(budget)
+        stage = self.stage
+        missing = self._caught_up(stage)
+        found = stage.engine.trending(_wish(stage, wanted, 0), self._second(), stage.offset)
+        return _told(stage, found, None, missing)
 
     def close(self) -> None:
-        """End the thread, and let the log go."""
-        self._thread.shutdown()
+        """Let the log go."""
         if self._stage is not None:
             self._stage.close()
             self._stage = None
@@ -153,17 +135,13 @@ class Desk:
     def _listed(
         self, wanted: Wanted, name: str, now: int, budget: Budget, *, explore: bool
     ) -> Listed:
-        stage = self._begin(budget)
+        _in_time(budget)
+        stage = self.stage
         missing = self._caught_up(stage)
         wish = _wish(stage, wanted, seed_of(name))
         found = stage.engine.recommend(wish, now, stage.offset, explore=explore)
+        _in_time(budget)
         return _told(stage, found, name if self._recorder.on else None, missing)
-
-    def _begin(self, budget: Budget) -> Stage:
-        """Nobody waits for an answer any more whose budget is over: no work for it."""
-        if budget.left <= 0:
-            raise Unavailable("there was no time left for the request", hint="Retry.")
-        return self.stage
 
     @staticmethod
     def _caught_up(stage: Stage) -> list[str]:
@@ -187,21 +165,14 @@ class Desk:
                 hint="A version is fitted on one tenant's events; serve another one for others.",
             )
 
-    async def _run(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-
-@asynccontextmanager
-async def _within(budget: Budget) -> AsyncIterator[None]:
-    """Raises Unavailable when what is inside takes longer than what is left."""
-    try:
-        async with asyncio.timeout(budget.left):
-            yield
-    except TimeoutError:
+def _in_time(budget: Budget) -> None:
+    """Raise Unavailable when nobody waits for the answer any more."""
+    if budget.left <= 0:
         raise Unavailable(
             f"the list was not there within {budget.seconds:.3g} s",
             hint="Retry, or wait longer: the header X-Deadline-Ms.",
-        ) from None
+        )
 
 
 def _wish(stage: Stage, wanted: Wanted, seed: int) -> Wish:

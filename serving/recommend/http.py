@@ -95,9 +95,7 @@ class RecommendApp(Face):
         started, item = time.perf_counter(), request.path_params["item_id"]
         wanted = _wanted(request.query_params, ("k",))
         with await self._admit(request) as admitted:
-            listed = await self._desk.similar(
-                item, wanted.k, admitted.credential.tenant, admitted.budget
-            )
+            listed = self._desk.similar(item, wanted.k, admitted.credential.tenant, admitted.budget)
         self._answered(started, listed)
         return _json(listed)
 
@@ -105,7 +103,7 @@ class RecommendApp(Face):
         started = time.perf_counter()
         wanted = _wanted(request.query_params, ("k", "category", "brand"))
         with await self._admit(request) as admitted:
-            listed = await self._desk.trending(wanted, admitted.credential.tenant, admitted.budget)
+            listed = self._desk.trending(wanted, admitted.credential.tenant, admitted.budget)
         self._answered(started, listed)
         return _json(listed)
 

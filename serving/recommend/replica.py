@@ -90,7 +90,7 @@ class RecommendReplica:
         """Ray Serve awaits this once, after the last request of a replica that it stops."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.to_thread(self._desk.close)
+        self._desk.close()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """What Ray Serve's controller hands to the autoscaling policy."""
@@ -109,7 +109,7 @@ class RecommendReplica:
                 raise
             _log.error("the version is refused, the old one answers on: %s", e)
             return
-        await self._use(wanted, stage)
+        self._use(wanted, stage)
         if first:
             loop = asyncio.get_running_loop()
             beside = (self._desk.follow(), self._presence.watch(), self._look_for_worker())
@@ -142,7 +142,7 @@ class RecommendReplica:
         """Answer by the prepared version from the next request on; nothing if that is another."""
         name = str(wanted["version"])
         if self._prepared is not None and self._prepared[0] == name:
-            await self._use(name, self._prepared[1])
+            self._use(name, self._prepared[1])
             gc.freeze()
 
     async def serves(self) -> dict[str, Any]:
@@ -181,8 +181,8 @@ class RecommendReplica:
             )
         )
 
-    async def _use(self, name: str, stage: Stage) -> None:
-        await self._desk.use(stage)
+    def _use(self, name: str, stage: Stage) -> None:
+        self._desk.use(stage)
         self._version = name
         if self._prepared is not None and self._prepared[1] is stage:
             self._prepared = None

@@ -91,9 +91,7 @@ async def served(
         early = await client.get(f"{PREFIX}/readyz")
         assert (early.status_code, early.json()["code"]) == (503, "unavailable")
         version = registry.locate(settings.lake / artefact.FOLDER, "shop")
-        await desk.use(
-            Stage.open(settings, project, version, home_kit.PLAN, selection or Selection())
-        )
+        desk.use(Stage.open(settings, project, version, home_kit.PLAN, selection or Selection()))
         yield client
     desk.close()
 

@@ -65,6 +65,8 @@ class Rows:
     @classmethod
     def joined(cls, parts: Sequence[Rows]) -> Rows:
         """The rows of all parts, one under the other."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             starts_of(np.concatenate([p.sizes for p in parts])),
             np.concatenate([p.columns for p in parts]),
@@ -75,7 +77,7 @@ class Rows:
     @property
     def sizes(self) -> Integers:
         """Entries of each row, int64 [n]."""
-        return np.diff(self.starts)
+        return self.starts[1:] - self.starts[:-1]
 
     @property
     def row_of(self) -> Integers:
@@ -94,6 +96,8 @@ class Rows:
 
     def take(self, rows: npt.NDArray[np.integer]) -> Rows:
         """The rows at these places, in this order."""
+        if len(rows) == len(self) and (rows == np.arange(len(self))).all():
+            return self
         sizes = self.sizes[rows]
         starts = starts_of(sizes)
         entries = np.arange(starts[-1]) + np.repeat(self.starts[rows] - starts[:-1], sizes)
@@ -147,4 +151,6 @@ def empty(rows: int, width: int) -> Rows:
 
 def starts_of(sizes: npt.NDArray[np.integer]) -> Integers:
     """Where rows of these sizes begin, and the end of the last, int64 [n + 1]."""
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes, dtype=np.int64)])
+    starts = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=starts[1:])
+    return starts
