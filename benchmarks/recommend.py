@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, help="requests of a turn")
     parser.add_argument("--repeats", type=int, help="measured turns")
     parser.add_argument("--clicks", type=int, help="clicks whose way into the answers is timed")
-    parser.add_argument("--replicas", type=int, default=1, help="of raypipe")
+    parser.add_argument("--replicas", type=int, default=2, help="of raypipe")
     parser.add_argument("--seed", type=int, default=7, help="of the shop and its visitors")
 
 
