@@ -76,14 +76,14 @@ def environment(settings: Settings) -> dict[str, str]:
         # Tune would swallow Ctrl-C and go on with half a sweep.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
     }
-    if not settings.dashboard:
-        # Nobody looks at how each of Ray's processes is, which is asked of the system one by one.
-        values["REPORTER_UPDATE_INTERVAL_MS"] = "30000"
     if _on_this_machine(settings.ray_address):
         # Ray's switch for laptops: every port listens on loopback instead of all interfaces.
         values["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         # A busy machine needs longer than 5 s to start an ingress; Ray would kill it, and give up.
         values["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "50"
+        if not settings.dashboard:
+            # Nobody looks at how each of Ray's processes is; to ask the system costs for each.
+            values["REPORTER_UPDATE_INTERVAL_MS"] = "30000"
         token = settings.home / TOKEN_FILE
         # A session of our own gets a token under home, not one for all in the user's ~/.ray.
         if "RAY_AUTH_TOKEN" not in os.environ and (settings.ray_address is None or token.exists()):

@@ -51,7 +51,7 @@ def test_node_env_agrees_with_a_session_where_they_overlap() -> None:
         ("threshold_ms=60000", "threshold_ms=1000", "line 17", "session.py"),
         ("RAYPIPE_CONFIG=", "RAYPIPE_OTHER=", "/", "no RAYPIPE_CONFIG"),
         ("RAYPIPE_ONLINE_PASSWORD_FILE", "RAYPIPE_X", "/", "no RAYPIPE_ONLINE_PASSWORD_FILE"),
-        ("ONLINE_PASSWORD_FILE=", "ONLINE_PASSWORD=x", "line 34", "a secret in clear"),
+        ("ONLINE_PASSWORD_FILE=", "ONLINE_PASSWORD=x", "line 35", "a secret in clear"),
         ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN=abc\nRAY_AUTH_MODE", "line 6", "a secret in clear"),
     ],
 )

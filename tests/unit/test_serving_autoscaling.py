@@ -10,7 +10,7 @@ import pytest
 
 from raypipe.config import Settings
 from raypipe.errors import ConfigError
-from serving.app import _unwarned
+from serving.app import unwarned
 from serving.autoscaling import P95, Latencies, P95Latency, wanted
 from serving.options import deployment_options, load_options
 
@@ -59,14 +59,14 @@ def test_latencies_are_of_the_last_seconds_only() -> None:
 
 
 def test_an_option_makes_it_the_policy_of_the_deployment() -> None:
-    with _unwarned():
+    with unwarned():
         from ray.serve.config import AutoscalingConfig
 
     options = load_options()
     assert "policy" not in deployment_options(Settings(), options)["autoscaling_config"]
     scaling = msgspec.structs.replace(options.autoscaling, p95_ms=40.0)
     made = deployment_options(Settings(), msgspec.structs.replace(options, autoscaling=scaling))
-    with _unwarned():
+    with unwarned():
         policy = AutoscalingConfig(**made["autoscaling_config"]).policy
     assert policy.policy_kwargs == {"target_ms": 40.0}
     assert policy.get_policy() is P95Latency
