@@ -10,6 +10,7 @@ import json
 import random
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -114,11 +115,13 @@ class Served:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nothing uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port of the loopback interface that nothing uses now, and no connection that goes out will:
+    Ray opens hundreds while a session starts, from the ports that 0 would give."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def history(now_ms: int) -> tuple[list[Opening], dict[int, int]]:
