@@ -7,8 +7,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any, Protocol
 
-import pyarrow as pa
-
+from raypipe.events.rows import batch_of
 from raypipe.log.port import Group
 from raypipe.project import Project
 from raypipe.runtime.worker import protocol
@@ -62,7 +61,7 @@ class Recorder:
             {**common, "event_id": f"{name}-{place}", "place": place, **_columns(item)}
             for place, item in enumerate(listed.items, 1)
         ]
-        batch = pa.RecordBatch.from_pylist(rows, self._schema)
+        batch = batch_of(rows, self._schema)
         told = hashlib.sha256(name.encode()).digest()
         bulk = Bulk(tenant, Group.of(KIND, batch), now_ms, SOURCE, told)
         await self._worker.ingest(self._project, bulk)

@@ -41,6 +41,9 @@ class Shelf:
             in_stock=catalogue.available.copy() if listed else np.ones(len(catalogue), np.bool_),
         )
         self._newest = np.full(len(catalogue), -1, np.int64)
+        table = catalogue.table
+        # In one piece: to find the right one of many takes longer than to read it.
+        self._called = table.column(TITLE).combine_chunks() if TITLE in table.column_names else None
         self._titles: dict[int, str | None] = {}
 
     def __len__(self) -> int:
@@ -75,10 +78,7 @@ class Shelf:
         """What an item is called, if its listing says so."""
         if item in self._titles:
             return self._titles[item]
-        if TITLE not in self._catalogue.table.column_names:
-            return None
-        found: str | None = self._catalogue.table.column(TITLE)[item].as_py()
-        return found
+        return None if self._called is None else self._called[item].as_py()
 
     def _code(self, name: str, word: str | None) -> int:
         if word is None:

@@ -168,9 +168,10 @@ def _top(
     sizes: Integers,
 ) -> None:
     width, k = len(right), columns.shape[1]
-    total = np.zeros(width, np.float64)
-    met = np.full(width, -1, np.int64)
-    barred = np.full(width, -1, np.int64)
+    # A single row pays for these: only the two marks are filled, and they are narrow.
+    total = np.empty(width, np.float64)
+    met = np.full(width, -1, np.int32)
+    barred = np.full(width, -1, np.int32)
     touched = np.empty(width, np.int32)
     keys = np.empty(width, np.int64)
     one = np.empty(1, np.float32)
