@@ -204,15 +204,24 @@ class Template:
         Its customers are others each time, with all that is theirs; they fall evenly.
         """
         if self._customers is not None:
-            shifted = (self._numbers + int(ids[0]) * _STRIDE) % self._customers
+            shifted = (self._numbers + mixed(int(ids[0])) % self._customers) % self._customers
             self._bytes[self._named] = _digits(shifted, CUSTOMER_DIGITS)
         self._bytes[self._ids[:, 1:]] = _digits(ids, ID_DIGITS)
         self._bytes[self._times] = _digits(times, TIME_DIGITS)
         return self._bytes.tobytes()
 
 
-_STRIDE = 7_919
-"""From one filling to the next customers move by so many for each row: a prime."""
+def mixed(number: int) -> int:
+    """64 bits that look random (splitmix64: Steele et al., Fast splittable pseudorandom number
+    generators, 2014). Customers that a multiple moved would meet in the same rows again and again.
+    """
+    word = (number * 0x9E3779B97F4A7C15) & _WORD
+    word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _WORD
+    return word ^ (word >> 31)
+
+
+_WORD = 2**64 - 1
 
 _OF_CUSTOMER = re.compile(rb'"[cskdop](\d{7})\d*"')
 """What bears a customer's number: customer, session, card, device, order, payment."""
