@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +128,7 @@ class _Tally:
             self.keys[alert.pattern].add(alert.key)
             self.days[alert.pattern][iso(alert.event_time)[:10]] += 1
             if len(self.first) < self._limit:
-                self.first.append(asdict(alert) | {"events": json.loads(alert.events)})
+                self.first.append(alert._asdict() | {"events": json.loads(alert.events)})
 
 
 def run(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from raypipe.events.schema import EventType, Field, Kind, Tag
 from raypipe.patterns import kernel
-from raypipe.patterns.kept import Event
+from raypipe.patterns.kept import KeptRows
 from raypipe.patterns.plan import Compilation
 from raypipe.patterns.reasons import LONGEST, Match
 from raypipe.patterns.spec import SEVERITIES
@@ -39,9 +38,15 @@ ALERT = EventType(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Alert:
-    """One match. ``event_id`` depends on the log and the pattern alone: a replay gives it again."""
+_texts = json.JSONEncoder(ensure_ascii=False).encode
+_named = json.JSONEncoder().encode
+
+
+class Alert(NamedTuple):
+    """One match. ``event_id`` depends on the log and the pattern alone: a replay gives it again.
+
+    The fields stand in the order of ALERT's columns.
+    """
 
     tenant: str
     event_id: str
@@ -60,61 +65,62 @@ class Alert:
 def to_batch(alerts: Sequence[Alert]) -> pa.RecordBatch:
     """Alerts as rows of event type ALERT."""
     schema = ALERT.arrow_schema
-    columns = [[getattr(alert, f.name) for alert in alerts] for f in schema]
+    columns = zip(*alerts, strict=True) if alerts else [()] * len(schema)
     arrays = [pa.array(column, f.type) for column, f in zip(columns, schema, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def alert_of(
-    compilation: Compilation,
-    record: npt.NDArray[np.int64],
-    numbers: npt.NDArray[np.float64],
-    received_at: int | None,
-    events: Mapping[int, Event],
-) -> Alert:
-    """The alert for a record of the kernel.
+class AlertMaker:
+    """Makes the alerts of one pattern from the records of the kernel."""
 
-    Args:
-        received_at: the watermark at the row that completed the match; None: time completed it.
-        events: those that the record names, by offset.
-    """
-    pattern, words = compilation.pattern, record.tolist()
-    head, steps = kernel.REC_WORDS, len(pattern.positive)
-    lasts = words[head + steps : head + 2 * steps]
-    listed = words[head + 2 * steps :][: words[kernel.R_LISTED]]
-    firsts, place = [], 0
-    for step in pattern.positive:
-        firsts.append(listed[place])
-        place += step.least
-    newest = max(*listed, *lasts)
-    kind, last = events[newest]
-    column = compilation.key(kind)
-    first_time = words[kernel.R_FIRST]
-    time = words[kernel.R_LAST] if received_at is not None else first_time + pattern.within_ms
-    match = Match(
-        last[column],
-        time - first_time,
-        words[head : head + steps],
-        lasts,
-        firsts,
-        numbers.tolist(),
-        lambda offset, name: events[offset][1].get(name),
-    )
-    identity = [
-        *(pattern.name, pattern.version, last["tenant"], last[column]),
-        *(words[kernel.R_BIRTH], newest),
-    ]
-    return Alert(
-        tenant=last["tenant"],
-        event_id=hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32],
-        event_time=time,
-        received_at=words[kernel.R_EXPIRE] if received_at is None else received_at,
-        pattern=pattern.name,
-        version=pattern.version,
-        severity=pattern.severity,
-        key_column=column,
-        key=last[column],
-        first_time=first_time,
-        reason=compilation.reason.text(match),
-        events=json.dumps([events[o][1]["event_id"] for o in listed], ensure_ascii=False),
-    )
+    def __init__(self, compilation: Compilation) -> None:
+        pattern = compilation.pattern
+        self._pattern = pattern
+        self._keys = dict(pattern.keys)
+        self._text = compilation.reason.text
+        steps, head = len(pattern.positive), kernel.REC_WORDS
+        self._counts = slice(head, head + steps)
+        self._lasts = slice(head + steps, head + 2 * steps)
+        self._listed = head + 2 * steps
+        leasts = [step.least for step in pattern.positive]
+        self._firsts = list(accumulate(leasts[:-1], initial=0))
+        """Where each step's first event is among those that are listed."""
+
+    def make(
+        self, words: list[int], numbers: list[float], received_at: int | None, events: KeptRows
+    ) -> Alert:
+        """The alert for one record.
+
+        Args:
+            words: the record.
+            numbers: those that it remembers.
+            received_at: the watermark at the row that completed the match; None: time completed it.
+            events: those that the record names.
+        """
+        pattern = self._pattern
+        lasts = words[self._lasts]
+        listed = words[self._listed : self._listed + words[kernel.R_LISTED]]
+        newest = max(*listed, *lasts)
+        column = self._keys[events.kind(newest)]
+        tenant, key = events.value(newest, "tenant"), events.value(newest, column)
+        first_time = words[kernel.R_FIRST]
+        time = words[kernel.R_LAST] if received_at is not None else first_time + pattern.within_ms
+        firsts = [listed[place] for place in self._firsts]
+        match = Match(
+            key, time - first_time, words[self._counts], lasts, firsts, numbers, events.value
+        )
+        identity = [pattern.name, pattern.version, tenant, key, words[kernel.R_BIRTH], newest]
+        return Alert(
+            tenant,
+            hashlib.sha256(_named(identity).encode()).hexdigest()[:32],
+            time,
+            words[kernel.R_EXPIRE] if received_at is None else received_at,
+            pattern.name,
+            pattern.version,
+            pattern.severity,
+            column,
+            key,
+            first_time,
+            self._text(match),
+            _texts(events.values(listed, "event_id")),
+        )

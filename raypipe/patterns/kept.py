@@ -6,7 +6,7 @@ out when most of their rows belong to no partial match any more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,8 +20,36 @@ _SPARE_ROWS = 16_384
 _PIECE_ROWS = 65_536
 """Rows of the largest piece that others are joined with: of millions, a copy takes seconds."""
 
-Event = tuple[str, Mapping[str, Any]]
-"""An event type and the kept columns."""
+
+class KeptRows:
+    """The kept columns of some events, by offset."""
+
+    def __init__(self, places: Mapping[int, tuple[str, int]], tables: Mapping[str, pa.Table]):
+        self._places = places
+        self._tables = tables
+        self._columns: dict[tuple[str, str], list[Any]] = {}
+
+    def kind(self, offset: int) -> str:
+        """The type of the event at an offset."""
+        return self._places[offset][0]
+
+    def value(self, offset: int, name: str) -> Any:
+        """A column of it; None where nothing is kept under that name."""
+        return self.values((offset,), name)[0]
+
+    def values(self, offsets: Iterable[int], name: str) -> list[Any]:
+        """A column of several."""
+        found = map(self._places.__getitem__, offsets)
+        return [self._column(kind, name)[row] for kind, row in found]
+
+    def _column(self, kind: str, name: str) -> list[Any]:
+        column = self._columns.get((kind, name))
+        if column is None:
+            table = self._tables[kind]
+            known = name in table.column_names
+            column = table.column(name).to_pylist() if known else [None] * table.num_rows
+            self._columns[kind, name] = column
+        return column
 
 
 class _Piece(NamedTuple):
@@ -73,16 +101,27 @@ class KeptEvents:
             self._pieces[kind] = _gathered([_thinned(piece, offsets) for piece in pieces])
         self._live = self.rows
 
-    def find(self, offsets: Ints) -> dict[int, Event]:
-        """The events at these offsets, which partial matches hold."""
-        found: dict[int, Event] = {}
+    def find(self, offsets: Ints) -> KeptRows:
+        """The events at these offsets (sorted), which partial matches hold."""
+        wanted = np.unique(offsets)
+        places: dict[int, tuple[str, int]] = {}
+        tables: dict[str, pa.Table] = {}
         for kind, pieces in self._pieces.items():
+            found: list[pa.Table] = []
+            rows = 0
             for piece in pieces:
-                at = np.searchsorted(piece.offsets, offsets)
-                at = at[_same(piece.offsets, at, offsets)]
-                rows = piece.rows.take(pa.array(at)).to_pylist() if len(at) else []
-                found |= zip(piece.offsets[at].tolist(), ((kind, row) for row in rows), strict=True)
-        return found
+                # A piece is searched for those alone that may be in it.
+                begin, end = np.searchsorted(wanted, (piece.offsets[0], piece.offsets[-1] + 1))
+                at = np.searchsorted(piece.offsets, wanted[begin:end])
+                at = at[_same(piece.offsets, at, wanted[begin:end])]
+                if len(at):
+                    held = piece.offsets[at].tolist()
+                    places |= {o: (kind, rows + i) for i, o in enumerate(held)}
+                    found.append(piece.rows.take(pa.array(at)))
+                    rows += len(at)
+            if found:
+                tables[kind] = pa.concat_tables(found)
+        return KeptRows(places, tables)
 
     def tables(self) -> dict[str, pa.Table]:
         """All rows by event type, with a column ``offset``."""

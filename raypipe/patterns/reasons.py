@@ -99,7 +99,8 @@ class Reason:
     def text(self, match: Match) -> str:
         """The sentence for one match."""
         out = "".join(f.before + self._value(f, match) for f in self._fields)
-        out = "".join(c if c.isprintable() else " " for c in out)
+        if not out.isprintable():
+            out = "".join(c if c.isprintable() else " " for c in out)
         return out if len(out) <= LONGEST else out[: LONGEST - 1] + "…"
 
     def _value(self, field: _Field, match: Match) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from raypipe.events.schema import ENVELOPE, EventType
 from raypipe.patterns import kernel
-from raypipe.patterns.alerts import Alert, alert_of
+from raypipe.patterns.alerts import Alert, AlertMaker
 from raypipe.patterns.inputs import Clock, KindRows, PatternRows, no_rows, pattern_rows
 from raypipe.patterns.kept import KeptEvents
 from raypipe.patterns.plan import compile_pattern
@@ -28,6 +28,7 @@ class Running:
         self.pattern = pattern
         self.compilation = compile_pattern(pattern, events)
         self.state = PatternState(self.compilation)
+        self._maker = AlertMaker(self.compilation)
         known = {e.name: e for e in events}
         self._kept_columns = {kind: self._texts(known[kind]) for kind in pattern.events}
         self.kept = KeptEvents(self._kept_columns)
@@ -70,17 +71,17 @@ class Running:
     def _alerts(self, place: int, rows: kernel.Rows, found: Found, clock: Clock) -> list[Ordered]:
         events = self.kept.find(found.offsets(len(self.pattern.positive)))
         alerts: list[Ordered] = []
-        for i, (record, numbers) in enumerate(zip(found.records, found.numbers, strict=True)):
-            row, words = int(record[0]), record[kernel.OUT_WORDS :]
+        records, numbers = found.records.tolist(), found.numbers.tolist()
+        for i, (record, remembered) in enumerate(zip(records, numbers, strict=True)):
+            row, words = record[0], record[kernel.OUT_WORDS :]
             if row != kernel.NONE:
                 order = (int(rows.offsets[row]), 0, 0, place, i)
                 received_at = int(rows.at[row])
             else:
-                due = int(words[kernel.R_EXPIRE])
+                due = words[kernel.R_EXPIRE]
                 order = (clock.reached(due), 1, due, place, i)
                 received_at = None
-            alert = alert_of(self.compilation, words, numbers, received_at, events)
-            alerts.append((order, alert))
+            alerts.append((order, self._maker.make(words, remembered, received_at, events)))
         return alerts
 
     def thin(self, watermark: int) -> None:
