@@ -61,19 +61,29 @@ def test_it_remembers_what_a_list_remembers(
             assert (i in ids) == (i in [h for _, h in naive.held])
 
 
-@given(arrivals, arrivals, st.integers(1, 30), st.integers(0, 100))
+@given(arrivals, arrivals, st.integers(1, 30), st.integers(0, 100), st.integers(1, 9), st.data())
 def test_a_restored_set_goes_on_alike(
     before: list[tuple[int, list[int]]],
     after: list[tuple[int, list[int]]],
     limit: int,
     horizon: int,
+    size: int,
+    data: st.DataObject,
 ) -> None:
+    """Also when ids came and went while its tables were made."""
     ids, now = IdSet(limit, horizon), 1_000
     for step, batch in before:
         now += step
         ids.add(np.array(batch, np.int64), now)
+    tables = []
+    for make in ids.pieces(size):
+        for step, batch in data.draw(arrivals)[:2]:
+            now += step
+            ids.add(np.array(batch, np.int64), now)
+        tables.append(make())
     other = IdSet(limit, horizon)
-    assert other.restore(ids.snapshot())
+    assert all(map(other.restore, tables))
+    assert ids.hashes().tolist() == other.hashes().tolist()
     for step, batch in after:
         now += step
         new = [s.add(np.array(batch, np.int64), now).tolist() for s in (ids, other)]

@@ -41,6 +41,8 @@ class HashQueue:
         """The table that is being left; it has all members that were there when that began."""
         self._unmoved = 0
         """How many members, the oldest ones, are in no other table."""
+        self.dropped = 0
+        """How many have left, in all."""
 
     def __len__(self) -> int:
         return self._count
@@ -64,6 +66,7 @@ class HashQueue:
 
     def drop(self, count: int) -> None:
         """Forget the oldest ones."""
+        self.dropped += count
         unmoved = min(count, self._unmoved)
         if unmoved:
             self._drop(self._old, unmoved)
@@ -76,12 +79,16 @@ class HashQueue:
         self._first = (self._first + count) & (len(self._ring) - 1)
         self._count -= count
 
-    def hashes(self) -> Ints:
-        """All of them, oldest first [members]."""
-        end = self._first + self._count
-        if end <= len(self._ring):
-            return self._ring[self._first : end].copy()
-        return np.concatenate([self._ring[self._first :], self._ring[: end - len(self._ring)]])
+    def hashes(self, begin: int = 0, end: int | None = None) -> Ints:
+        """All of them, oldest first [members], or those from ``begin`` to ``end`` in that order."""
+        first = self._first + begin
+        last = self._first + (self._count if end is None else min(end, self._count))
+        size = len(self._ring)
+        if first >= size:
+            first, last = first - size, last - size
+        if last <= size:
+            return self._ring[first:last].copy()
+        return np.concatenate([self._ring[first:], self._ring[: last - size]])
 
     def _make_room(self, more: int) -> None:
         wanted = len(self._ring)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,12 @@ class KnownIds:
         received_at = int(pc.max(chunk.batch.column("received_at")).as_py())
         self.add(chunk.kind, chunk.batch, received_at)
 
-    def snapshot(self) -> pa.Table:
-        """All of it as a table, for ``restore``."""
-        return self._set.snapshot()
+    def pieces(self, ids: int) -> list[Callable[[], pa.Table]]:
+        """All of it as tables for ``restore``; see IdSet.pieces."""
+        return self._set.pieces(ids)
 
     def restore(self, table: pa.Table) -> bool:
-        """Take over a snapshot; False if the table is something else."""
+        """Take over one of these tables; False if it is something else."""
         return self._set.restore(table)
 
     def stats(self) -> dict[str, float]:
@@ -123,6 +124,8 @@ class IdSet:
         """The ``received_at`` that it goes on from."""
         self._marks: deque[tuple[int, int]] = deque()
         """(time of that clock, ids) of what came together, oldest first."""
+        self._restored: list[Ints] = []
+        """Of tables that others are to follow."""
 
     def __len__(self) -> int:
         return len(self._queue)
@@ -166,26 +169,52 @@ class IdSet:
         """All of it, oldest first [ids]."""
         return self._queue.hashes()
 
-    def snapshot(self) -> pa.Table:
-        """All of it as a table, for ``restore``."""
+    def pieces(self, ids: int) -> list[Callable[[], pa.Table]]:
+        """What makes all of it as tables of so many ids, to be called and restored in this order.
+
+        Ids may come and go between the calls: the last table says what belongs to the set by then.
+        """
+        first = self._queue.dropped
+        starts = [first + ids * n for n in range(len(self._queue) // ids + 1)]
+        last = starts.pop()
+        return [
+            *(partial(self._piece, start, start + ids) for start in starts),
+            partial(self._last_piece, last),
+        ]
+
+    def _piece(self, begin: int, end: int | None = None) -> pa.Table:
+        """Ids by how many came before them, as far as they are still there."""
+        gone = self._queue.dropped
+        until = None if end is None else max(end - gone, 0)
+        hashes = self._queue.hashes(max(begin - gone, 0), until)
+        return pa.table({"hash": hashes}, metadata={PART: IDS})
+
+    def _last_piece(self, begin: int) -> pa.Table:
         marks = json.dumps(list(self._marks)).encode()
         clock = json.dumps([self._now, self._latest]).encode()
         meta = {PART: IDS, b"marks": marks, b"clock": clock}
-        return pa.table({"hash": self.hashes()}, metadata=meta)
+        return self._piece(begin).replace_schema_metadata(meta)
 
     def restore(self, table: pa.Table) -> bool:
-        """Take over a snapshot; False if the table is something else. This set must be empty.
+        """Take over one of these tables; False if it is something else. The set must be empty
+        before the first.
 
         Raises IntegrityError for what an earlier version wrote.
         """
         meta = table.schema.metadata or {}
         if meta.get(PART) != IDS:
             return False
+        self._restored.append(table.column("hash").to_numpy())
+        if b"marks" not in meta:
+            return True  # others follow
         if b"clock" not in meta:
             raise IntegrityError("the known ids are of an earlier version")
-        self._queue.add(table.column("hash").to_numpy())
         self._now, self._latest = json.loads(meta[b"clock"])
         self._marks = deque((at, ids) for at, ids in json.loads(meta[b"marks"]))
+        hashes = np.concatenate(self._restored)
+        self._restored.clear()
+        # The first ones left the set after their table was made.
+        self._queue.add(hashes[len(hashes) - sum(ids for _, ids in self._marks) :])
         return True
 
     def _forget(self, now: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
@@ -48,20 +49,33 @@ class _Making:
     taken: int = 0
     resume: float = 0.0
     """When the next piece may be taken."""
-    written: list[Future[dict[str, str]]] = field(default_factory=list)
-    """Of each piece, its files and their sha256."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Those that are written, with their sha256."""
+    writing: deque[Future[dict[str, str]]] = field(default_factory=deque)
+    """Of the next pieces, in order, their files: the writer takes one after the other."""
     sealed: Future[None] | None = None
 
     @property
     def waiting(self) -> int:
-        return sum(not f.done() for f in self.written)
+        """How many pieces are being written."""
+        return sum(not f.done() for f in self.writing)
+
+    @property
+    def all_taken(self) -> bool:
+        """Whether what is left is the writer's."""
+        return self.taken == len(self.pieces)
+
+    def collect(self) -> None:
+        """Note what is written; raises what prevented it."""
+        while self.writing and self.writing[0].done():
+            self.files |= self.writing.popleft().result()
 
     def wait(self) -> None:
         """Until there is a next step: a piece to take, or the end of what the writer does."""
-        unfinished: list[Future[Any]] = [f for f in self.written if not f.done()]
+        unfinished: list[Future[Any]] = [f for f in self.writing if not f.done()]
         if self.sealed is not None:
             unfinished.append(self.sealed)
-        if len(unfinished) >= _WAITING or self.taken == len(self.pieces):
+        if len(unfinished) >= _WAITING or self.all_taken:
             wait(unfinished, return_when=FIRST_COMPLETED)
 
 
@@ -91,18 +105,25 @@ class Snapshots:
         self.seconds = 0.0
         """How long the last one took."""
 
-    def wants_last(self, offset: int) -> bool:
-        """Whether the next ``tick`` may take the last piece."""
+    @property
+    def wants_last(self) -> bool:
+        """Whether only the last piece is left to be taken."""
         making = self._making
-        last = making is not None and making.taken == len(making.pieces) - 1
-        return last and self.idle_s(offset) == 0.0
+        return making is not None and making.taken == len(making.pieces) - 1
+
+    def due(self, offset: int) -> bool:
+        """Whether ``tick`` has something to do."""
+        return self.idle_s(offset) == 0.0
 
     def idle_s(self, offset: int) -> float | None:
-        """After how long ``tick`` has something to do; None: not before more events came."""
-        if self._making is not None:
-            if self._making.waiting >= _WAITING or self._making.sealed is not None:
+        """After how long ``tick`` may have something to do; None: not before more events came."""
+        making = self._making
+        if making is not None:
+            if making.sealed is not None:
+                return 0.0 if making.sealed.done() else _POLL_S
+            if making.waiting >= _WAITING or (making.waiting and making.all_taken):
                 return _POLL_S
-            return max(0.0, self._making.resume - self._clock())
+            return max(0.0, making.resume - self._clock())
         if offset <= self._last_offset:
             return None
         return max(0.0, self._begun + self._every_s - self._clock())
@@ -164,19 +185,20 @@ class Snapshots:
         return self._making
 
     def _step(self, making: _Making, offset: int) -> tuple[int, str] | None:
-        if making.taken < len(making.pieces):
+        making.collect()
+        if not making.all_taken:
             if making.waiting < _WAITING:
                 taken = making.pieces[making.taken](offset)
-                written = self._writer.submit(_write, making.folder, making.taken, taken)
-                making.written.append(written)
+                making.writing.append(
+                    self._writer.submit(_write, making.folder, making.taken, taken)
+                )
                 making.taken += 1
             return None
-        if making.waiting:
+        if making.writing:
             return None
         if making.sealed is None:
-            files = {k: v for written in making.written for k, v in written.result().items()}
             making.sealed = self._writer.submit(
-                snapshot.seal, making.folder, making.offset, self._made_by, files
+                snapshot.seal, making.folder, making.offset, self._made_by, making.files
             )
         if not making.sealed.done():
             return None
@@ -190,8 +212,8 @@ class Snapshots:
         making, self._making = self._making, None
         if making is None:
             return
-        for written in making.written:
-            written.cancel()
+        for writing in making.writing:
+            writing.cancel()
         self._writer.submit(making.folder.remove_tree)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,9 @@ from raypipe.windows.engine import WindowEngine
 
 PIECE_KEYS = 50_000
 """Keys of a piece of a snapshot: a few ten milliseconds of the worker's time."""
+
+PIECE_IDS = 1_000_000
+"""Known ids of one: a few milliseconds."""
 
 
 class WorkerState:
@@ -104,7 +107,7 @@ class WorkerState:
         return [
             *found,
             lambda _: self.heard.snapshot(),
-            lambda _: [self.ids.snapshot()],
+            *(partial(_made, make) for make in self.ids.pieces(PIECE_IDS)),
             lambda _: self.changes.snapshot(),
             lambda offset: [self.reviews.snapshot(offset)],
             lambda offset: [self.exposures.snapshot(offset)],
@@ -143,3 +146,7 @@ class WorkerState:
             **self.watch.stats(),
             **self.heard.stats(),
         }
+
+
+def _made(make: Callable[[], pa.Table], offset: int) -> list[pa.Table]:
+    return [make()]
