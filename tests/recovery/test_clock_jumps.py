@@ -161,15 +161,15 @@ def test_patterns_give_each_alert_once_over_jumps(
     for i, error_s in enumerate(JUMPS_S * 2):
         worker.clock.set(patterns.NOW + i * 1_000 + int(error_s * 1_000))
         worker.take(patterns.opening(i, 95, i * 1_000) | {"valve": f"v-{i}"})
-        worker.core.tick()
-        worker.core.tick()
+        worker.tick()
+        worker.tick()
     # What awaits a time waits for the newest that was seen.
     worker.clock.set(patterns.NOW + 2 * DAY_MS)
-    worker.core.tick()
+    worker.tick()
     logged = [a["event_id"] for a in worker.logged()]
     assert len(logged) == len(set(logged))
     # Of every big opening it is known once that no flood came after it.
     assert [a["pattern"] for a in worker.logged()].count("no_flood") == len(JUMPS_S) * 2
     worker.start()
-    worker.core.tick()
+    worker.tick()
     assert [a["event_id"] for a in worker.logged()] == logged

@@ -81,6 +81,11 @@ class Worker:
         self.log: SqliteLog | None = None
         self.start()
 
+    def tick(self) -> None:
+        """A round without a request."""
+        self.core.tick()
+        self.core.commit()
+
     def start(self) -> None:
         self.close()
         self.log = SqliteLog(self.home / "log")
@@ -122,12 +127,12 @@ def test_alerts_are_log_records(tmp_path: Path) -> None:
     worker = Worker(tmp_path, BURST)
     worker.take(*(opening(2 * i, 60, i * 1_000) for i in range(3)))
     assert worker.logged() == []
-    worker.core.tick()
+    worker.tick()
     (alert,) = worker.logged()
     assert (alert["pattern"], alert["key"], alert["reason"]) == ("burst", "v-0", "3 openings")
     assert alert["event_id"] == worker.dry_run()[0]
     assert worker.core.stats()["pattern_burst_matches"] == 1
-    worker.core.tick()
+    worker.tick()
     assert len(worker.logged()) == 1
 
 
@@ -135,7 +140,7 @@ def test_events_wait_for_others(tmp_path: Path) -> None:
     worker = Worker(tmp_path, BURST)
     worker.take(*(opening(2 * i, 60, i * 1_000) for i in range(3)))
     assert 0 < worker.core.idle_s <= watch.DELAY_S
-    worker.core.tick()
+    worker.tick()
     assert worker.core.stats()["pattern_rows_waiting"] == 3
 
 
@@ -163,12 +168,12 @@ def test_every_alert_is_logged_once(
             worker.take(*rows)
             count += len(rows)
         elif what == "tick":
-            worker.core._look(all_=True)
+            worker.core._commit_all()
         elif what == "save":
             worker.core.save()
         else:
             worker.start()
-    worker.core._look(all_=True)
+    worker.core._commit_all()
     assert [a["event_id"] for a in worker.logged()] == worker.dry_run()
     worker.close()
 
@@ -192,8 +197,8 @@ def test_every_alert_is_logged_once_by_patterns_that_run_beside(
                 worker.start()
             else:
                 for _ in range(12 if what == "save" else 1):
-                    worker.core.tick()
-        worker.core._look(all_=True)
+                    worker.tick()
+        worker.core._commit_all()
         assert [a["event_id"] for a in worker.logged()] == worker.dry_run()
         worker.close()
 
@@ -228,9 +233,9 @@ def test_death_while_an_alert_is_logged(
         if name == dead:
             raise Aborted(name)
 
-    monkeypatch.setattr("raypipe.runtime.worker.core.reach", reach)
+    monkeypatch.setattr("raypipe.runtime.worker.flight.reach", reach)
     with pytest.raises(Aborted):
-        worker.core.tick()
+        worker.tick()
     dead = ""
     worker.start()
     assert [a["event_id"] for a in worker.logged()] == worker.dry_run()
@@ -242,16 +247,16 @@ def test_time_that_passes_is_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(watch, "CLOCK_S", 0.0)
     worker = Worker(tmp_path, QUIET)
     worker.take(opening(0, 95, 0))
-    worker.core.tick()
+    worker.tick()
     assert worker.logged() == []
     worker.clock.advance(31_000)
-    worker.core.tick()
+    worker.tick()
     (alert,) = worker.logged()
     assert alert["reason"] == "no flood after 95 litres"
     assert worker.logged("clock")[-1]["received_at"] == NOW + 31_000
-    worker.core.tick()
+    worker.tick()
     worker.start()
-    worker.core.tick()
+    worker.tick()
     assert len(worker.logged()) == 1
 
 
@@ -262,12 +267,12 @@ def test_patterns_are_exchanged_without_a_restart(tmp_path: Path) -> None:
     other = BURST.replace("min: 3", "min: 2").replace("name: burst", "name: pair")
     worker.core.use_patterns(patterns(BURST, other))
     worker.take(*(opening(2 * i, 60, i * 1_000) for i in range(2, 4)))
-    worker.core.tick()
+    worker.tick()
     assert [a["pattern"] for a in worker.logged()] == ["burst", "pair"]
     assert len(worker.logged("patterns")) == 2
     worker.texts = (BURST, other)
     worker.start()
-    worker.core.tick()
+    worker.tick()
     assert len(worker.logged()) == 2
     assert len(worker.logged("patterns")) == 2
     wrong = BURST.replace("litres >= 50", "gallons >= 50")
@@ -282,7 +287,7 @@ def test_a_replay_knows_which_patterns_ran_when(tmp_path: Path) -> None:
     worker.take(*(opening(2 * i, 60, i * 1_000) for i in range(3)))
     worker.core.use_patterns(patterns(BURST))
     worker.take(*(opening(2 * i, 60, i * 1_000) for i in range(3, 6)))
-    worker.core.tick()
+    worker.tick()
     before = worker.logged()
     assert len(before) == 1
     worker.texts = (BURST,)

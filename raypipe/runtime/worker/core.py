@@ -10,9 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -20,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from raypipe.aborts import reach
 from raypipe.clock import DAY_MS, Clock, SystemClock
 from raypipe.errors import (
     Conflict,
@@ -43,8 +40,6 @@ from raypipe.log.port import (
     Chunk,
     EventLog,
     Group,
-    Offsets,
-    chunks_of,
 )
 from raypipe.ownership.checks import check_patterns
 from raypipe.ownership.claim import claim
@@ -52,6 +47,7 @@ from raypipe.ownership.parts import kinds_of_parts
 from raypipe.ownership.routes import Ownership, projected, projected_id
 from raypipe.patterns.spec import Pattern
 from raypipe.project import Project
+from raypipe.runtime.worker.flight import Flights, Load
 from raypipe.runtime.worker.ids import KnownIds
 from raypipe.runtime.worker.intake import DEDUP, Bulk, Dedup, Intake, came_in_bulk
 from raypipe.runtime.worker.people import People
@@ -70,9 +66,6 @@ RECENT = 100_000
 """Observed events that a retry finds without asking the log."""
 
 REPLAY_ROWS = 131_072
-
-_BESIDE_ROWS = 32
-"""Bulk rows from which on a second thread counts them while the first one writes them."""
 
 Told = tuple[int, str, Mapping[str, Any], bytes]
 """Of an event of another worker: its offset there, its type, its part, and its body's hash."""
@@ -96,6 +89,9 @@ def live_schema(project: Project, kind: str) -> pa.Schema:
 
 class WorkerCore:
     """State and log of one partition. Not thread-safe.
+
+    A commit is written by a thread of its own: ``take_off`` begins one and ``land`` ends it; what
+    comes in between belongs to the next one. ``commit`` is both.
 
     Starting takes a new epoch, which fences off an older worker of the partition, restores the
     committed snapshot and replays the log from there.
@@ -134,11 +130,9 @@ class WorkerCore:
         self._recent: OrderedDict[tuple[str, str, str], Entry] = OrderedDict()
         self._events: list[tuple[str, Entry] | Group] = []
         self._unapplied: list[Chunk] = []
-        self._second = ThreadPoolExecutor(1, "windows")
         self._decisions: dict[tuple[str, str], ledger.DecisionRecord] = {}
         self._told: dict[tuple[str, str], pa.RecordBatch] = {}
         self._found: list[Appended] = []
-        self._seq = 0
         self._epoch = log.begin_epoch(partition)
         claim(log, partition, self._epoch, ownership)
         declare(log, project, partition, self._epoch)
@@ -146,6 +140,7 @@ class WorkerCore:
         if quarantine is not None:
             quarantine.settle()
         self._intake = Intake(log, partition, quarantine, self._state.ids)
+        self._flights = Flights(log, partition, self._epoch, self._intake)
         self.people = People(log, partition, self._state.reviews, self._clock, review_ms)
         self._snapshot_offset = offset
         self._fill_tables(offset)
@@ -158,8 +153,6 @@ class WorkerCore:
             "conflicts": 0.0,
             "decisions": 0.0,
             "told": 0.0,
-            "commits": 0.0,
-            "commit_seconds": 0.0,
         }
         if ownership is not None:
             self._counters["parts"] = 0.0
@@ -374,19 +367,6 @@ class WorkerCore:
             self._state.apply(self._unapplied)
             self._unapplied.clear()
 
-    @contextmanager
-    def _applying(self) -> Iterator[None]:
-        """Count the bulk rows that were taken in; many of them beside what is done inside."""
-        if sum(map(len, self._unapplied)) < _BESIDE_ROWS:
-            self._apply()
-            yield
-            return
-        applied = self._second.submit(self._apply)
-        try:
-            yield
-        finally:
-            applied.result()
-
     def _remember(self, key: tuple[str, str, str], entry: Entry) -> None:
         self._recent[key] = entry
         if len(self._recent) > RECENT:
@@ -444,7 +424,12 @@ class WorkerCore:
             reason: why it is not.
         """
         key = record.tenant, ledger.told_id(record)
-        if key in self._told or self._log.find(self._partition, ledger.TOLD_KIND, *key):
+        flown = self._flights.load
+        if (
+            key in self._told
+            or (flown is not None and key in flown.told)
+            or self._log.find(self._partition, ledger.TOLD_KIND, *key)
+        ):
             return
         self._told[key] = ledger.told_batch(record, event, reason)
         self._counters["told"] += 1
@@ -452,6 +437,8 @@ class WorkerCore:
     def decision(self, tenant: str, decision_id: str) -> ledger.DecisionRecord | None:
         """A tenant's decision, stored or waiting for the next commit."""
         waiting = self._decisions.get((tenant, decision_id))
+        if waiting is None and self._flights.load is not None:
+            waiting = self._flights.load.decisions.get((tenant, decision_id))
         if waiting is not None:
             return waiting
         found = self._log.find(self._partition, ledger.LOG_KIND, tenant, decision_id)
@@ -496,16 +483,19 @@ class WorkerCore:
         """
         if self._ownership is not None:
             check_patterns(self._ownership, patterns)
-        self.commit()
-        self._look(all_=True)
+        self._commit_all()
         self._found += self._state.watch.use(patterns, self._clock.now_ms())
 
     def _look(self, *, all_: bool = False) -> None:
-        """Have the patterns look at committed events that have waited long enough."""
-        found = self._state.watch.take(self._clock.now_ms(), all_=all_)
-        if found:
-            self._found += found
-            self.commit()
+        """Have the patterns look at committed events that have waited long enough; what they find
+        waits for the next commit."""
+        self._found += self._state.watch.take(self._clock.now_ms(), all_=all_)
+
+    def _commit_all(self) -> None:
+        """Commit what waits, and what the patterns find in it."""
+        self.commit()
+        self._look(all_=True)
+        self.commit()
 
     @property
     def next_offset(self) -> int:
@@ -518,55 +508,59 @@ class WorkerCore:
         waiting = self._events or self._decisions or self._told or self._found
         return bool(waiting or self._intake.dirty or self.people.dirty)
 
+    @property
+    def pending(self) -> int:
+        """Rows that wait for the next commit."""
+        return self._next - self._committed
+
     def commit(self) -> None:
         """Make everything since the last commit durable, in one transaction.
 
-        Any error here is the end of this worker: its state counts events that the log may lack.
+        Any error here, as in ``land``, is the end of this worker: its state counts events that the
+        log may lack.
+        """
+        self.land()
+        if self.take_off():
+            self.land()
+
+    def take_off(self, landing: Callable[[], object] | None = None) -> bool:
+        """Begin to make everything since the last commit durable; the one before has landed.
+
+        False when there is nothing. ``landing`` is called, by another thread, when ``land`` would
+        no longer wait.
         """
         if not self.dirty:
-            return
-        started = time.monotonic()
-        with self._applying():
-            batches, offsets = self._append()
-        if not batches:
-            return  # rows were refused, and no others came
-        if int(offsets[0][0]) != self._committed:
-            raise IntegrityError(f"the log gave offset {offsets[0][0]}, expected {self._committed}")
-        self._seq += 1
-        self._next = self._committed = int(offsets[-1][-1]) + 1
-        chunks = [c for b, given in zip(batches, offsets, strict=True) for c in chunks_of(b, given)]
-        self._state.committed([chunk for chunk in chunks if chunk.kind in self._schemas])
-        self._found.clear()
-        self._intake.after_commit()
-        self._events.clear()
-        self._decisions.clear()
-        self._told.clear()
-        self.people.after_commit()
-        self._counters["commits"] += 1
-        self._counters["commit_seconds"] += time.monotonic() - started
+            return False
+        refusals, records = self._intake.take_off()
+        batches = self._waiting_batches(records)
+        load = Load(batches, refusals, self._decisions, self._told, self._committed)
+        self._flights.take_off(load, landing)
+        self._next = self._committed = self._committed + load.rows
+        self._events, self._decisions, self._told, self._found = [], {}, {}, []
+        self._apply()
+        return True
 
-    def _append(self) -> tuple[list[Appended], list[Offsets]]:
-        """Write all that waits; what the log was given and its offsets."""
-        batches = [*self._event_batches(), *self._intake.before_commit()]
+    @property
+    def flying(self) -> bool:
+        """Whether ``land`` would wait."""
+        return self._flights.waits
+
+    def land(self) -> None:
+        """Wait until what ``take_off`` began is durable; raises what prevents it."""
+        chunks = self._flights.land()
+        self.people.land()
+        self._state.committed([chunk for chunk in chunks if chunk.kind in self._schemas])
+
+    def _waiting_batches(self, records: Sequence[Appended]) -> list[Appended]:
+        """All that waits, as the log takes it; ``records`` belong to the events."""
+        batches = [*self._event_batches(), *records]
         if self._decisions:
             made = list(self._decisions.values())
             batches.append((ledger.LOG_KIND, ledger.to_batch(made)))
             if (exposures := exposures_batch(made)) is not None:
                 batches.append((EXPOSURE, exposures))
         batches += [(ledger.TOLD_KIND, batch) for batch in self._told.values()]
-        batches += [*self.people.batches(), *self._found]
-        if not batches:
-            return [], []
-        reach("worker.before_commit")
-        offsets = self._log.append(
-            self._partition,
-            batches,
-            producer=f"worker-{self._partition}-{self._epoch}",
-            seq=self._seq,
-            epoch=self._epoch,
-        )
-        reach("worker.after_commit")
-        return batches, offsets
+        return [*batches, *self.people.take_off(), *self._found]
 
     def _event_batches(self) -> Iterator[Appended]:
         """The waiting events in order: runs of single ones by kind, and groups as they came."""
@@ -590,20 +584,24 @@ class WorkerCore:
         """Write a snapshot and commit to it; returns its offset. Raises what prevents it."""
         if self._snapshots is None:
             raise UsageError("this worker has no place for snapshots")
-        self.commit()
-        self._look(all_=True)
+        self._commit_all()
         self._rely_on(*self._snapshots.finish(self._next, self._epoch, self._state.pieces))
         self._snapshots.prune().result()
         return self._next
 
     def tick(self) -> None:
-        """Do what can wait: patterns, snapshots; call it after ``commit``."""
-        self._look(all_=self._snapshots is not None and self._snapshots.wants_last(self._next))
-        if self._snapshots is not None:
-            done = self._snapshots.tick(self._next, self._epoch, self._state.pieces)
-            if done is not None:
-                self._rely_on(*done)
-                self._snapshots.prune()
+        """Do what can wait: patterns, snapshots; call it when nothing flies."""
+        self._look()
+        if self._snapshots is None or not self._snapshots.due(self._next):
+            return
+        if self._snapshots.wants_last:
+            self._commit_all()
+        else:
+            self.commit()
+        done = self._snapshots.tick(self._next, self._epoch, self._state.pieces)
+        if done is not None:
+            self._rely_on(*done)
+            self._snapshots.prune()
 
     def _rely_on(self, offset: int, reference: str) -> None:
         """Have the next start begin with this snapshot."""
@@ -622,6 +620,8 @@ class WorkerCore:
         """Counters since the start, and gauges."""
         return {
             **self._counters,
+            "commits": float(self._flights.landed),
+            "commit_seconds": self._flights.seconds,
             **self._intake.stats(),
             **self._state.stats(),
             **self.people.stats(),

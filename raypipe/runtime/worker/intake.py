@@ -127,18 +127,17 @@ class Intake:
         """Whether anything waits for a commit."""
         return bool(self._refusals or self._receipts.waiting)
 
-    def before_commit(self) -> list[Appended]:
-        """Make the refused rows durable; returns what the commit must append."""
-        if self._refusals and self._quarantine is not None:
-            kept = self._quarantine.keep(self._refusals)
-            self._counters["refused_unkept"] += len(self._refusals) - kept
-            self._refusals.clear()
-            reach("worker.quarantined")
-        return [(RECEIPT, self._receipts.batch())] if self._receipts.waiting else []
+    def take_off(self) -> tuple[list[Refusal], list[Appended]]:
+        """The refused rows and the records that the next commit must make durable."""
+        refusals, self._refusals = self._refusals, []
+        return refusals, [(RECEIPT, self._receipts.take())] if self._receipts.waiting else []
 
-    def after_commit(self) -> None:
-        """All that waited is durable."""
-        self._receipts.waiting.clear()
+    def keep(self, refusals: Sequence[Refusal]) -> None:
+        """Make refused rows durable; any thread may do it."""
+        if refusals and self._quarantine is not None:
+            kept = self._quarantine.keep(refusals)
+            self._counters["refused_unkept"] += len(refusals) - kept
+            reach("worker.quarantined")
 
     def stats(self) -> dict[str, float]:
         """Counters."""

@@ -1,8 +1,8 @@
 """One connection to a worker: frames go out, and each reply to whoever waits for it.
 
 A protocol of asyncio and no stream: a stream wakes a task for what came, which wakes the one that
-asked; here the bytes themselves do. Requests of one turn of the event loop leave at once: they wake
-the worker once.
+asked; here the bytes themselves do. Requests of one turn of the event loop leave together, some at
+a time: the worker is not woken for each, and works on the first ones while the next are made.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from typing import cast
 import msgspec
 
 from raypipe.runtime.worker import protocol
+
+BUNCH = 4
+"""Requests that leave together."""
 
 _log = logging.getLogger("raypipe.client")
 
@@ -46,11 +49,13 @@ class Link(asyncio.Protocol):
         if not self._out:
             loop.call_soon(self._send)
         self._out.append(protocol.frame(request))
+        if len(self._out) == BUNCH:
+            self._send()
         return answer
 
     def _send(self) -> None:
         out, self._out = self._out, []
-        if self._transport is not None:
+        if out and self._transport is not None:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
 
     def close(self) -> None:

@@ -41,6 +41,8 @@ class People:
         self._review_ms = review_ms
         self._claims: list[Claim] = []
         self._outcomes: dict[tuple[str, str], Outcome] = {}
+        self._flying: dict[tuple[str, str], Outcome] = {}
+        """Outcomes that are being written."""
 
     def page(self, tenant: str, wanted: Wanted) -> tuple[list[Review], int]:
         """A page of the decisions that wait for a person, and how many do."""
@@ -74,7 +76,7 @@ class People:
         reviewer's also needs an open review that nobody else has: NotFound and Conflict.
         """
         key = outcome.tenant, outcome.outcome_id
-        known = self._outcomes.get(key) or self._stored(*key)
+        known = self._outcomes.get(key) or self._flying.get(key) or self._stored(*key)
         if known is not None:
             if known.said != outcome.said:
                 raise Conflict(
@@ -103,19 +105,19 @@ class People:
         """Whether anything waits for a commit."""
         return bool(self._claims or self._outcomes)
 
-    def batches(self) -> list[Appended]:
-        """What the commit must append, after the decisions that it is about."""
+    def take_off(self) -> list[Appended]:
+        """What the next commit must append, after the decisions that it is about."""
         found: list[Appended] = []
         if self._claims:
             found.append((CLAIM, claims_batch(self._claims)))
         if self._outcomes:
             found.append((OUTCOME, outcomes_batch(list(self._outcomes.values()))))
+        self._claims, self._flying, self._outcomes = [], self._outcomes, {}
         return found
 
-    def after_commit(self) -> None:
-        """All that waited is durable."""
-        self._claims.clear()
-        self._outcomes.clear()
+    def land(self) -> None:
+        """What ``take_off`` gave is in the log."""
+        self._flying = {}
 
     def stats(self) -> dict[str, float]:
         """Gauges."""

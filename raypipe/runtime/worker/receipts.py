@@ -75,9 +75,10 @@ class Receipts:
         self.waiting.append(receipt)
         self._remember(receipt)
 
-    def batch(self) -> pa.RecordBatch:
-        """The waiting ones as a batch for the log."""
+    def take(self) -> pa.RecordBatch:
+        """The waiting ones as a batch for the log; they are found all the same."""
         rows = [{name: getattr(r, name) for name in SCHEMA.names} for r in self.waiting]
+        self.waiting.clear()
         return pa.RecordBatch.from_pylist(rows, SCHEMA)
 
     def _remember(self, receipt: Receipt) -> None:

@@ -2,10 +2,10 @@
 
 A Unix socket serves the node; across nodes it is the same frames within TLS (``tls.py``).
 
-Each round reads every waiting frame, works on all, commits once and answers all. What queued
-during the last commit is the next group, so the group grows with the load by itself; ``gathering``
-says for whom a commit waits shortly. Bulk requests queue, and a round takes a bounded number of
-their rows, so that decisions don't wait for them long.
+Each round reads every waiting frame and works on all; what they ask to be durable is written beside
+the next rounds, and answered then. What came during the last commit is the next group, so the group
+grows with the load by itself; ``gathering`` says for whom a commit waits shortly. Bulk requests
+queue, and a group takes a bounded number of their rows, so that decisions don't wait for them long.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ from raypipe.tenancy.keys import KeyStore, Presented
 
 _log = logging.getLogger("raypipe.worker")
 BULK_ROWS = 8_192
-"""Bulk rows from which on a round takes no further request."""
+"""Rows of a group from which on it takes no further bulk request."""
 
+BUNCH = 4
+"""Answers that leave together: a replica works on the first ones while the next are made."""
+
+_WAKES = 4_096
 _STRANGERS = 256
 """Connections that have not proven who they are; with more, the oldest is closed."""
 
@@ -93,22 +97,29 @@ class WorkerServer:
         self._gathering = Gathering()
         self._durable: Answered = []
         """Answers that wait for the next commit."""
+        self._flying: Answered | None = None
+        """Those that wait for the one that is under way."""
         self._commit_at: float | None = None
         self._stopping = False
 
     def stop(self) -> None:
         """Ask ``run`` to finish its round and return; from any thread."""
         self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
         self._wake_out.send(b"x")
 
     def run(self) -> None:
         """Serve until stopped, and answer what waits then."""
-        while not self._stopping or self._durable:
+        while not self._stopping or self._durable or self._flying is not None:
             asked: Asked = []
             for key, mask in self._selector.select(self._idle_s()):
                 if isinstance(key.data, Connection):
                     self._serve(key.data, mask, asked)
-                elif key.fileobj is not self._wake_in:
+                elif key.fileobj is self._wake_in:
+                    self._wake_in.recv(_WAKES)
+                else:
                     self._accept(key.data)
             self._round(asked)
         for key in list(self._selector.get_map().values()):
@@ -119,6 +130,8 @@ class WorkerServer:
             listener.sock.close()
 
     def _idle_s(self) -> float | None:
+        if self._flying is not None:
+            return None  # its end wakes
         if self._bulk:
             return 0.0
         if self._commit_at is None:
@@ -167,14 +180,14 @@ class WorkerServer:
             self._close(connection)
 
     def _round(self, asked: Asked) -> None:
-        now: Answered = []
-        for connection, request in self._due(asked):
-            reply = self._answer(request)
-            waits = isinstance(reply, _DURABLE) or (
-                isinstance(reply, protocol.Observed) and reply.decision is not None
-            )
-            (self._durable if waits else now).append((connection, reply))
-        self._send_all(now)
+        self._work_on(asked)
+        if self._core.flying:
+            return
+        if self._flying is not None:
+            flown, self._flying = self._flying, None
+            self._core.land()
+            self._send_durable(flown)
+        self._core.tick()
         durable = self._durable
         self._commit_at = self._gathering.until(
             dirty=self._core.dirty,
@@ -186,14 +199,33 @@ class WorkerServer:
             return
         self._durable, self._commit_at = [], None
         self._gathering.committed()
-        self._core.commit()
-        self._send_all(durable)
-        if durable:
+        if self._core.take_off(self._wake):
+            self._flying = durable
+        else:
+            self._send_durable(durable)
+
+    def _work_on(self, asked: Asked) -> None:
+        """Do what is asked; what need not be durable is answered."""
+        now: Answered = []
+        for connection, request in self._due(asked):
+            reply = self._answer(request)
+            waits = isinstance(reply, _DURABLE) or (
+                isinstance(reply, protocol.Observed) and reply.decision is not None
+            )
+            (self._durable if waits else now).append((connection, reply))
+            if len(now) == BUNCH:
+                self._send_all(now)
+                now = []
+        self._send_all(now)
+
+    def _send_durable(self, answers: Answered) -> None:
+        self._send_all(answers)
+        if answers:
             reach("worker.after_reply")
-        self._core.tick()
 
     def _due(self, asked: Asked) -> Iterator[tuple[Connection, protocol.Request]]:
-        """What this round works on: all that is small, then as much of the bulk as it may take.
+        """What this round works on: all that is small, then as much of the bulk as the next group
+        may take.
 
         Parts of other workers' events come after this one's own, so that the log gets each kind at
         once: a row alone costs the commit three times as much.
@@ -207,8 +239,7 @@ class WorkerServer:
             else:
                 yield connection, request
         yield from parts
-        end = self._core.next_offset + BULK_ROWS
-        while self._bulk and self._core.next_offset < end:
+        while self._bulk and self._core.pending < BULK_ROWS:
             yield self._bulk.popleft()
 
     def _answer(self, request: protocol.Request) -> protocol.Reply:
