@@ -114,7 +114,6 @@ def test_what_comes_while_a_commit_is_written_belongs_to_the_next_one(tmp_path: 
     with log.held():
         assert core.take_off(landed.set)
         assert core.flying
-        assert not core.dirty
         second = observed(core, 2)
         other = decided(second.event, second.offset)
         core.record(other, second.windows)
@@ -145,8 +144,9 @@ def test_a_commit_waits_for_the_one_before(tmp_path: Path) -> None:
     log = SlowLog(tmp_path)
     core = WorkerCore(project, log)
     observed(core, 1)
+    landed = threading.Event()
     with log.held():
-        assert core.take_off()
+        assert core.take_off(landed.set)
         observed(core, 2)
         waiting = threading.Timer(0.05, log.gate.set)
         waiting.start()
@@ -160,9 +160,21 @@ def test_a_commit_that_fails_is_heard_of_where_it_lands(tmp_path: Path) -> None:
     core = WorkerCore(project, log)
     observed(core, 1)
     log.error = LogUnwritable("the disk is full")
-    assert core.take_off()
+    assert core.take_off(threading.Event().set)
     with pytest.raises(LogUnwritable):
         core.land()
+    observed(core, 2)
+    with pytest.raises(LogUnwritable):
+        core.commit()
+
+
+async def decide_two(client: WorkerClient) -> list[asyncio.Task[DecisionRecord]]:
+    """Two decisions at once: one alone is not written beside anything."""
+    made = []
+    for number in (1, 2):
+        seen = await client.observe(opening(number), b"%d" % number * 32)
+        made.append((decided(dict(seen.event), seen.offset), seen.own))
+    return [asyncio.create_task(client.record(*one)) for one in made]
 
 
 def test_nobody_is_told_before_it_is_durable_and_others_are_answered_meanwhile(
@@ -181,24 +193,22 @@ def test_nobody_is_told_before_it_is_durable_and_others_are_answered_meanwhile(
 
     async def ask() -> None:
         client = WorkerClient(reach.connector(locate, "here", tmp_path))
-        seen = await client.observe(opening(1), b"1" * 32)
-        record = decided(dict(seen.event), seen.offset)
         with log.held():
-            first = asyncio.create_task(client.record(record, seen.own))
+            made = await decide_two(client)
             async with asyncio.timeout(LONG_S):
-                # The answers to these come while the first decision is being written.
-                for number in range(2, 12):
+                # The answers to these come while the first decisions are being written.
+                for number in range(3, 13):
                     other = await client.observe(opening(number), b"2" * 32)
                     assert other.decision is None
                 again = asyncio.create_task(client.observe(opening(1), b"1" * 32))
                 await client.stats()
-            assert not first.done()
+            assert not any(task.done() for task in made)
             assert not again.done()
         async with asyncio.timeout(LONG_S):
-            assert await first == record
+            first, _ = [await task for task in made]
             retried = await again
             assert retried.decision is not None
-            assert decode(retried.decision) == record
+            assert decode(retried.decision) == first
         await client.close()
 
     try:
@@ -223,21 +233,15 @@ def test_a_server_that_stops_answers_what_is_being_written(tmp_path: Path) -> No
 
     async def ask() -> None:
         client = WorkerClient(reach.connector(locate, "here", tmp_path))
-        seen = await client.observe(opening(1), b"1" * 32)
-        record = decided(dict(seen.event), seen.offset)
         with log.held():
-            first = asyncio.create_task(client.record(record, seen.own))
+            made = await decide_two(client)
             await client.stats()
             server.stop()
         async with asyncio.timeout(LONG_S):
-            assert await first == record
+            assert [r.event_id for r in await asyncio.gather(*made)] == ["o-1", "o-2"]
         await client.close()
 
     asyncio.run(ask())
     thread.join()
-    assert decode_all(log) == ["o-1"]
+    assert [i for kind, i in rows_by_offset(log).values() if kind == LOG_KIND] == ["o-1", "o-2"]
     log.close()
-
-
-def decode_all(log: SqliteLog) -> list[str]:
-    return [i for kind, i in rows_by_offset(log).values() if kind == LOG_KIND]

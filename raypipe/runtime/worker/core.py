@@ -527,7 +527,7 @@ class WorkerCore:
         """Begin to make everything since the last commit durable; the one before has landed.
 
         False when there is nothing. ``landing`` is called, by another thread, when ``land`` would
-        no longer wait.
+        no longer wait; without it nothing is left to wait for.
         """
         if not self.dirty:
             return False

@@ -58,13 +58,16 @@ class Flights:
 
     def take_off(self, load: Load, landing: Callable[[], object] | None) -> None:
         """Begin to write. ``landing`` is called, by another thread, when ``land`` would no longer
-        wait."""
+        wait; without it all is written at once: whoever would wait saves the way there and back."""
         self._began = time.monotonic()
-        self.load = load
-        self._offsets = self._thread.submit(self._write, load, self._seq)
+        if landing is None:
+            offsets: Future[list[Offsets]] = Future()
+            offsets.set_result(self._write(load, self._seq))
+        else:
+            offsets = self._thread.submit(self._write, load, self._seq)
+            offsets.add_done_callback(lambda _: landing())
+        self.load, self._offsets = load, offsets
         self._seq += bool(load.batches)
-        if landing is not None:
-            self._offsets.add_done_callback(lambda _: landing())
 
     @property
     def waits(self) -> bool:

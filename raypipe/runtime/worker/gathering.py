@@ -60,6 +60,11 @@ class Gathering:
             self._asked = now
         return self._asked + GATHER_S if self._expected else now
 
+    @property
+    def expecting(self) -> bool:
+        """Whether decisions are under way."""
+        return bool(self._expected)
+
     def committed(self) -> None:
         """Nothing waits any more."""
         self._held = self._asked = None

@@ -199,10 +199,18 @@ class WorkerServer:
             return
         self._durable, self._commit_at = [], None
         self._gathering.committed()
-        if self._core.take_off(self._wake):
+        if self._lone(durable):
+            self._core.commit()
+        elif self._core.take_off(self._wake):
             self._flying = durable
-        else:
-            self._send_durable(durable)
+            return
+        self._send_durable(durable)
+
+    def _lone(self, durable: Answered) -> bool:
+        """Whether one decision is all there is: nothing could be done beside its commit."""
+        if len(durable) != 1 or self._bulk or self._gathering.expecting:
+            return False
+        return isinstance(durable[0][1], protocol.Recorded)
 
     def _work_on(self, asked: Asked) -> None:
         """Do what is asked; what need not be durable is answered."""
