@@ -31,7 +31,6 @@ from raypipe.clock import DAY_MS, SystemClock
 from raypipe.ledger.record import LOG_KIND, TOLD_KIND, DecisionRecord, decode
 from raypipe.ledger.spill import SPILL_FILE, Spill
 from raypipe.log.sqlite import SqliteLog
-from serving.fallback import WORKER_AWAY
 
 SUITE = "launch"
 PATIENCE_S = 45.0
@@ -99,7 +98,7 @@ class Story:
         return [
             event_id
             for event_id, records in self.stored.items()
-            if any(r.degraded and WORKER_AWAY not in r.degraded_by for r in records)
+            if any(r.degraded and not r.worker_away for r in records)
         ]
 
     @property
@@ -315,7 +314,7 @@ def _by_event(records: list[DecisionRecord]) -> dict[str, list[DecisionRecord]]:
 
 
 def _same(record: DecisionRecord, answer: dict[str, Any]) -> bool:
-    """Whether a record is what a client was told; one told from a spill knew no place in the log."""
+    """Whether a record is what a client was told; of a spill no place in the log was told."""
     told = ["decision_id", "score", "action", "decided_at", "model"]
     if answer["event_offset"] is not None:
         told.append("event_offset")

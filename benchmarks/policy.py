@@ -177,7 +177,8 @@ def _columns(policy: BoundPolicy, lists: Lists, case: Case) -> npt.NDArray[np.in
     from raypipe.policy.columns import decide_columns
 
     at = np.full(len(case.events), NOW, np.int64)
-    return decide_columns(policy, case.scores, case.table, case.rows, lists, at).action
+    away = np.zeros(len(case.events), np.bool_)
+    return decide_columns(policy, case.scores, case.table, case.rows, lists, at, away).action
 
 
 def _by_hand(features: tuple[str, ...], case: Case) -> list[str]:

@@ -24,6 +24,7 @@ from raypipe.errors import Conflict, EventLost, InputError, Unavailable, Violati
 from raypipe.events.body import parse_object
 from raypipe.events.schema import EventType, canonical_json
 from raypipe.ledger.record import (
+    WORKER_AWAY,
     DecisionRecord,
     Exposed,
     OwnerOffsets,
@@ -206,10 +207,12 @@ class Judge:
         experiment: str | None = None,
         arm: str | None = None,
         exposed: tuple[Exposed, ...] = (),
+        degraded_by: tuple[str, ...] = (),
     ) -> DecisionRecord:
         """Decide about an observed event, as an arm of an experiment if there is one.
 
-        A model that fails, or profiles that can't be read, are never a low score.
+        A model that fails, or profiles that can't be read, are never a low score. ``degraded_by``
+        is as the record has it.
         """
         row: Vector | None = None
         score: float | None = None
@@ -228,7 +231,8 @@ class Judge:
         lists = self.lists.of(event["tenant"])
         decided_at = clock.now_ms()
         try:
-            verdict = self.policy.decide(score, event, row, lists, decided_at)
+            away = WORKER_AWAY in degraded_by
+            verdict = self.policy.decide(score, event, row, lists, decided_at, away)
         except Exception:  # noqa: BLE001 - whatever fails in a rule, on_error answers
             _log.exception("policy %s failed on event %s", self.policy.id, event["event_id"])
             verdict = failed(self.policy.on_error)
@@ -257,13 +261,14 @@ class Judge:
             reasons=(*_said(verdict), *map(self.worded, reasons)),
             rule_hits=verdict.rules,
             experiment=experiment,
-            degraded=verdict.degraded or broken,
+            degraded=verdict.degraded or broken or bool(degraded_by),
             profile_times=() if profiles is None else profiles.times,
             owner_offsets=seen.owner_offsets,
             codes=verdict.codes,
             segment=verdict.segment,
             lists=lists.version if self.policy.lists else "",
             list_hits=verdict.list_hits,
+            degraded_by=degraded_by,
             arm=arm,
             exposures=exposed or msgspec.UNSET,
         )
@@ -320,7 +325,7 @@ class Away(Protocol):
         self,
         event: dict[str, Any],
         body_hash: bytes,
-        judging: Callable[[Observation, Known | None], DecisionRecord],
+        judging: Callable[[Observation, Known | None, tuple[str, ...]], DecisionRecord],
         profiles: Profiles,
         mine: DecisionRecord | None,
     ) -> Decided:
@@ -412,11 +417,13 @@ class Decider:
                 event, attempt.body_hash, self._judged, self._profiles, attempt.mine
             )
 
-    def _judged(self, seen: Observation, profiles: Known | None) -> DecisionRecord:
+    def _judged(
+        self, seen: Observation, profiles: Known | None, degraded_by: tuple[str, ...] = ()
+    ) -> DecisionRecord:
         if self._chooser is None:
-            return self.judge.judge(seen, profiles, self._clock)
+            return self.judge.judge(seen, profiles, self._clock, degraded_by=degraded_by)
         judge, experiment, arm, exposed = self._chooser.choose(seen.event)
-        return judge.judge(seen, profiles, self._clock, experiment, arm, exposed)
+        return judge.judge(seen, profiles, self._clock, experiment, arm, exposed, degraded_by)
 
     async def _ask(self, attempt: Attempt) -> Decided:
         """The decision by way of the worker."""

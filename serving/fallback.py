@@ -15,7 +15,7 @@ import numpy as np
 
 from raypipe.aborts import reach
 from raypipe.errors import RaypipeError
-from raypipe.ledger.record import NOWHERE, DecisionRecord, OwnerOffsets
+from raypipe.ledger.record import NOWHERE, WORKER_AWAY, DecisionRecord, OwnerOffsets
 from raypipe.ledger.spill import Spilled, other_body
 from raypipe.project import Project
 from raypipe.vector.assemble import WINDOW_VALUE
@@ -24,19 +24,16 @@ from serving.decide import Decided, Known, Observation, Profiles
 from serving.key_values import StoredState, aged
 from serving.presence import Presence
 
-WORKER_AWAY = "worker_away"
-"""Why a decision is degraded: its windows are the last that were written."""
-
 NO_WINDOWS = "no_windows"
-"""And those can't be read, or are of another tenant: the policy's on_error answers."""
+"""Why besides: windows can't be read, or are of another tenant: the policy's on_error answers."""
 
 READERS = 4
 PROFILES_S = 0.1
 
 _log = logging.getLogger("raypipe.serving")
 
-Judging = Callable[[Observation, Known | None], DecisionRecord]
-"""Decides about what is known of an event."""
+Judging = Callable[[Observation, Known | None, tuple[str, ...]], DecisionRecord]
+"""Decides about what is known of an event, and of what is not, why the decision is degraded."""
 
 
 class Keeping(Protocol):
@@ -153,8 +150,7 @@ class Fallback:
         known = await reading
         why = (WORKER_AWAY,) if windows is not None else (WORKER_AWAY, NO_WINDOWS)
         seen = Remembered(event, windows or b"")
-        record = judging(seen, known if windows is not None else None)
-        return msgspec.structs.replace(record, degraded=True, degraded_by=why)
+        return judging(seen, known if windows is not None else None, why)
 
     async def _profiles(self, event: Mapping[str, Any], profiles: Profiles) -> Known | None:
         try:

@@ -121,7 +121,8 @@ class _Again:
                 rows[i] = np.frombuffer(record.features, FEATURE_VALUE)
         score = np.array([np.nan if r.score is None else r.score for r in records], np.float64)
         at = np.array([r.decided_at for r in records], np.int64)
-        verdicts = decide_columns(policy, score, events, rows, self._lists, at)
+        away = np.array([r.worker_away for r in records], np.bool_)
+        verdicts = decide_columns(policy, score, events, rows, self._lists, at, away)
         size = len(records)
         return Decided(
             event_ids=pa.array([r.event_id for r in records], pa.string()),

@@ -70,9 +70,10 @@ def condition(text: str, event: EventType) -> Condition:
     not depend on what an arm does.
     """
     when = read_condition(text, Names(event, (), ()))
-    if not when.independent:
+    if not when.independent or when.reads_away:
         raise DeclarationError(
-            f"condition {text!r} reads the score", hint="Only the event's own columns are known."
+            f"condition {text!r} reads {'worker_away' if when.independent else 'the score'}",
+            hint="Only the event's own columns are known.",
         )
     return Condition(ast.unparse(when.tree))
 

@@ -93,12 +93,20 @@ class DecisionRecord(msgspec.Struct, frozen=True):
         return () if isinstance(self.exposures, msgspec.UnsetType) else self.exposures
 
     @property
+    def worker_away(self) -> bool:
+        """Whether it was made without the worker."""
+        return WORKER_AWAY in self.degraded_by
+
+    @property
     def told(self) -> DecisionRecord:
         """What its client was told of it: without its event's place in the log."""
         return msgspec.structs.replace(
             self, event_offset=NOWHERE, owner_offsets=msgspec.UNSET, spilled=False
         )
 
+
+WORKER_AWAY = "worker_away"
+"""Why a decision is degraded: its windows are the last that were written."""
 
 NOWHERE = -1
 """Place of an event that is not in the log yet."""

@@ -1,9 +1,9 @@
 """What a condition asks of single values: enough to see that it can't hold, or follows.
 
 A condition is cut at its outer ``and``. Of each part this knows comparisons of a name with a
-number, of a text column with a text (also several joined by ``or``), and whether a key is on a
-list; any other part is only known by its text. A comparison holds for no missing value, so parts
-that are known speak of values that are there.
+number, of a text column with a text (also several joined by ``or``), whether the worker is away,
+and whether a key is on a list; any other part is only known by its text. A comparison holds for no
+missing value, so parts that are known speak of values that are there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
-from raypipe.policy.names import SCORE, Names, When
+from raypipe.policy.names import AWAY, SCORE, Names, When
 
 _FLIPPED = {ast.Lt: ast.Gt, ast.Gt: ast.Lt, ast.LtE: ast.GtE, ast.GtE: ast.LtE, ast.Eq: ast.Eq}
 
@@ -142,6 +142,12 @@ def _ask(out: Asked, part: ast.expr, names: Names) -> None:
         case ast.Constant(value=int() | float() as value):
             out.false |= value == 0
             return
+        case ast.Name(id=name) if name == AWAY:
+            out.number(AWAY, Interval(1.0, 1.0))
+            return
+        case ast.UnaryOp(op=ast.Not(), operand=ast.Name(id=name)) if name == AWAY:
+            out.number(AWAY, Interval(0.0, 0.0))
+            return
         case ast.UnaryOp(op=ast.Not(), operand=operand):
             out.denied.add(ast.unparse(operand))
             return
@@ -212,4 +218,4 @@ def _declared(name: str, names: Names) -> Interval:
             -math.inf if field_.minimum is None else field_.minimum,
             math.inf if field_.maximum is None else field_.maximum,
         )
-    return Interval(0.0, 1.0) if name == SCORE else Interval()
+    return Interval(0.0, 1.0) if name in (SCORE, AWAY) else Interval()

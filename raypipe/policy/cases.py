@@ -23,7 +23,7 @@ from raypipe.policy.spec import PolicySpec, iso
 from raypipe.project import Project
 from raypipe.yaml_nodes import Node, documents, nearest, read_text
 
-CASE_KEYS = ("name", "event", "features", "score", "lists", "at", "expect")
+CASE_KEYS = ("name", "event", "features", "score", "worker_away", "lists", "at", "expect")
 EXPECT_KEYS = ("action", "codes", "segment", "degraded")
 
 _TEXT = (ColumnKind.STRING, ColumnKind.CHOICE, ColumnKind.CURRENCY)
@@ -49,6 +49,7 @@ class Case:
     score: float | None
     lists: Mapping[str, tuple[str, ...]]
     at_ms: int
+    worker_away: bool
     expected: Expected
 
 
@@ -99,7 +100,7 @@ def _given(policy: RuleSet, case: Case) -> tuple[Any, ...]:
         (name, Change(name, policy.spec.lists.get(name, Kind.WATCH), "add", keys, "", "", 0))
         for name, keys in case.lists.items()
     ]
-    return case.score, case.event, row, Lists(changes), case.at_ms
+    return case.score, case.event, row, Lists(changes), case.at_ms, case.worker_away
 
 
 def _run(verdict: Verdict, case: Case) -> Result:
@@ -148,6 +149,7 @@ def _case(at: Node, spec: PolicySpec, project: Project, now_ms: int) -> Case:
         score=_score(raw["score"]) if "score" in raw else 0.0,
         lists=lists,
         at_ms=moment,
+        worker_away=raw["worker_away"].flag("worker_away") if "worker_away" in raw else False,
         expected=_expected(raw["expect"], spec),
     )
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raypipe.policy.lists import Lists
-from raypipe.policy.names import SCORE
+from raypipe.policy.names import AWAY, SCORE
 from raypipe.policy.policy import Action
 from raypipe.policy.program import Phase, Program
 from raypipe.policy.rules import BoundPolicy
@@ -45,6 +45,7 @@ def decide_columns(
     rows: npt.NDArray[np.float32],
     lists: Lists,
     at: npt.NDArray[np.int64],
+    worker_away: Flags,
 ) -> Verdicts:
     """The verdicts about n events, as ``policy.decide`` gives them one by one.
 
@@ -54,11 +55,13 @@ def decide_columns(
         rows: float32 [n, features of the model]; without a score they mean nothing.
         lists: the tenant's, with their past.
         at: when each is decided, ms [n].
+        worker_away: which are decided without the worker [n].
     """
     program = policy.program
     with np.errstate(invalid="ignore"):
         usable = (score >= 0.0) & (score <= 1.0)
-    holds = _holds(program, np.where(usable, score, np.nan), events, rows, lists, at, usable)
+    score_or_nan = np.where(usable, score, np.nan)
+    holds = _holds(program, score_or_nan, events, rows, lists, at, worker_away, usable)
     segment = np.full(len(score), len(program.segments), np.int16)
     for place in reversed(range(len(program.segments))):
         segment[holds[program.segments[place]] != 0.0] = place
@@ -89,10 +92,11 @@ def _holds(
     rows: npt.NDArray[np.float32],
     lists: Lists,
     at: npt.NDArray[np.int64],
+    worker_away: Flags,
     usable: Flags,
 ) -> dict[str, Floats]:
     """The answers of every expression, 1 or 0 [n]."""
-    values: dict[str, Floats] = {SCORE: score}
+    values: dict[str, Floats] = {SCORE: score, AWAY: worker_away.astype(np.float64)}
     for name in program.columns:
         # Unsafe only in that integers over 2**53 are rounded, as they are for a row.
         column = events.column(name).cast(pa.float64(), safe=False)

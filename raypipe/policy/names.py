@@ -1,11 +1,12 @@
 """What a policy's conditions may read, and what they do read.
 
 The grammar is that of raypipe.windows.conditions. Beside it: ``score``; the model's features, as
-the decision record keeps them (float32); ``in_list("name", column)``; and
-``country in ('DE', 'FR')``, which is short for comparisons joined by ``or``.
-A name that an event column and a feature share means the event column, and ``score`` always means
-the model's. Missing values have one
-meaning: a comparison with one never holds, ``is_missing(x)`` does.
+the decision record keeps them (float32); ``worker_away``, 1 where the decision is made without the
+worker and 0 elsewhere; ``in_list("name", column)``; and ``country in ('DE', 'FR')``, which is short
+for comparisons joined by ``or``.
+A name that an event column and a feature share means the event column; ``score`` always means the
+model's, and ``worker_away`` what it says here. Missing values have one meaning: a comparison with
+one never holds, ``is_missing(x)`` does.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from raypipe.windows.conditions import TextTest, expression
 from raypipe.yaml_nodes import nearest
 
 SCORE = "score"
+AWAY = "worker_away"
+_RESERVED = (SCORE, AWAY)
 IN_LIST = "in_list"
 
 _HINT = "Write it like: channel == 'online' and 100 <= amount < 500"
@@ -45,13 +48,13 @@ class Names:
 
     @cached_property
     def fields(self) -> dict[str, Field]:
-        """The event's columns by name, but for one called as the score is."""
-        return {f.name: f for f in self.event.all_fields if f.name != SCORE}
+        """The event's columns by name, but for those whose name means something else here."""
+        return {f.name: f for f in self.event.all_fields if f.name not in _RESERVED}
 
     @cached_property
     def known(self) -> tuple[str, ...]:
         """Every name that a condition may use."""
-        return tuple(dict.fromkeys((*self.fields, SCORE, *self.features)))
+        return tuple(dict.fromkeys((*self.fields, *_RESERVED, *self.features)))
 
     def textual(self, name: str) -> bool:
         """Whether a name is a text column."""
@@ -69,6 +72,7 @@ class When:
     """Event columns that are read as numbers."""
     features: tuple[str, ...]
     reads_score: bool
+    reads_away: bool
     tests: tuple[TextTest, ...]
     lists: tuple[ListTest, ...]
 
@@ -113,13 +117,14 @@ class _Reader:
         for test in terms.tests:
             self._check_text(test)
         columns = tuple(n for n in numbers if n in self._names.fields)
-        features = tuple(n for n in numbers if n not in columns and n != SCORE)
+        features = tuple(n for n in numbers if n not in columns and n not in _RESERVED)
         return When(
             self._text,
             tree,
             columns,
             features,
             SCORE in numbers,
+            AWAY in numbers,
             tuple(terms.tests),
             tuple(terms.lists),
         )

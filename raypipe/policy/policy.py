@@ -95,6 +95,7 @@ class Decides(Protocol):
         row: npt.NDArray[np.float32] | None,
         lists: Lists,
         at_ms: int,
+        worker_away: bool = False,
     ) -> Verdict:
         """The action for an event.
 
@@ -104,6 +105,7 @@ class Decides(Protocol):
             row: the model's feature vector, None where it could not be built.
             lists: the tenant's.
             at_ms: when it is decided: lists and overrides expire by it.
+            worker_away: it is decided without the worker, by windows that may be old.
         """
 
     def words(self, feature: str) -> tuple[str, str]:
@@ -183,6 +185,7 @@ class Policy:
         row: npt.NDArray[np.float32] | None = None,
         lists: Lists = EMPTY,
         at_ms: int = 0,
+        worker_away: bool = False,
     ) -> Verdict:
         """The action for a score; None, NaN and anything outside [0, 1] is an error."""
         if score is None or not 0.0 <= score <= 1.0:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from raypipe.errors import DeclarationError
-from raypipe.policy.names import SCORE, Names, Terms, When, features_of, read_condition
+from raypipe.policy.names import AWAY, SCORE, Names, Terms, When, features_of, read_condition
 from raypipe.policy.policy import Hit, threshold_hit
 from raypipe.policy.spec import DEFAULT, PolicySpec
 from raypipe.project import Project
@@ -83,9 +83,10 @@ class Program:
         self.model_features = tuple(features)
         self.features = [(n, features.index(n)) for n in checked.features]
         """Features that are read, each with its place in the model's vector."""
+        self.reads_away = any(c.reads_away for c in conditions)
         self.tests = list(terms.tests.items())
         self.lists = [(on, name, f"{on.list}:{on.column}") for on, name in terms.lists.items()]
-        inputs = (*self.columns, SCORE, *checked.features, *terms.stand_ins)
+        inputs = (*self.columns, SCORE, AWAY, *checked.features, *terms.stand_ins)
         self.of_row = compile_row(derived, inputs)
         self.of_columns = compile_columns(derived, inputs)
         cut = len(checked.segments)

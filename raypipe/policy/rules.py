@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from raypipe.errors import DeclarationError
 from raypipe.policy.lists import Lists
-from raypipe.policy.names import SCORE
+from raypipe.policy.names import AWAY, SCORE
 from raypipe.policy.policy import ON_ERROR, ON_ERROR_CODE, SEVERITY, Action, Hit, Verdict
 from raypipe.policy.program import Program, check
 from raypipe.policy.spec import PolicySpec
@@ -84,6 +84,7 @@ class BoundPolicy:
         row: npt.NDArray[np.float32] | None,
         lists: Lists,
         at_ms: int,
+        worker_away: bool = False,
     ) -> Verdict:
         """The verdict about one event; arguments as in raypipe.policy.policy.Decides.
 
@@ -105,6 +106,8 @@ class BoundPolicy:
             values[SCORE] = math.nan
             for name, _ in program.features:
                 values[name] = math.nan
+        if program.reads_away:
+            values[AWAY] = float(worker_away)
         for test, name in program.tests:
             found = event[test.column]
             values[name] = float(found is not None and (found == test.text) == test.equal)

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 
 SEVERITY = {"approve": 0, "step_up": 1, "review": 2, "block": 3}
 COLUMNS = ("litres", "received_at")
+AWAY = "worker_away"
+KNOWN = (*COLUMNS, AWAY)
+"""Numbers that are there without the model."""
 FEATURES = ("thirst", "valve_count_2d", "alone")
 TEXTS = {"valve": ("v-1", "v-2"), "gardener": ("ann", "bob"), "mode": ("drip", "spray")}
 LISTS = {"good": "allow", "bad": "deny"}
@@ -52,21 +55,21 @@ def _compare(name: str, op: str, value: float) -> Cond:
             "!=": x != value,
         }[op]
 
-    return Cond(f"{name} {op} {value!r}", holds, name not in COLUMNS)
+    return Cond(f"{name} {op} {value!r}", holds, name not in KNOWN)
 
 
 def _band(name: str, low: float, high: float) -> Cond:
     def holds(env: Env) -> bool:
         return low <= env.numbers[name] < high
 
-    return Cond(f"{low!r} <= {name} < {high!r}", holds, name not in COLUMNS)
+    return Cond(f"{low!r} <= {name} < {high!r}", holds, name not in KNOWN)
 
 
 def _sum(a: str, b: str, least: float) -> Cond:
     def holds(env: Env) -> bool:
         return env.numbers[a] + env.numbers[b] > least
 
-    needs = a not in COLUMNS or b not in COLUMNS
+    needs = a not in KNOWN or b not in KNOWN
     return Cond(f"{a} + {b} > {least!r}", holds, needs)
 
 
@@ -74,7 +77,7 @@ def _missing(name: str) -> Cond:
     def holds(env: Env) -> bool:
         return math.isnan(env.numbers[name])
 
-    return Cond(f"is_missing({name})", holds, name not in COLUMNS)
+    return Cond(f"is_missing({name})", holds, name not in KNOWN)
 
 
 def _text(column: str, equal: bool, text: str) -> Cond:
@@ -102,7 +105,7 @@ def _listed(name: str, column: str) -> Cond:
     return Cond(f'in_list("{name}", {column})', holds, False)
 
 
-_numbers = st.sampled_from([*COLUMNS, *FEATURES, "score"])
+_numbers = st.sampled_from([*KNOWN, *FEATURES, "score"])
 _values = st.sampled_from([0.0, 0.25, 0.5, 1.0, 3.0, 100.0])
 _leaves = st.one_of(
     st.builds(_compare, _numbers, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), _values),
@@ -114,6 +117,7 @@ _leaves = st.one_of(
     ),
     st.builds(_one_of, st.sampled_from(sorted(TEXTS)), st.booleans()),
     st.builds(_listed, st.sampled_from(sorted(LISTS)), st.sampled_from(sorted(TEXTS))),
+    st.just(Cond(AWAY, lambda env: env.numbers[AWAY] == 1, False)),
 )
 
 

@@ -73,6 +73,7 @@ decided = st.tuples(
     st.tuples(*(numbers for _ in FEATURES)),
     st.sampled_from([None, math.nan, -0.1, 0.0, 0.2, 0.25, 0.5, 0.7, 0.9, 1.0, 1.1]),
     st.integers(-1, 7 * 24) | st.integers(0, 7).map(lambda day: day * 24),
+    st.booleans(),
 )
 
 
@@ -85,25 +86,24 @@ def test_rows_and_columns_decide_what_the_oracle_says(
     policy = RuleSet(spec, project).bind(MODEL)
     lists = Lists((str(i), c) for i, c in enumerate(made))
     vectors, moments, told = [], [], []
-    for event, features, score, hour in rows:
+    for event, features, score, hour, away in rows:
         at = NEW_YEAR + hour * DAY_MS // 24
         vectors.append(np.array([*features, event["litres"]], np.float32))
         moments.append(at)
         env = Env(
             dict(zip(FEATURES, map(float, np.float32(features)), strict=True))
             | {c: float(event[c]) for c in oracle.COLUMNS}
-            | {"score": math.nan if score is None else score},
+            | {"score": math.nan if score is None else score, oracle.AWAY: float(away)},
             {c: event[c] for c in TEXTS},
             lambda name, key, at=at: on_list(made, name, key, at),
         )
         expected = oracle.decide(drawn, score, env, hour / 24)
-        verdict = policy.decide(score, event, vectors[-1], lists, at)
+        verdict = policy.decide(score, event, vectors[-1], lists, at, away)
         assert (verdict.action, verdict.rules) == (expected.action, expected.rules)
         assert (verdict.segment, verdict.degraded) == (expected.segment, expected.degraded)
         # What a record keeps is enough to decide again without the lists.
-        assert policy.decide(score, event, vectors[-1], Recorded(verdict.list_hits, event), at) == (
-            verdict
-        )
+        listed = Recorded(verdict.list_hits, event)
+        assert policy.decide(score, event, vectors[-1], listed, at, away) == verdict
         told.append(expected)
     found = decide_columns(
         policy,
@@ -112,6 +112,7 @@ def test_rows_and_columns_decide_what_the_oracle_says(
         np.array(vectors),
         lists,
         np.array(moments, np.int64),
+        np.array([r[4] for r in rows], np.bool_),
     )
     names = [r.name for r in spec.ordered]
     segments = [*(s.name for s in spec.segments), "default"]
@@ -142,16 +143,22 @@ def test_a_list_answers_for_any_time_what_held_then(
         }
 
 
-@given(a=conditions, b=conditions, event=events(), features=st.tuples(*(numbers for _ in FEATURES)))
+@given(
+    a=conditions,
+    b=conditions,
+    event=events(),
+    features=st.tuples(*(numbers for _ in FEATURES)),
+    away=st.booleans(),
+)
 def test_what_lint_holds_for_impossible_or_implied_is(
-    a: Cond, b: Cond, event: dict[str, Any], features: tuple[float, ...]
+    a: Cond, b: Cond, event: dict[str, Any], features: tuple[float, ...], away: bool
 ) -> None:
     first, second = (asked(read_condition(c.text, NAMES), NAMES) for c in (a, b))
     for score in (0.0, 0.25, 0.5, 1.0):
         env = Env(
             dict(zip(FEATURES, features, strict=True))
             | {c: float(event[c]) for c in oracle.COLUMNS}
-            | {"score": score},
+            | {"score": score, oracle.AWAY: float(away)},
             {c: event[c] for c in TEXTS},
             lambda name, key: (name, key) == ("bad", "v-1"),
         )

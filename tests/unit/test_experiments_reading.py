@@ -101,6 +101,7 @@ def test_the_canonical_form_is_the_same_experiment() -> None:
         ("holdout: 0.05", "holdout: -0.1", "holdout is -0.1"),
         ("litres >= 10", "litre >= 10", "Did you mean 'litres'"),
         ("litres >= 10", "score >= 0.5", "reads the score"),
+        ("litres >= 10", "worker_away", "reads worker_away"),
         ("litres >= 10", "thirst >= 1", "unknown 'thirst'"),
         ("'drip', 'spray'", "'drop', 'spray'", "Did you mean 'drip'"),
         ("segments: [mode]", "segments: [colour]", "has no field 'colour'"),

@@ -43,14 +43,22 @@ AS_OF = f"label_as_of={served.START + 3 * DAY_MS}"
 
 @pytest.fixture(scope="module")
 def decided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[DecisionRecord]]:
-    """Scores by number; every ninth decision has none, and was degraded."""
+    """Scores by number; every ninth decision has none, and was degraded; so was every fifth, made
+    without the worker."""
     folder = tmp_path_factory.mktemp("home")
 
     def scored(record: DecisionRecord) -> DecisionRecord:
         number = int(record.event_id[2:])
         score = None if number % 9 == 0 else number % 10 / 10
         action = "review" if score is None or score > 0.6 else "approve"
-        return msgspec.structs.replace(record, score=score, action=action, degraded=score is None)
+        why = ("worker_away",) if number % 5 == 0 else ()
+        return msgspec.structs.replace(
+            record,
+            score=score,
+            action=action,
+            degraded=score is None or bool(why),
+            degraded_by=why,
+        )
 
     made = served.write(folder, scored)
     manifest = Manifest(
@@ -245,6 +253,20 @@ def test_a_backtest_is_of_a_time_and_says_what_it_left_out(
     assert report["decisions"] == 0
     assert report["left_out"] == {"of flooding@1, which is not in the lake": len(made)}
     assert call("backtest", file, home=tmp_path / "none").exit_code == 1
+
+
+def test_a_backtest_knows_which_decisions_were_made_without_the_worker(
+    decided: tuple[Path, list[DecisionRecord]], tmp_path: Path
+) -> None:
+    home, made = decided
+    rule = "worker_away and litres >= 30, action: block, reason: Nobody is here."
+    text = f"{{name: p, version: 1, rules: [{{name: careful, when: {rule}}}]}}"
+    report = result_of("backtest", write(tmp_path, text, "careful.yaml"), home=home)
+    numbers = [int(r.event_id[2:]) for r in made]
+    fired = [n for n in numbers if n % 5 == 0 and served.opening(n)["litres"] >= 30]
+    assert 3 < len(fired) < sum(n % 5 == 0 for n in numbers)
+    assert report["rules"] == {"careful": len(fired)}
+    assert sum(m["count"] for m in report["moves"] if m["after"] == "block") == len(fired)
 
 
 def test_money_is_summed_by_currency() -> None:

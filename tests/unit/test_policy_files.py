@@ -126,6 +126,8 @@ def test_a_refusal_names_the_line_and_the_way_out(old: str, new: str, line: int,
         ("[x for x in (1, 2)]", "unknown 'x'"),
         ("litres >", "can't be read"),
         ("_text_0 > 0", "unknown '_text_0'"),
+        ("worker_awya and litres > 1", "Did you mean 'worker_away'"),
+        ("worker_away == 'yes'", "Leave the quotes away"),
         ("litres in ('a', 3)", "Leave the quotes away"),
     ],
 )
@@ -153,6 +155,12 @@ def test_score_means_the_models_even_where_an_event_has_such_a_column() -> None:
     assert (when.reads_score, when.columns, when.features) == (True, (), ())
 
 
+def test_worker_away_means_the_decisions_and_needs_no_model() -> None:
+    event = EventType("exam", (Field("worker_away", ColumnKind.STRING),))
+    when = read_condition("worker_away and not in_list('x', event_id)", Names(event, (), ("x",)))
+    assert (when.reads_away, when.independent, when.columns, when.features) == (True, True, (), ())
+
+
 def codes(*pairs: tuple[str, str], now: int = 0) -> list[tuple[str, str]]:
     return [(f.level, f.code) for f in findings(spec(*pairs), project, now)]
 
@@ -173,6 +181,9 @@ def test_lint_is_silent_about_a_good_policy() -> None:
         "mode in ('spray', 'drip') and mode != 'spray' and mode != 'drip'",
         "in_list('trusted', valve) and not in_list('trusted', valve)",
         "0",
+        "worker_away and not worker_away",
+        "worker_away == 1 and not worker_away",
+        "worker_away > 1",
         "in_list('broken', valve) and litres > 5",  # behind the final rule of the same
         "litres >= 2000 and in_list('broken', valve)",
     ],
@@ -192,6 +203,8 @@ def test_lint_sees_rules_that_never_fire(condition: str) -> None:
         "in_list('broken', gardener)",
         "score >= 1",
         "is_missing(thirst) and not litres > 5",
+        "worker_away and litres > 5",
+        "not worker_away and litres > 5",
     ],
 )
 def test_lint_leaves_rules_that_may_fire(condition: str) -> None:
@@ -247,6 +260,11 @@ def test_a_diff_says_what_changes_in_words() -> None:
         "rule 'much' fires when 'litres >= 900' instead of 'litres >= 1000'",
         "rules are looked at in another order: trusted, broken, much",
     ]
+    away = spec(("litres >= 1000", "litres >= 1000 or worker_away and litres > 9"))
+    assert diff(spec(), away) == [
+        "rule 'much' fires when 'litres >= 1000 or worker_away and litres > 9' "
+        "instead of 'litres >= 1000'"
+    ]
     gone = WATER[: WATER.index("overrides:")]
     assert diff(spec(), parse_policy(gone)) == [
         "override 'drought' is gone: rule 'much' asks for block; "
@@ -291,6 +309,20 @@ def test_cases_tell_what_comes_out_otherwise(tmp_path: Path) -> None:
         (),
         ("codes NO_SCORE, expected none",),
     ]
+
+
+def test_a_case_says_whether_the_worker_is_away(tmp_path: Path) -> None:
+    rules = spec(("litres >= 1000", "worker_away and litres >= 100"))
+    file = tmp_path / "water.cases.yaml"
+    file.write_text(
+        "- {name: away, event: {litres: 100}, worker_away: true, expect: {action: review}}\n"
+        "- {name: here, event: {litres: 100}, worker_away: false, expect: {action: approve}}\n"
+        "- {name: unsaid, event: {litres: 100}, expect: {action: approve}}\n"
+        "- {name: nothing, event: {litres: 100}, score: null, worker_away: true,"
+        " expect: {action: review, codes: [LOT_OF_WATER, NO_SCORE], degraded: true}}\n"
+    )
+    found = cases.run(RuleSet(rules, project), cases.read_cases(file, rules, project, NOW))
+    assert [r.wrong for r in found] == [()] * 4
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,12 @@ from features.online import OnlineRow
 from raypipe.clock import HOUR_MS, MINUTE_MS
 from raypipe.errors import Conflict, Unavailable
 from raypipe.events.row import RowValidator
+from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord, decode
 from raypipe.ledger.spill import Spill
+from raypipe.policy.lists import EMPTY
+from raypipe.policy.reading import parse_policy
+from raypipe.policy.rules import RuleSet
 from raypipe.windows.spec import WindowView, count, last, since_last, spans
 from serving import taking_in
 from serving.decide import Decider, NoProfiles
@@ -27,6 +31,7 @@ from serving.entrance import Entrance
 from serving.fairness import Gate
 from serving.fallback import Fallback
 from serving.presence import SILENT_S, Presence
+from serving.scoring import load_judge
 from serving.spill import SpillWriter
 from serving.taking_in import BATCH, TakingIn
 from tests.unit.serving_kit import (
@@ -241,14 +246,52 @@ def test_a_key_that_is_missing_and_a_value_that_has_aged_are_no_numbers(replica:
 
 
 def test_without_any_windows_on_error_answers(replica: Replica) -> None:
-    def broken(*_: Any) -> OnlineRow:
-        raise Unavailable("no store here")
-
-    replica.service.stored.read = broken  # type: ignore[method-assign]
+    replica.service.stored.read = _no_store  # type: ignore[method-assign]
     replica.leave()
     told = replica.post(body()).json()
     assert told["degraded_by"] == ["worker_away", "no_windows"]
     assert (told["action"], told["score"]) == ("review", None)
+
+
+CAREFUL = """
+name: careful
+version: 1
+thresholds: {default: {block: 1.0}}
+rules:
+  - name: large
+    when: worker_away and cost >= 500
+    action: block
+    reason: Large amounts wait until what came lately is known again.
+"""
+
+
+def test_a_policy_knows_that_the_worker_is_away_and_so_does_its_record(
+    replica: Replica, home: Path
+) -> None:
+    rules = RuleSet(parse_policy(CAREFUL), PROJECT)
+    judge = load_judge(Place.at(home) / "models", PROJECT, "fault", None, "review", rules)
+    replica.service.app.decider.judge = judge
+    assert replica.post(body(event_id="here", cost=500)).json()["action"] == "approve"
+    replica.leave()
+    assert replica.post(body(event_id="small", cost=499)).json()["action"] == "approve"
+    told = replica.post(body(event_id="large", cost=500)).json()
+    assert (told["action"], told["reasons"][0]["code"]) == ("block", "LARGE")
+    replica.service.stored.read = _no_store  # type: ignore[method-assign]
+    told = replica.post(body(event_id="blind", cost=500)).json()
+    assert (told["action"], told["score"]) == ("block", None)  # on_error alone would review
+    replica.come_back()
+    for event_id, fired in (("here", ()), ("small", ()), ("large", ("large",))):
+        record, event = recorded(replica, event_id), replica.worker.seen["default", event_id].event
+        row = np.frombuffer(record.features, "<f4")
+        again = judge.policy.decide(
+            record.score, event, row, EMPTY, record.decided_at, record.worker_away
+        )
+        assert (again.action.value, again.rules) == (record.action, record.rule_hits)
+        assert record.rule_hits == fired
+
+
+def _no_store(*_: Any) -> OnlineRow:
+    raise Unavailable("no store here")
 
 
 def test_another_tenants_windows_are_never_read(replica: Replica) -> None:
