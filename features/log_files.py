@@ -21,7 +21,7 @@ from raypipe.ledger.record import LOG_KIND, LOG_SCHEMA
 from raypipe.log import opening
 from raypipe.log.export import STEP
 from raypipe.log.port import OFFSET, EventLog
-from raypipe.ownership.claim import require_single
+from raypipe.ownership.claim import begun_for, require_single
 from raypipe.project import Project
 
 if TYPE_CHECKING:
@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 
     from raypipe.config import Settings
 
-PARTITION = 0
-
 _OWN = {LOG_KIND: LOG_SCHEMA, EXPOSURE: EXPOSURE_SCHEMA}
 
 
 class LogFiles:
-    """The rows that were in a log when this was made, of one tenant, by kind.
+    """The rows that were in a partition of a log when this was made, of one tenant, by kind.
 
     Args:
         kept: folder for exported steps, which later readings use again.
@@ -43,9 +41,15 @@ class LogFiles:
     """
 
     def __init__(
-        self, log: EventLog, project: Project, tenant: str, kept: Path, scratch: Path
+        self,
+        log: EventLog,
+        project: Project,
+        tenant: str,
+        kept: Path,
+        scratch: Path,
+        partition: int = 0,
     ) -> None:
-        self.end = log.end(PARTITION)
+        self.end = log.end(partition)
         """The next offset then."""
         self.id = log.id
         """The log's."""
@@ -53,6 +57,7 @@ class LogFiles:
         self.spill = scratch / "spill"
         """Folder for what a reader's memory can't hold; gone with the reading."""
         self._log = log
+        self._partition = partition
         self._project = project
         self._kept = Place.at(kept)
         self._scratch = Place.at(scratch)
@@ -83,11 +88,12 @@ class LogFiles:
         import pyarrow.dataset as ds
 
         if kind not in self._found:
-            first = self._log.first(PARTITION, kind)
+            partition = self._partition
+            first = self._log.first(partition, kind)
             whole = max(first, self.end // STEP * STEP)
             files = [
-                *self._log.export(PARTITION, kind, self._kept, first, whole),
-                *self._log.export(PARTITION, kind, self._scratch, whole, self.end),
+                *self._log.export(partition, kind, self._kept, first, whole),
+                *self._log.export(partition, kind, self._scratch, whole, self.end),
             ]
             schema = _OWN.get(kind) or self._project.event(kind).arrow_schema
             schema = pa.schema(
@@ -103,13 +109,38 @@ def open_log(settings: Settings, project: Project) -> Iterator[LogFiles]:
 
     Raises NotFound when there is no log yet, UsageError for one of several workers.
     """
+    with _opened(settings) as (log, scratch):
+        require_single(log, "this command")
+        yield _files(log, settings, project, scratch, 0)
+
+
+@contextmanager
+def open_partitions(settings: Settings, project: Project) -> Iterator[tuple[LogFiles, ...]]:
+    """As open_log, a partition for each worker, however many there are.
+
+    An event lies whole in one of them, its decision in the same. Offsets are a partition's own.
+    """
+    with _opened(settings) as (log, scratch):
+        yield tuple(
+            _files(log, settings, project, scratch, partition)
+            for partition in range(begun_for(log))
+        )
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[tuple[EventLog, Path]]:
     log = opening.open_log(settings.log_url, settings.log_cache, create=False)
     settings.home.mkdir(parents=True, exist_ok=True)
     try:
-        require_single(log, "this command")
         # In the home, where only its owner reads: these are events.
         with tempfile.TemporaryDirectory(prefix=".rows-", dir=settings.home) as scratch:
-            kept = settings.home / "export" / log.id
-            yield LogFiles(log, project, settings.tenant, kept, Path(scratch))
+            yield log, Path(scratch)
     finally:
         log.close()
+
+
+def _files(
+    log: EventLog, settings: Settings, project: Project, scratch: Path, partition: int
+) -> LogFiles:
+    kept = settings.home / "export" / log.id
+    return LogFiles(log, project, settings.tenant, kept, scratch, partition)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from features.log_files import LogFiles, open_log
+from features.log_files import LogFiles, open_partitions
 from features.moments import iso, point
 from raypipe.errors import DeclarationError, IntegrityError, NotFound
 from raypipe.events.schema import Kind
@@ -48,8 +48,9 @@ def run(
 ) -> Report:
     """Decide again about the settings tenant's decisions, by a policy file or a published policy.
 
-    ``since`` and ``until`` are dates, times or durations before the newest decision. Lists and
-    overrides are as they were when each decision was made.
+    Decisions of several workers lie in as many logs, each beside its event. ``since`` and ``until``
+    are dates, times or durations before the newest decision. Lists and overrides are as they were
+    when each decision was made.
 
     Raises NotFound where nothing was decided, and what loading the policy raises.
     """
@@ -57,19 +58,20 @@ def run(
     rules = RuleSet(POLICIES.find(settings.lake, policy), project)
     lists = ListStore(settings.lake, settings.tenant).refresh()
     with (
-        open_log(settings, project) as files,
+        open_partitions(settings, project) as logs,
         progress.stage("backtest", unit="decisions") as stage,
     ):
-        log = files.table(LOG_KIND)
-        oldest, newest = _span(log)
+        oldest, newest = _span(logs)
         start = oldest if since is None else point("--since", since, newest)
         end = newest + 1 if until is None else point("--until", until, newest)
-        again = _Again(settings, project, files, rules, lists)
+        again = _Again(settings, project, rules, lists)
         parts: list[Decided] = []
-        for records in _records(log, start, end):
-            parts += again.decide(records)
-            stage.advance(len(records))
-        truth = _truth(settings, project, files, parts)
+        for files in logs:
+            events = files.table(project.decision)
+            for records in _records(files.table(LOG_KIND), start, end):
+                parts += again.decide(records, events)
+                stage.advance(len(records))
+        truth = _truth(settings, project, logs, parts)
         report = summarise(rules, parts, truth, again.left_out)
         stage.say(f"{report.changed:,} of {report.decisions:,} would change")
     return msgspec.structs.replace(report, since=iso(start), until=iso(end))
@@ -78,12 +80,9 @@ def run(
 class _Again:
     """Makes recorded decisions again."""
 
-    def __init__(
-        self, settings: Settings, project: Project, files: LogFiles, rules: RuleSet, lists: Lists
-    ) -> None:
+    def __init__(self, settings: Settings, project: Project, rules: RuleSet, lists: Lists) -> None:
         self._models = settings.lake / "models"
         self._event = project.decision_event
-        self._events = files.table(self._event.name)
         self._rules = rules
         self._lists = lists
         self._bound: dict[str, BoundPolicy | str] = {}
@@ -92,8 +91,14 @@ class _Again:
         self._code = next((f.name for f in self._event.fields if f.kind is Kind.CURRENCY), None)
         self._currency = settings.currency
 
-    def decide(self, records: list[DecisionRecord]) -> Iterator[Decided]:
-        """Decide about some, model by model; what can't be decided is counted."""
+    def decide(
+        self, records: list[DecisionRecord], events: pa.dataset.Dataset
+    ) -> Iterator[Decided]:
+        """Decide about some, model by model; what can't be decided is counted.
+
+        Args:
+            events: the decision events of the partition that has the records.
+        """
         by_model: dict[str, list[DecisionRecord]] = {}
         for record in records:
             by_model.setdefault(record.model, []).append(record)
@@ -102,14 +107,14 @@ class _Again:
             if isinstance(policy, str):
                 self.left_out[policy] += len(mine)
                 continue
-            events = self._events_of(mine)
-            known = set(events.column(OFFSET).to_pylist())
+            theirs = _events_of(mine, events)
+            known = set(theirs.column(OFFSET).to_pylist())
             found = sorted(
                 (r for r in mine if r.event_offset in known), key=lambda r: r.event_offset
             )
             self.left_out["whose event is not in the log any more"] += len(mine) - len(found)
             if found:
-                yield self._decided(policy, found, events)
+                yield self._decided(policy, found, theirs)
 
     def _decided(
         self, policy: BoundPolicy, records: list[DecisionRecord], events: pa.Table
@@ -139,15 +144,6 @@ class _Again:
             hits=verdicts.hits,
         )
 
-    def _events_of(self, records: list[DecisionRecord]) -> pa.Table:
-        """The events of some decisions, in log order."""
-        import pyarrow.dataset as ds
-
-        offsets = sorted(r.event_offset for r in records)
-        place = ds.field(OFFSET)
-        wanted = (place >= offsets[0]) & (place <= offsets[-1]) & place.isin(offsets)
-        return self._events.to_table(filter=wanted).sort_by(OFFSET)
-
     def _policy(self, model: str) -> BoundPolicy | str:
         """The policy for a model, or why it can't decide about what that one scored."""
         if model not in self._bound:
@@ -166,26 +162,43 @@ class _Again:
             return f"of {model}, which lacks features that the policy reads"
 
 
-def _truth(settings: Settings, project: Project, files: LogFiles, parts: list[Decided]) -> Truth:
+def _events_of(records: list[DecisionRecord], events: pa.dataset.Dataset) -> pa.Table:
+    """The events of some decisions, in log order."""
+    import pyarrow.dataset as ds
+
+    offsets = sorted(r.event_offset for r in records)
+    place = ds.field(OFFSET)
+    wanted = (place >= offsets[0]) & (place <= offsets[-1]) & place.isin(offsets)
+    return events.to_table(filter=wanted).sort_by(OFFSET)
+
+
+def _truth(
+    settings: Settings, project: Project, logs: Sequence[LogFiles], parts: list[Decided]
+) -> Truth:
     label = project.label
-    truths = files.table(label.event).to_table(["event_time", label.reference])
+    truths = _columns(logs, label.event, ["event_time", label.reference])
     ids = pa.chunked_array([p.event_ids for p in parts], pa.string())
     times = joined([p.event_time for p in parts])
     as_of = settings.label_as_of
     if as_of is None:
-        newest = [files.table(k).to_table(["event_time"]) for k in {label.event, project.decision}]
+        newest = [_columns(logs, k, ["event_time"]) for k in {label.event, project.decision}]
         found = [pc.max(t.column(0)).as_py() for t in newest if len(t)]
         as_of = max(found, default=0)
     y, labelled = labels(label, ids, times, truths, as_of_ms=as_of)
     return Truth(y == 1, labelled)
 
 
-def _span(log: pa.dataset.Dataset) -> tuple[int, int]:
+def _columns(logs: Sequence[LogFiles], kind: str, names: list[str]) -> pa.Table:
+    return pa.concat_tables(files.table(kind).to_table(names) for files in logs)
+
+
+def _span(logs: Sequence[LogFiles]) -> tuple[int, int]:
     """The first and the last time at which something was decided, ms; raises NotFound."""
     found = []
-    for batch in log.to_batches(columns=[DECIDED]):
-        if batch.num_rows:
-            found.append(pc.min_max(batch.column(0)).as_py())
+    for files in logs:
+        for batch in files.table(LOG_KIND).to_batches(columns=[DECIDED]):
+            if batch.num_rows:
+                found.append(pc.min_max(batch.column(0)).as_py())
     if not found:
         raise NotFound("nothing was decided yet", hint="`raypipe serve` decides.")
     return min(f["min"] for f in found), max(f["max"] for f in found)

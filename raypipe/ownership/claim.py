@@ -72,7 +72,7 @@ def check_claim(log: EventLog, partition: int, ownership: Ownership | None) -> N
     read what rows of several workers lack."""
     known = recorded(log, partition)
     workers = 1 if ownership is None else ownership.workers
-    was = known[-1]["workers"] if known else 1
+    was = _workers(known)
     if was != workers and (known or log.end(partition)):
         raise ConfigError(
             f"the log was begun with {_many(was)}, and `workers` is {workers}",
@@ -92,13 +92,21 @@ def check_claim(log: EventLog, partition: int, ownership: Ownership | None) -> N
             raise _changed(kind, f"its views read {', '.join(more)} too")
 
 
+def begun_for(log: EventLog) -> int:
+    """The number of workers that a log belongs to: that of its partitions."""
+    return _workers(recorded(log, 0))
+
+
+def _workers(known: list[dict[str, Any]]) -> int:
+    return int(known[-1]["workers"]) if known else 1
+
+
 def require_single(log: EventLog, what: str) -> None:
     """Raise UsageError for a log of several workers, whose partitions ``what`` can't read yet."""
-    known = recorded(log, 0)
-    if known:
+    workers = begun_for(log)
+    if workers > 1:
         raise UsageError(
-            f"{what} reads the log of one worker, and this one belongs to "
-            f"{_many(known[-1]['workers'])}",
+            f"{what} reads the log of one worker, and this one belongs to {_many(workers)}",
             hint=ONE_LOG,
         )
 

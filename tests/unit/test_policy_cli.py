@@ -18,7 +18,9 @@ from raypipe.lake import Place
 from raypipe.ledger.record import DecisionRecord
 from raypipe.policy.reading import parse_policy
 from raypipe.policy.rules import RuleSet
+from raypipe.vector.assemble import FEATURE_VALUE, Assembler
 from tests.domains.greenhouse import project
+from tests.property import workers_world
 from tests.unit import served_home as served
 from tests.unit.test_policy_files import CASES, WATER, changed
 from training.artefact import MANIFEST, Manifest
@@ -41,8 +43,41 @@ rules:
 AS_OF = f"label_as_of={served.START + 3 * DAY_MS}"
 
 
-@pytest.fixture(scope="module")
-def decided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[DecisionRecord]]:
+def by_two_workers(home: Path, change: served.Change) -> list[DecisionRecord]:
+    """As served.write, by two workers: each has a log of its own, with offsets of its own."""
+    world = workers_world.World(project, 2, home, seed=0)
+    assembler = Assembler(project, served.MODEL)
+    made = []
+
+    def judged(
+        _: object, event: dict[str, Any], windows: bytes, offsets: tuple[tuple[int, int], ...]
+    ) -> DecisionRecord:
+        row = assembler.row(event, windows, ()).astype(FEATURE_VALUE)
+        record = served.decision(event, offsets[0][1], row.tobytes())
+        record = msgspec.structs.replace(record, owner_offsets=offsets)
+        if event["tenant"] == "default":
+            record = change(record)
+            made.append(record)
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers_world, "decision_of", judged)
+        history = [("opening", served.opening(i)) for i in range(served.HISTORY)]
+        world.run([world.bulk(history, None)], crashes=0)
+        for i in range(served.HISTORY, served.HISTORY + served.LIVE):
+            if i % 8 == 0:
+                world.run([world.bulk([("flood", served.flood(i))], None)], crashes=0)
+            for tenant in ("default", "other"):
+                world.run([world.decide(served.opening(i, tenant))], crashes=0)
+    world.log.close()
+    assert {record.owner_offsets[0][0] for record in made} == {0, 1}
+    return made
+
+
+@pytest.fixture(scope="module", params=[served.write, by_two_workers])
+def decided(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> tuple[Path, list[DecisionRecord]]:
     """Scores by number; every ninth decision has none, and was degraded; so was every fifth, made
     without the worker."""
     folder = tmp_path_factory.mktemp("home")
@@ -60,7 +95,7 @@ def decided(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Decisi
             degraded_by=why,
         )
 
-    made = served.write(folder, scored)
+    made = request.param(folder, scored)
     manifest = Manifest(
         name="flooding",
         version="1",
