@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raypipe.cli import _options, _output, _stage
-from raypipe.cli._options import Config, Home, Json, Quiet, Set
+from raypipe.cli._options import Json, Quiet
+from raypipe.cli._shared import settled
+
+if TYPE_CHECKING:
+    from raypipe.config import Settings
 
 
+@settled
 def backtest(
+    settings: Settings,
     policy: Annotated[
         str, typer.Argument(metavar="POLICY", help="A file, name@version, or name for the newest.")
     ],
@@ -26,9 +32,6 @@ def backtest(
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
 ) -> int:
     """Show what a policy would have changed in the recorded decisions.
 
@@ -37,7 +40,6 @@ def backtest(
     negatives where the truth is known by now. Reads the log also while the system serves, and
     writes nothing.
     """
-    settings = _options.settings(home, config, set_)
     report = _stage.call(
         "training.backtest:run",
         settings,

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from raypipe.cli import _options, _output
-from raypipe.cli._options import Config, Home, Json, Set
+from raypipe.cli import _output
+from raypipe.cli._options import Json
+from raypipe.cli._shared import settled
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -45,7 +46,9 @@ Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Why; kept for g
 
 
 @app.command()
+@settled
 def add(
+    settings: Settings,
     name: Name,
     why: Why,
     keys: Keys = None,
@@ -61,12 +64,8 @@ def add(
     file: KeyFile = None,
     who: Who = None,
     json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
 ) -> int:
     """Put keys on a list, for a time or until they are removed."""
-    settings = _options.settings(home, config, set_)
     from raypipe.errors import UsageError
     from raypipe.policy.lists import Kind as ListKind
 
@@ -92,19 +91,17 @@ def add(
 
 
 @app.command()
+@settled
 def remove(
+    settings: Settings,
     name: Name,
     why: Why,
     keys: Keys = None,
     file: KeyFile = None,
     who: Who = None,
     json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
 ) -> int:
     """Take keys off a list."""
-    settings = _options.settings(home, config, set_)
     all_keys = _keys(keys, file)
     lists = _store(settings).remove(name, all_keys, who=who or getpass.getuser(), why=why)
     _output.write(
@@ -116,15 +113,13 @@ def remove(
 
 
 @app.command()
+@settled
 def show(
+    settings: Settings,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One list [all].")] = None,
     json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
 ) -> int:
     """Show what is on a list now; without a name, which lists there are."""
-    settings = _options.settings(home, config, set_)
     from raypipe.clock import SystemClock
     from raypipe.errors import NotFound
     from raypipe.policy.spec import iso
@@ -160,15 +155,13 @@ def show(
 
 
 @app.command()
+@settled
 def history(
+    settings: Settings,
     name: Annotated[str | None, typer.Argument(metavar="NAME", help="One list [all].")] = None,
     json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
 ) -> int:
     """Show every change, and the version that decisions recorded after it."""
-    settings = _options.settings(home, config, set_)
     import msgspec
 
     from raypipe.policy.spec import iso

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raypipe.cli import _options, _output, _stage, release
 from raypipe.cli._options import Address, Config, Home, Json, Quiet, Set
-from raypipe.cli.release import By, Reason
 
 if TYPE_CHECKING:
+    from raypipe.config import Settings
     from raypipe.experiments.spec import Experiment
 
 app = typer.Typer(
@@ -237,62 +237,32 @@ def list_(json: Json = False, home: Home = None, config: Config = None, set_: Se
 
 
 @app.command()
-def start(
-    experiment: Reference,
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+@release.edits
+def start(settings: Settings, experiment: Reference) -> Any:
     """Run a published experiment, as a new release.
 
     All replicas load every arm first; if one can't, or it can't run beside the others, nothing
     changes. A version of it that runs gives way, and units keep their arms.
     """
-    settings = _options.settings(home, config, set_, ray_address=address)
-    edit = _stage.call("serving.promotion:started", settings, experiment)
-    return release.change(settings, edit, reason, by, json, quiet)
+    return _stage.call("serving.promotion:started", settings, experiment)
 
 
 @app.command()
-def stop(
-    experiment: Running,
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+@release.edits
+def stop(settings: Settings, experiment: Running) -> Any:
     """Run an experiment no longer: everybody gets what the release serves."""
-    settings = _options.settings(home, config, set_, ray_address=address)
-    edit = _stage.call("serving.promotion:stopped", experiment)
-    return release.change(settings, edit, reason, by, json, quiet)
+    return _stage.call("serving.promotion:stopped", experiment)
 
 
 @app.command()
+@release.edits
 def promote(
+    settings: Settings,
     experiment: Running,
     arm: Annotated[str, typer.Argument(metavar="ARM", help="The arm that everybody shall have.")],
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+) -> Any:
     """End an experiment and serve an arm's model and policy to everybody, in one release."""
-    settings = _options.settings(home, config, set_, ray_address=address)
-    edit = _stage.call("serving.promotion:arm_promoted", settings, experiment, arm)
-    return release.change(settings, edit, reason, by, json, quiet)
+    return _stage.call("serving.promotion:arm_promoted", settings, experiment, arm)
 
 
 @app.command()

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raypipe.cli import _options, _output, _policy_backtest, _policy_lists, release
-from raypipe.cli._options import Config, Home, Json, Set
+from raypipe.cli import _output, _policy_backtest, _policy_lists, release
+from raypipe.cli._options import Json
+from raypipe.cli._shared import settled
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -28,9 +29,8 @@ Reference = Annotated[
 
 
 @app.command()
-def lint(
-    file: File, json: Json = False, home: Home = None, config: Config = None, set_: Set = None
-) -> int:
+@settled
+def lint(settings: Settings, file: File, json: Json = False) -> int:
     """Check a policy against the events and features of the project.
 
     Errors: what can't be read, unknown names. Warnings: rules of one rank that can both fire and
@@ -38,7 +38,6 @@ def lint(
     another kind than those of the setting tenant, overrides that are over. Exits with
     1 if there is a finding.
     """
-    settings = _options.settings(home, config, set_)
     from dataclasses import asdict
 
     from raypipe.clock import SystemClock
@@ -64,14 +63,12 @@ def lint(
 
 
 @app.command()
-def publish(
-    file: File, json: Json = False, home: Home = None, config: Config = None, set_: Set = None
-) -> int:
+@settled
+def publish(settings: Settings, file: File, json: Json = False) -> int:
     """Put a policy into the lake as name@version, for good.
 
     The same policy again changes nothing; another one under a version that is taken is refused.
     """
-    settings = _options.settings(home, config, set_)
     from raypipe.clock import SystemClock
     from raypipe.policy import registry
     from raypipe.policy.reading import read_policy
@@ -91,9 +88,9 @@ def publish(
 
 
 @app.command("list")
-def list_(json: Json = False, home: Home = None, config: Config = None, set_: Set = None) -> int:
+@settled
+def list_(settings: Settings, json: Json = False) -> int:
     """List the published policies."""
-    settings = _options.settings(home, config, set_)
     from raypipe.policy.registry import POLICIES
     from raypipe.policy.spec import iso
 
@@ -106,31 +103,18 @@ def list_(json: Json = False, home: Home = None, config: Config = None, set_: Se
 
 
 @app.command()
-def show(
-    policy: Reference,
-    json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+@settled
+def show(settings: Settings, policy: Reference, json: Json = False) -> int:
     """Show a policy: its rules in the order in which they are looked at, its thresholds."""
-    settings = _options.settings(home, config, set_)
     spec = _spec(settings, policy)
     _output.write(spec.describe() | {"sha256": spec.sha256}, as_json=json, text=_text(spec))
     return 0
 
 
 @app.command()
-def diff(
-    a: Reference,
-    b: Reference,
-    json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+@settled
+def diff(settings: Settings, a: Reference, b: Reference, json: Json = False) -> int:
     """Say in words what changes from one policy to another."""
-    settings = _options.settings(home, config, set_)
     from raypipe.policy.diff import diff as compare
 
     before, after = _spec(settings, a), _spec(settings, b)
@@ -146,19 +130,17 @@ def diff(
 
 
 @app.command("test")
+@settled
 def try_(
+    settings: Settings,
     file: File,
     cases: Annotated[
         Path | None,
         typer.Option("--cases", metavar="FILE", help="Its cases [NAME.cases.yaml beside it]."),
     ] = None,
     json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
 ) -> int:
     """Run a policy's test cases; exits with 1 if one comes out otherwise."""
-    settings = _options.settings(home, config, set_)
     from raypipe.clock import SystemClock
     from raypipe.policy import cases as policy_cases
     from raypipe.policy.reading import read_policy

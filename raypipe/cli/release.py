@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from raypipe.cli import _options, _output, _stage
 from raypipe.cli._options import Address, Config, Home, Json, Quiet, Set
+from raypipe.cli._shared import settled, shaped
 
 if TYPE_CHECKING:
     from raypipe.config import Settings
@@ -28,6 +30,41 @@ Reason = Annotated[
 By = Annotated[
     str | None, typer.Option("--by", metavar="NAME", help="Who [this user on this machine].")
 ]
+
+
+def edits(verb: Callable[..., Any]) -> Callable[..., int]:
+    """A verb that makes an edit of serving.promotion from the settings, as a command that serves
+    what it makes of the current release, and tells of it."""
+
+    def command(
+        reason: Reason = "",
+        by: By = None,
+        address: Address = None,
+        json: Json = False,
+        quiet: Quiet = False,
+        home: Home = None,
+        config: Config = None,
+        set_: Set = None,
+        **own: Any,
+    ) -> int:
+        settings = _options.settings(home, config, set_, ray_address=address)
+        edit = verb(settings, **own)
+        with _stage.session():
+            recorded, serves = _stage.call(
+                "serving.promotion:change",
+                settings,
+                _options.progress(quiet),
+                edit,
+                reason=reason,
+                by=by,
+            )
+        text = _about(recorded)
+        if not serves:
+            text += "\nNothing runs here: the next start serves it."
+        _output.write({**_plain(recorded), "serves": serves}, as_json=json, text=text)
+        return 0
+
+    return shaped(command, verb)
 
 
 @app.command()
@@ -58,9 +95,9 @@ def show(
 
 
 @app.command()
-def history(json: Json = False, home: Home = None, config: Config = None, set_: Set = None) -> int:
+@settled
+def history(settings: Settings, json: Json = False) -> int:
     """List all releases: what changed, who did it, when and why."""
-    settings = _options.settings(home, config, set_)
     found = _stage.call("serving.releases:Releases", settings.lake).history()
     rows, before = [], None
     for recorded in found:
@@ -75,29 +112,20 @@ def history(json: Json = False, home: Home = None, config: Config = None, set_: 
 
 
 @app.command()
-def promote(
-    model: Model,
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+@edits
+def promote(settings: Settings, model: Model) -> Any:
     """Make a model version the champion.
 
     All replicas load and check it before the first one decides by it; if one can't, the old
     release serves on everywhere.
     """
-    settings = _options.settings(home, config, set_, ray_address=address)
-    edit = _stage.call("serving.promotion:promoted", settings, model)
-    return change(settings, edit, reason, by, json, quiet)
+    return _stage.call("serving.promotion:promoted", settings, model)
 
 
 @app.command()
+@edits
 def challenge(
+    settings: Settings,
     model: Model,
     share: Annotated[
         float,
@@ -111,66 +139,42 @@ def challenge(
             "--salt", metavar="TEXT", help="Begin another experiment, with other keys [go on]."
         ),
     ] = None,
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+) -> Any:
     """Have a model version decide about a share of the keys.
 
     A key keeps its model: the split is a hash of tenant and primary key.
     """
-    settings = _options.settings(home, config, set_, ray_address=address)
-    edit = _stage.call("serving.promotion:challenged", settings, model, share, salt)
-    return change(settings, edit, reason, by, json, quiet)
+    return _stage.call("serving.promotion:challenged", settings, model, share, salt)
 
 
 @app.command()
+@edits
 def shadow(
+    settings: Settings,
     model: Model,
     stop: Annotated[bool, typer.Option("--stop", help="No longer.")] = False,
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+) -> Any:
     """Have a model version judge every decision without deciding; see `compare`."""
-    settings = _options.settings(home, config, set_, ray_address=address)
-    edit = _stage.call("serving.promotion:shadowed", settings, model, stop=stop)
-    return change(settings, edit, reason, by, json, quiet)
+    return _stage.call("serving.promotion:shadowed", settings, model, stop=stop)
 
 
 @app.command()
+@edits
 def rollback(
+    settings: Settings,
     to: Annotated[
         int | None,
         typer.Option("--to", metavar="N", min=1, help="Release to serve again [the one before]."),
     ] = None,
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+) -> Any:
     """Serve again what an earlier release was, as a new release."""
-    settings = _options.settings(home, config, set_, ray_address=address)
-    edit = _stage.call("serving.promotion:rolled_back", settings, to)
-    return change(settings, edit, reason, by, json, quiet)
+    return _stage.call("serving.promotion:rolled_back", settings, to)
 
 
 @app.command()
+@settled
 def compare(
+    settings: Settings,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL@VERSION", help="A shadow [all of them].")
     ] = None,
@@ -178,12 +182,8 @@ def compare(
         str, typer.Option("--since", metavar="DURATION", help="Decisions of the last 1h, 7d.")
     ] = "7d",
     json: Json = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
 ) -> int:
     """Compare what shadows would have done with what was decided."""
-    settings = _options.settings(home, config, set_)
     import msgspec
 
     from raypipe.clock import SystemClock
@@ -199,50 +199,22 @@ def compare(
     return 0
 
 
+@edits
 def use_policy(
+    settings: Settings,
     policy: Annotated[
         str,
         typer.Argument(
             metavar="POLICY", help="name@version, name for the newest, or none for thresholds."
         ),
     ],
-    reason: Reason = "",
-    by: By = None,
-    address: Address = None,
-    json: Json = False,
-    quiet: Quiet = False,
-    home: Home = None,
-    config: Config = None,
-    set_: Set = None,
-) -> int:
+) -> Any:
     """Decide by a published policy from now on, or by the thresholds of the models.
 
     A new release with another policy: all replicas load and check it first, as `release promote`.
     """
-    settings = _options.settings(home, config, set_, ray_address=address)
     wanted = None if policy == "none" else policy
-    edit = _stage.call("serving.promotion:with_policy", settings, wanted)
-    return change(settings, edit, reason, by, json, quiet)
-
-
-def change(
-    settings: Settings, edit: Any, reason: str, by: str | None, json: bool, quiet: bool
-) -> int:
-    """Serve what an edit of serving.promotion makes of the current release, and tell of it."""
-    with _stage.session():
-        recorded, serves = _stage.call(
-            "serving.promotion:change",
-            settings,
-            _options.progress(quiet),
-            edit,
-            reason=reason,
-            by=by,
-        )
-    text = _about(recorded)
-    if not serves:
-        text += "\nNothing runs here: the next start serves it."
-    _output.write({**_plain(recorded), "serves": serves}, as_json=json, text=text)
-    return 0
+    return _stage.call("serving.promotion:with_policy", settings, wanted)
 
 
 def _plain(recorded: Any) -> dict[str, Any]:
