@@ -33,7 +33,7 @@ _JSON = JSON.encode("ascii")
 
 
 class Counted(Protocol):
-    """Counts answers; a serving.metrics.Metrics does."""
+    """Counts answers; a serving.http_metrics.HttpMetrics does."""
 
     def answered(self, route: str, status: int) -> None:
         """Count a request."""

@@ -37,8 +37,9 @@ from serving.exchange import (
 from serving.experiments import Experiments
 from serving.explain import Explainer, wants_reasons
 from serving.face import Face
+from serving.http_metrics import CONTENT_TYPE
 from serving.key_values import KeyValues
-from serving.metrics import CONTENT_TYPE, Metrics
+from serving.metrics import Metrics
 from serving.reviews import Reviews
 from serving.tables import TableReader
 

@@ -72,7 +72,7 @@ class IngestApp(Face):
         return Response(b'{"status":"ok"}', media_type="application/json")
 
     async def _metrics_text(self, request: Request) -> Response:
-        from serving.metrics import CONTENT_TYPE
+        from serving.http_metrics import CONTENT_TYPE
 
         figures = await self._worker.figures(READ_TIMEOUT_S)
         return Response(self._metrics.render(figures), media_type=CONTENT_TYPE)

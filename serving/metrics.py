@@ -1,55 +1,30 @@
-"""What one replica counts, in Prometheus' text format. Each replica has its own registry."""
+"""What one replica of the decisions counts. Each replica has its own registry."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    disable_created_metrics,
-    generate_latest,
-)
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from features.parity_report import Report
 from raypipe.ledger.record import DecisionRecord
 from serving.decide import Ways
-
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-BUCKETS_S = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5)
+from serving.http_metrics import BUCKETS_S, HttpMetrics
 
 _NOT_A_NAME = re.compile(r"[^a-zA-Z0-9_]")
 
 
-class Metrics:
-    """Counters of one replica; every sample carries its id in the label ``replica``."""
+class Metrics(HttpMetrics):
+    """Counters of one replica."""
 
     def __init__(self, replica: str) -> None:
-        self._replica = replica
+        super().__init__(replica)
         self.count = 0
         """Decisions answered."""
-        self._registry = CollectorRegistry()
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # twice the series for nothing
-        self._requests = Counter(
-            "raypipe_http_requests_total",
-            "Requests by route and status.",
-            ("replica", "route", "status"),
-            registry=self._registry,
-        )
-        # To find a series by its labels takes longer than to count.
-        self._answers: dict[tuple[str, int], Counter] = {}
         self._actions: dict[tuple[str, bool], Counter] = {}
-        self._refused = Counter(
-            "raypipe_http_refused_total",
-            "Requests answered with a problem, by its code.",
-            ("replica", "code"),
-            registry=self._registry,
-        )
         self._decisions = Counter(
             "raypipe_decisions_total",
             "Decisions answered, by action; replayed ones were stored before.",
@@ -105,27 +80,6 @@ class Metrics:
         self._parity = _Parity(replica)
         self._registry.register(self._parity)
 
-    def watch(self, about: Mapping[str, str], figures: Callable[[], Mapping[str, float]]) -> None:
-        """Tell of more of this replica's figures whenever it is asked.
-
-        Args:
-            about: help by the metric's name, without the prefix; counters end in ``_total``.
-            figures: values by the same names; those that it lacks aren't told.
-        """
-        self._registry.register(_Watched(self._replica, about, figures))
-
-    def answered(self, route: str, status: int) -> None:
-        """Count a request; ``route`` is a pattern, never a path, so that series stay few."""
-        series = self._answers.get((route, status))
-        if series is None:
-            series = self._requests.labels(self._replica, route, str(status))
-            self._answers[route, status] = series
-        series.inc()
-
-    def refused(self, code: str) -> None:
-        """Count a problem document."""
-        self._refused.labels(self._replica, code).inc()
-
     def decided(self, record: DecisionRecord, replayed: bool, seconds: float) -> None:
         """Count an answered decision."""
         self.count += 1
@@ -172,33 +126,7 @@ class Metrics:
         """
         self._worker.figures = workers
         self._parity.report = parity
-        return generate_latest(self._registry)
-
-
-class _Watched(Collector):
-    def __init__(
-        self,
-        replica: str,
-        about: Mapping[str, str],
-        figures: Callable[[], Mapping[str, float]],
-    ) -> None:
-        self._replica = replica
-        self._about = about
-        self._figures = figures
-
-    def collect(self) -> Iterator[Metric]:
-        figures = self._figures()
-        for name, about in self._about.items():
-            if name not in figures:
-                continue
-            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            metric = family(f"raypipe_{name}", about, labels=["replica"])
-            metric.add_metric([self._replica], figures[name])
-            yield metric
-
-    def describe(self) -> Iterator[Metric]:
-        """Nothing is asked when it is registered."""
-        return iter(())
+        return self.text()
 
 
 class _WorkerFigures(Collector):

@@ -20,7 +20,7 @@ from serving.entrance import Admission, Entrance
 from serving.exchange import JSON, headers_of, read_body, require_json, text_of
 from serving.face import Face
 from serving.http import LATELY_S, Documents
-from serving.metrics import CONTENT_TYPE
+from serving.http_metrics import CONTENT_TYPE
 from serving.recommend import body as bodies
 from serving.recommend.body import BODY_LIMIT, MOST, Alive, FilterBody, Listed, Ready, Wanted
 from serving.recommend.desk import Desk
@@ -138,7 +138,7 @@ class RecommendApp(Face):
         )
 
     async def _metrics_text(self, request: Request) -> Response:
-        return Response(self._metrics.render(), media_type=CONTENT_TYPE)
+        return Response(self._metrics.text(), media_type=CONTENT_TYPE)
 
     async def _openapi(self, request: Request) -> Response:
         return Response(self._documents.openapi, media_type=JSON)
