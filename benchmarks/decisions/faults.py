@@ -23,14 +23,16 @@ WORKER = "WorkerActor"
 """In the titles of Ray's processes, which also tell the method that runs."""
 QUIET_START, QUIET_END = 0.1, 0.12
 """Parts of the load before the first fault and after the last one."""
+POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Something to do, by name."""
+    """Something to do, by name, at its time and not before ``ready``."""
 
     name: str
     do: Callable[[], None]
+    ready: Callable[[], bool] = lambda: True
 
 
 @dataclass
@@ -55,7 +57,8 @@ def times(count: int, seconds: float) -> list[float]:
 
 @dataclass
 class Faults:
-    """Does faults one after the other in a thread, each at its time or when the one before ends."""
+    """Does faults one after the other in a thread, each at its time, or later: when the one before
+    has ended and it is ready."""
 
     planned: Sequence[Fault]
     seconds: float
@@ -72,6 +75,8 @@ class Faults:
         began = time.monotonic()
         for fault, at in zip(self.planned, times(len(self.planned), self.seconds), strict=True):
             time.sleep(max(0.0, began + at - time.monotonic()))
+            while not fault.ready():
+                time.sleep(POLL_S)
             this = Done(fault.name, time.monotonic() - began)
             self.done.append(this)
             try:

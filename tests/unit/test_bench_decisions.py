@@ -255,6 +255,31 @@ def test_a_fault_that_fails_is_told_of_and_the_others_still_happen() -> None:
     assert faults.done[0].ended_s <= faults.done[1].began_s
 
 
+def test_a_fault_happens_when_it_is_ready_and_not_before() -> None:
+    happened: list[str] = []
+
+    def ready() -> bool:
+        happened.append("asked")
+        return len(happened) == 3
+
+    Faults([Fault("a", lambda: happened.append("done"), ready)], 0.01).start().join()
+    assert happened == ["asked", "asked", "asked", "done"]
+
+
+def test_both_replicas_answer_when_each_has_been_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[str | OSError] = ["r1", "r1", OSError("gone"), "r2"]
+
+    def asked(url: str) -> str:
+        found = answers.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return f"{url}/{found}"
+
+    monkeypatch.setattr(availability, "_replica", asked)
+    both = availability.Answering("http://here")
+    assert [both() for _ in range(4)] == [False, False, False, True]
+
+
 def test_an_answer_after_its_deadline_is_an_error_and_stalls_belong_to_their_fault() -> None:
     latencies = np.array([0.01, 0.9, 5.5, 0.02, np.nan])
     done = [Done("a", 0.5), Done("b", 2.5)]
