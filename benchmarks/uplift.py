@@ -136,7 +136,8 @@ class Street:
         from raypipe.simulate.shop.config import ShopConfig
         from raypipe.simulate.shop.world import Shop
         from training.recommend.events import read_interactions
-        from training.recommend.ranking.spans import History, Retrieval
+        from training.recommend.fit import Options
+        from training.recommend.ranking.spans import FirstStage, History
 
         self.sizes = sizes
         # Fashion: much of the catalogue comes within the history, and most of it goes.
@@ -158,7 +159,7 @@ class Street:
             self.interactions,
             tables,
             TENANT,
-            Retrieval(candidates=sizes.candidates),
+            FirstStage(Options(attributes=()), candidates=sizes.candidates),
             item_views=(DEMAND,),
             user_views=(SHOPPER,),
         )
@@ -168,15 +169,11 @@ class Street:
     def fit(self, day: int) -> Fit:
         """Both stages on what came before a day."""
         from training.recommend.ranking import ranker
-        from training.recommend.ranking.moments import moments
 
         choose = day - self.sizes.choose
         learn = choose - self.sizes.learn
-        learned, chosen = (
-            self.history.span(
-                moments(self.interactions, _ms(start), _ms(stop)),
-                self.history.retrievers(_ms(start)),
-            )
+        (learned, _), (chosen, _) = (
+            self.history.visits(_ms(start), _ms(stop))
             for start, stop in ((learn, choose), (choose, day))
         )
         order = ranker.fit(learned.table, validation=chosen.table, rounds=self.sizes.rounds)
@@ -220,19 +217,17 @@ class Trial:
 
     def _popular(self) -> Rows:
         """What most people took lately; renewed each week."""
+        from training.recommend.fit import Options
         from training.recommend.popularity import popular_in_window
         from training.recommend.ranking.moments import histories
-        from training.recommend.ranking.spans import Retrieval
         from training.recommend.rows import Rows
 
-        street, parts = self.street, []
+        street, options, parts = self.street, Options(), []
         week = (self.at.time - _ms(self.day)) // (7 * DAY_MS)
-        known = histories(street.interactions, self.at, Retrieval().weights)
+        known = histories(street.interactions, self.at, options.weights)
         for n in np.unique(week):  # moments stand in log order: weeks one after the other
             since = _ms(self.day) + int(n) * 7 * DAY_MS
-            popular, _ = popular_in_window(
-                street.history.before(since), since, Retrieval().windows_ms
-            )
+            popular, _ = popular_in_window(street.history.before(since), since, options.windows_ms)
             parts.append(popular.retrieve(known.take(np.flatnonzero(week == n)), 4 * LENGTH))
         return Rows.joined(parts)
 

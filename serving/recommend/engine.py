@@ -30,8 +30,8 @@ from training.recommend.neighbours import NeighbourTable
 from training.recommend.port import Retriever
 from training.recommend.ranking import artefact
 from training.recommend.ranking.features import Columns, Table
-from training.recommend.ranking.fit import scored
 from training.recommend.ranking.moments import Moments, histories
+from training.recommend.ranking.spans import scored
 from training.recommend.ranking.visitors import Done
 from training.recommend.rows import Rows, empty
 

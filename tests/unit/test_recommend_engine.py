@@ -28,8 +28,8 @@ from training.recommend.catalogue import read_catalogue
 from training.recommend.events import read_interactions
 from training.recommend.ranking import artefact
 from training.recommend.ranking.features import Attributes, Columns
-from training.recommend.ranking.fit import scored
 from training.recommend.ranking.moments import Moments, histories
+from training.recommend.ranking.spans import scored
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import empty
 

@@ -7,8 +7,7 @@ too, and what is written comes with a retriever that was fitted on everything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,18 +24,15 @@ from training import registry
 from training.recommend import artefact as retrieval
 from training.recommend import fit as retrieval_fit
 from training.recommend.catalogue import read_catalogue
-from training.recommend.evaluate import Evaluation, by_length
+from training.recommend.evaluate import Evaluation
 from training.recommend.events import TIME, Source, Tables, Visits, read_interactions, read_visits
 from training.recommend.interactions import Interactions
-from training.recommend.measures import beyond_accuracy, by_user
-from training.recommend.neighbours import ItemKNN
-from training.recommend.port import Method, Retriever
 from training.recommend.products import Run, in_process
 from training.recommend.ranking import artefact, ranker
-from training.recommend.ranking.features import Attributes, Columns, Table
-from training.recommend.ranking.moments import Moments, histories, moments
+from training.recommend.ranking.features import Table
+from training.recommend.ranking.spans import FirstStage, History
 from training.recommend.ranking.visitors import Done, Visitors
-from training.recommend.ranking.windows import LoggedWindows, state_of
+from training.recommend.ranking.windows import state_of
 from training.recommend.rows import Rows
 
 if TYPE_CHECKING:
@@ -47,19 +43,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is fitted: the retriever, what stands beside it, and the spans of time of the ranker.
+class Plan(FirstStage):
+    """What is fitted, and the spans of time of the ranker.
 
     ``sessions_ms``: visits that ended longer before the end of the log are over.
     """
 
-    retrieval: retrieval_fit.Options = field(default_factory=retrieval_fit.Options)
     learn_ms: int = 14 * DAY_MS
     choose_ms: int = 7 * DAY_MS
-    candidates: int = 200
     rounds: int = 400
     k: int = 20
-    beside: Mapping[str, Method] = field(default_factory=lambda: {"itemknn": ItemKNN()})
     item_views: tuple[WindowView, ...] = (DEMAND,)
     user_views: tuple[WindowView, ...] = (SHOPPER,)
     sessions_ms: int = DAY_MS
@@ -146,13 +139,22 @@ def fit(
     place = retrieval_fit.fit(
         log.table, lake, options, progress, run=run, clock=clock, interactions=interactions
     ).version
-    parts = _Parts(interactions, log, plan, run)
+    history = History(
+        interactions,
+        log.table,
+        log.tenant,
+        plan,
+        item_views=plan.item_views,
+        user_views=plan.user_views,
+        run=run,
+    )
     with progress.stage("ranker", unit="visits") as stage:
-        learned, chosen = parts.of(learn, choose), parts.of(choose, end)
+        (learned, _), (chosen, _) = history.visits(learn, choose), history.visits(choose, end)
         stage.advance(len(learned.at) + len(chosen.at))
         first = ranker.fit(learned.table, validation=chosen.table, rounds=plan.rounds)
-        base = chosen.figures(chosen.table.candidates, plan.k)
-        two = chosen.figures(first.ordered(chosen.table, plan.k), plan.k)
+        train = history.before(choose).matrix()
+        base = chosen.figures(chosen.table.candidates, train, plan.k)
+        two = chosen.figures(first.ordered(chosen.table, plan.k), train, plan.k)
         trees = first.booster.num_boosted_rounds()
         whole = ranker.fit(_both(learned.table, chosen.table), rounds=trees)
         gain = two.gain(base, "ndcg", plan.k)
@@ -247,62 +249,6 @@ def require_shop(project: Project) -> None:
             hint="Recommendations are learned from a shop's events: "
             "RAYPIPE_PROJECT=features.commerce:project.",
         )
-
-
-@dataclass(frozen=True)
-class _Part:
-    at: Moments
-    known: Rows
-    table: Table
-    train: Rows
-
-    def figures(self, ranked: Rows, k: int) -> Evaluation:
-        codes, names = by_length(self.known.sizes)
-        figures = by_user(ranked, self.at.truth, k)
-        beyond = beyond_accuracy(ranked, self.train, k)
-        return Evaluation(self.at.user.astype("i8"), {k: figures}, {k: beyond}, codes, names)
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Spans of time with what their ranker sees."""
-
-    interactions: Interactions
-    log: Log
-    plan: Plan
-    run: Run
-
-    def of(self, start: int, stop: int) -> _Part:
-        """The visits that begin in a span, with candidates of retrievers fitted before it."""
-        plan, options, tables = self.plan, self.plan.retrieval, self.log.table
-        interactions = self.interactions
-        before = interactions.between(int(interactions.time[0]), start)
-        at = moments(interactions, start, stop)
-        known = histories(interactions, at, options.weights)
-        blend, _ = retrieval_fit.retrievers(tables, before, options, start, self.run)
-        matrix = before.matrix(options.weights, as_of_ms=start)
-        beside = {name: method.fit(matrix, self.run) for name, method in plan.beside.items()}
-        windows = LoggedWindows(
-            tables,
-            self.log.tenant,
-            interactions.items,
-            interactions.users,
-            plan.item_views,
-            plan.user_views,
-        )
-        catalogue = read_catalogue(tables, interactions.items, as_of_ms=start)
-        columns = Columns(interactions, Attributes.of(catalogue), windows)
-        main = {p.name: p.retriever for p in blend.parts}
-        lists = scored({**main, **beside}, known, plan.candidates)
-        table = columns.table(at, blend.retrieve(known, plan.candidates), lists=lists)
-        return _Part(at, known, table, before.matrix())
-
-
-def scored(
-    retrievers: Mapping[str, Retriever], known: Rows, candidates: int, seen: Rows | None = None
-) -> dict[str, Rows]:
-    """What each single retriever gives, deep enough that most candidates have its score."""
-    return {n: r.retrieve(known, 3 * candidates, seen=seen) for n, r in retrievers.items()}
 
 
 def _both(one: Table, other: Table) -> Table:

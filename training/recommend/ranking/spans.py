@@ -4,44 +4,45 @@ learned from and judged on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raypipe.clock import DAY_MS
 from raypipe.windows.spec import WindowView
-from training.recommend.blend import fallback
+from training.recommend import fit as retrieval_fit
+from training.recommend.blend import Blend
 from training.recommend.catalogue import read_catalogue
+from training.recommend.evaluate import LENGTHS, Evaluation, by_length
 from training.recommend.events import Tables
-from training.recommend.interactions import SHOP, Interactions, Weights
-from training.recommend.neighbours import ItemKNN, RP3Beta
-from training.recommend.popularity import Popularity, popular_in_window
+from training.recommend.interactions import Interactions
+from training.recommend.measures import beyond_accuracy, by_user
+from training.recommend.neighbours import ItemKNN
+from training.recommend.popularity import Popularity
 from training.recommend.port import Method, Retriever
+from training.recommend.products import Run, in_process
 from training.recommend.ranking.features import Attributes, Columns, Table
-from training.recommend.ranking.moments import Moments, histories
+from training.recommend.ranking.moments import Moments, histories, moments
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import Rows
 
 
 @dataclass(frozen=True)
-class Retrieval:
+class FirstStage:
     """What is fitted for candidates, and how many are asked for."""
 
-    candidates: int = 200
-    weights: Weights = SHOP
-    main: Method = field(default_factory=RP3Beta)
+    retrieval: retrieval_fit.Options = field(default_factory=retrieval_fit.Options)
     beside: Mapping[str, Method] = field(default_factory=lambda: {"itemknn": ItemKNN()})
     """More methods, whose scores the ranker sees."""
-    windows_ms: tuple[int, ...] = (DAY_MS, 7 * DAY_MS, 30 * DAY_MS)
+    candidates: int = 200
 
 
 @dataclass(frozen=True)
 class Retrievers:
-    """Fitted on all before ``as_of_ms``: ``blend`` gives candidates, ``others`` scores of them."""
+    """Fitted on all before ``as_of_ms``: ``blend`` gives candidates, ``single`` scores of them."""
 
     as_of_ms: int
-    blend: Retriever
+    blend: Blend
     popular: Popularity
-    others: Mapping[str, Retriever]
+    single: Mapping[str, Retriever]
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,15 @@ class Span:
     def __repr__(self) -> str:
         return f"Span({len(self.at)} visits, {len(self.table)} candidates)"
 
+    def figures(
+        self, ranked: Rows, train: Rows, k: int, lengths: Sequence[int] = LENGTHS
+    ) -> Evaluation:
+        """Of lists [moments, items], out of all that each visit took; ``train`` [users, items] is
+        what was known before the span."""
+        codes, names = by_length(self.known.sizes, lengths)
+        figures, beyond = by_user(ranked, self.at.truth, k), beyond_accuracy(ranked, train, k)
+        return Evaluation(self.at.user.astype("i8"), {k: figures}, {k: beyond}, codes, names)
+
 
 class History:
     """A shop's log, as both stages read it.
@@ -63,9 +73,10 @@ class History:
         interactions: of the log, to the end of the last span at least.
         tables: the log's rows by event type, for the catalogue and the windows.
         tenant: whose windows are read.
-        retrieval: what is fitted.
+        first: what is fitted for candidates.
         item_views: views whose key is the item.
         user_views: views whose key is the user.
+        run: where sparse products are computed.
     """
 
     def __init__(
@@ -73,14 +84,16 @@ class History:
         interactions: Interactions,
         tables: Tables,
         tenant: str,
-        retrieval: Retrieval,
+        first: FirstStage,
         *,
         item_views: tuple[WindowView, ...] = (),
         user_views: tuple[WindowView, ...] = (),
+        run: Run = in_process,
     ) -> None:
         self.interactions = interactions
         self._tables = tables
-        self._retrieval = retrieval
+        self._first = first
+        self._run = run
         self._windows = LoggedWindows(
             tables, tenant, interactions.items, interactions.users, item_views, user_views
         )
@@ -91,19 +104,33 @@ class History:
 
     def retrievers(self, as_of_ms: int) -> Retrievers:
         """Fitted on all that came before."""
-        before, asked = self.before(as_of_ms), self._retrieval
-        matrix = before.matrix(asked.weights, as_of_ms=as_of_ms)
-        main = asked.main.fit(matrix)
-        popular, _ = popular_in_window(before, as_of_ms, asked.windows_ms)
-        beside = {name: method.fit(matrix) for name, method in asked.beside.items()}
-        others = {"main": main, "popular": popular, **beside}
-        return Retrievers(as_of_ms, fallback(main, popular), popular, others)
+        before, options = self.before(as_of_ms), self._first.retrieval
+        blend, popular = retrieval_fit.retrievers(
+            self._tables, before, options, as_of_ms, self._run
+        )
+        matrix = before.matrix(options.weights, as_of_ms=as_of_ms)
+        beside = {n: method.fit(matrix, self._run) for n, method in self._first.beside.items()}
+        single = {p.name: p.retriever for p in blend.parts}
+        return Retrievers(as_of_ms, blend, popular, {**single, **beside})
 
     def span(self, at: Moments, fitted: Retrievers) -> Span:
         """The moments with their candidates; the catalogue is that of the retrievers' moment."""
-        known = histories(self.interactions, at, self._retrieval.weights)
+        known = histories(self.interactions, at, self._first.retrieval.weights)
         catalogue = read_catalogue(self._tables, self.interactions.items, as_of_ms=fitted.as_of_ms)
         columns = Columns(self.interactions, Attributes.of(catalogue), self._windows)
-        count = self._retrieval.candidates
-        lists = {n: r.retrieve(known, 3 * count) for n, r in fitted.others.items()}
+        count = self._first.candidates
+        lists = scored(fitted.single, known, count)
         return Span(at, known, columns.table(at, fitted.blend.retrieve(known, count), lists=lists))
+
+    def visits(self, start_ms: int, end_ms: int) -> tuple[Span, Retrievers]:
+        """The visits that begin in a span and take something new, with candidates of retrievers
+        that were fitted before it. Raises StageError when there is none."""
+        fitted = self.retrievers(start_ms)
+        return self.span(moments(self.interactions, start_ms, end_ms), fitted), fitted
+
+
+def scored(
+    retrievers: Mapping[str, Retriever], known: Rows, candidates: int, seen: Rows | None = None
+) -> dict[str, Rows]:
+    """What each single retriever gives, deep enough that most candidates have its score."""
+    return {n: r.retrieve(known, 3 * candidates, seen=seen) for n, r in retrievers.items()}

@@ -8,18 +8,17 @@ ranker learns from candidates as bad as those that it will get.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from raypipe.clock import DAY_MS
 from raypipe.windows.spec import WindowView
-from training.recommend.evaluate import Evaluation, by_length
+from training.recommend.evaluate import Evaluation
 from training.recommend.events import Tables
+from training.recommend.fit import Options
 from training.recommend.interactions import Interactions
-from training.recommend.measures import beyond_accuracy, by_user
 from training.recommend.ranking import ranker
-from training.recommend.ranking.moments import moments
 from training.recommend.ranking.port import Order
-from training.recommend.ranking.spans import History, Retrieval, Retrievers, Span
+from training.recommend.ranking.spans import FirstStage, History, Retrievers, Span
 from training.recommend.rows import Rows
 
 Say = Callable[[str], None]
@@ -34,9 +33,10 @@ NEW = "1 to 2"
 
 
 @dataclass(frozen=True)
-class Plan(Retrieval):
-    """Spans at the end of the history, and what is fitted."""
+class Plan(FirstStage):
+    """Spans at the end of the history, and what is fitted; new items are left out."""
 
+    retrieval: Options = field(default_factory=lambda: Options(attributes=()))
     learn_ms: int = 14 * DAY_MS
     choose_ms: int = 5 * DAY_MS
     judge_ms: int = 10 * DAY_MS
@@ -99,8 +99,7 @@ def run(
     )
 
     def part(name: str, start: int, stop: int) -> tuple[Span, Retrievers]:
-        fitted = history.retrievers(start)
-        span = history.span(moments(interactions, start, stop), fitted)
+        span, fitted = history.visits(start, stop)
         taken = int((span.table.grade > 0).sum())
         say(f"{name}: {len(span.at)} visits, {taken} taken candidates")
         return span, fitted
@@ -112,7 +111,7 @@ def run(
     train = history.before(judge).matrix()
 
     def figures(ranked: Rows) -> Evaluation:
-        return _figures(judged, ranked, train, plan.k)
+        return judged.figures(ranked, train, plan.k, LENGTHS)
 
     return Outcome(
         figures(fitted.popular.retrieve(judged.known, plan.k)),
@@ -126,9 +125,3 @@ def run(
 def plain(rounds: int) -> Fit:
     """XGBoost at the settings that are tried first."""
     return lambda learn, choose: ranker.fit(learn.table, validation=choose.table, rounds=rounds)
-
-
-def _figures(span: Span, ranked: Rows, train: Rows, k: int) -> Evaluation:
-    codes, names = by_length(span.known.sizes, LENGTHS)
-    figures, beyond = by_user(ranked, span.at.truth, k), beyond_accuracy(ranked, train, k)
-    return Evaluation(span.at.user.astype("i8"), {k: figures}, {k: beyond}, codes, names)
