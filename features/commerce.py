@@ -8,6 +8,7 @@ the visit behind it is known.
 from __future__ import annotations
 
 from features.commerce_events import EVENTS
+from features.commerce_profiles import PROFILES
 from features.commerce_tables import TABLES
 from raypipe.clock import DAY_MS
 from raypipe.project import Entity, Label, Model, Project
@@ -240,11 +241,13 @@ project = Project(
                 "amount",
                 "method",
                 *(name for view in VIEWS for name in view.column_names),
+                *(name for profile in PROFILES for name in profile.column_names),
                 *(d.name for d in DERIVED),
             ),
             "probability that a payment will be charged back",
             OWNER,
         ),
     ),
+    profiles=PROFILES,
     tables=TABLES,
 )

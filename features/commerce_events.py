@@ -126,6 +126,14 @@ RECOMMENDATION = EventType(
         Field("reason", Kind.STRING, max_length=32),
         Field("policy", Kind.STRING, description="rules, diversity and exploration, NAME@VERSION"),
         Field("ranker", Kind.STRING, description="NAME@VERSION"),
+        Field(
+            "profile_time",
+            Kind.INTEGER,
+            required=False,
+            minimum=-1,
+            description="midnight (ms UTC) that the visitor's profile is of, -1 for none known; "
+            "absent where it was not read",
+        ),
     ),
     "an article that a list showed; all of a list share its recommendation_id",
 )

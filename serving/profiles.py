@@ -62,3 +62,9 @@ class OnlineProfiles:
                 self._away_until = self._monotonic() + PAUSE_S
             _log.error("no profiles for %s: %s", event["event_id"], str(e) or "no answer in time")
             return None
+
+    def close(self) -> None:
+        """Let the store go; who still waits for an answer gets none."""
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()

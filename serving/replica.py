@@ -68,7 +68,7 @@ class Replica:
         self._worker = actor.client(settings, self._project)
         self._profiles = None
         if self._project.profiles:
-            reader = ProfileReader(self._project, settings.home, settings.online_url)
+            reader = ProfileReader(self._project.profiles, settings.home, settings.online_url)
             self._profiles = OnlineProfiles(reader, settings.tenant)
         models = settings.lake / "models"
         replica = serve.get_replica_context().replica_id.unique_id

@@ -216,7 +216,8 @@ def build(
     assembler = Assembler(project, project.model(model))
     raw = raw_columns(decision, log)
     windows = {n: table.floats(n) for n, table in tables.items()}
-    profiles = read_profiles(project, lake, log, decided.offsets)
+    arrived = log.column("received_at").to_numpy()
+    profiles = read_profiles(project.profiles, lake, log, arrived, decided.offsets)
     x = np.empty((len(rows), len(assembler.features)), np.float32)
     for start in range(0, len(rows), _BLOCK):
         part = rows[start : start + _BLOCK]

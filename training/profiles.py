@@ -1,6 +1,9 @@
-"""Profile values as they were known when each decided event arrived."""
+"""Profile values as they were known at any times: of decided events when they arrived, of visits
+when they began."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,33 +18,43 @@ from features.store.state import MOMENT
 from raypipe.errors import IntegrityError
 from raypipe.lake import Place
 from raypipe.profiles import Profile
-from raypipe.project import Project
 from training.leakage import check_no_leak
 
 Floats = npt.NDArray[np.float64]
 
 
 def read_profiles(
-    project: Project, lake: Place, decided: pa.Table, offsets: npt.NDArray[np.int64]
+    profiles: Sequence[Profile],
+    lake: Place,
+    keys: pa.Table,
+    times: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
 ) -> dict[str, Floats]:
-    """Every profile value of each event, float64 [n], NaN where none was known.
+    """Every profile value of each row, float64 [n], NaN where none was known.
 
     Args:
-        decided: the events' keys and ``received_at`` (ms).
-        offsets: their places in the log, int64 [n].
+        profiles: declared ones.
+        lake: has their values.
+        keys: the keys of each row [n], by the profiles' names of them.
+        times: as of when, ms [n].
+        offsets: the rows' places in the log, int64 [n].
 
     Raises:
         IntegrityError: a profile was not made as it is declared now, or its files are damaged.
         LeakageError: a value used its own event or a later one.
     """
     out: dict[str, Floats] = {}
-    for profile in project.profiles:
-        out |= _read(profile, lake, decided, offsets)
+    for profile in profiles:
+        out |= _read(profile, lake, keys, times, offsets)
     return out
 
 
 def _read(
-    profile: Profile, lake: Place, decided: pa.Table, offsets: npt.NDArray[np.int64]
+    profile: Profile,
+    lake: Place,
+    keys: pa.Table,
+    times: npt.NDArray[np.int64],
+    offsets: npt.NDArray[np.int64],
 ) -> dict[str, Floats]:
     manifest = made.current(lake, profile)
     if manifest is None:
@@ -52,13 +65,8 @@ def _read(
     source = made.source(lake, profile, manifest)
     if not source.files:  # no day has ended yet
         return {n: np.full(len(offsets), np.nan) for n in profile.column_names}
-    arrived = decided.column("received_at").to_numpy() * 1_000
-    asked = pa.table(
-        {
-            profile.key: decided.column(profile.key),
-            TIMESTAMP: pa.array(arrived, pa.int64()).cast(MOMENT),
-        }
-    )
+    moments = pa.array(times * 1_000, pa.int64()).cast(MOMENT)
+    asked = pa.table({profile.key: keys.column(profile.key), TIMESTAMP: moments})
     known = join(asked, [source])
     newest = pc.fill_null(known.column(newest_column(profile.name)), -1).to_numpy()
     check_no_leak(offsets, {f"profile {profile.name!r}": newest})

@@ -86,7 +86,7 @@ async def _measure(
     judge = load_judge(settings.lake / "models", project, name, version, "review", rules)
     validator = RowValidator(project.decision_event, settings.currency)
     names = [f.name for f in project.decision_event.client_fields]
-    reader = ProfileReader(project, settings.home, settings.online_url)
+    reader = ProfileReader(project.profiles, settings.home, settings.online_url)
     store = KeyStore(settings.home / "stages-keys.db", clock)
     keys = Credentials(_Here(store))
     header = "Bearer " + store.create(settings.tenant, ["decisions:write"])

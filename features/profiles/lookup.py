@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from features.store.packed.keys import key_prefix, one
 from features.store.packed.reading import ViewReader
 from features.store.packed.sqlite import SqliteBackend
 from raypipe.profiles import Profile
-from raypipe.project import Project
 
 _DOUBLE = "d"
 
@@ -27,22 +26,24 @@ class Profiles(NamedTuple):
     """What is known of an event's keys."""
 
     values: tuple[float, ...]
-    """In the order of ``Project.profile_names``; NaN where nothing is known."""
+    """Of one profile after the other, as declared; NaN where nothing is known."""
     times: tuple[int, ...]
-    """By declared profile: the midnight that its values are of, milliseconds; -1 for none."""
+    """By profile: the midnight that its values are of, milliseconds; -1 for none."""
 
 
 class ProfileReader:
-    """Reads all profiles of a project in one round trip. Calls are safe from all threads.
+    """Reads profiles in one round trip. Calls are safe from all threads.
 
     ``embedded`` says that it reads a file, in microseconds, and asks no server. ``unknown`` is what
     is known of keys that nobody has seen.
     """
 
-    def __init__(self, project: Project, home: Path, online_url: str | None) -> None:
+    def __init__(self, profiles: Sequence[Profile], home: Path, online_url: str | None) -> None:
         """Open the online store of a home.
 
         Args:
+            profiles: declared ones, in the order of what is read.
+            home: has the embedded store.
             online_url: setting `online_url`; the embedded store of the home when None.
 
         Raises:
@@ -50,9 +51,9 @@ class ProfileReader:
         """
         self._backend, feast_project = open_here(home, online_url)
         self.embedded = isinstance(self._backend, SqliteBackend)
-        self._profiles = [_Lookup(p, feast_project, self._backend) for p in project.profiles]
+        self._profiles = [_Lookup(p, feast_project, self._backend) for p in profiles]
         self.unknown = Profiles(
-            tuple(math.nan for _ in project.profile_names), tuple(-1 for _ in project.profiles)
+            tuple(math.nan for p in profiles for _ in p.column_names), tuple(-1 for _ in profiles)
         )
 
     def read(self, event: Mapping[str, Any], now_ms: int | None = None) -> Profiles:

@@ -88,9 +88,10 @@ class Listed(msgspec.Struct, frozen=True):
     """A list of items, the best first; shorter than k where there is no more to show.
 
     `recommendation_id` is null for a list that is not recorded. `history` is how many interactions
-    of the visitor were known. `degraded_by` names what was missing: `log` (newest events), `ranker`
-    and `retriever` (the order is that of what was left), `record` (the list could not be recorded,
-    so chance had no say).
+    of the visitor were known. `degraded_by` names what was missing: `log` (newest events),
+    `profile` (the online store did not say in time what it knows of the visitor), `ranker` and
+    `retriever` (the order is that of what was left), `record` (the list could not be recorded, so
+    chance had no say).
     """
 
     recommendation_id: str | None

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import uuid
+from collections.abc import Mapping
 from contextlib import nullcontext
 
 import numpy as np
@@ -21,6 +22,7 @@ from serving.presence import Presence
 from serving.recommend.body import FilterBody, Item, Listed, Models, Wanted, Why
 from serving.recommend.engine import Found, Reason, Wish
 from serving.recommend.exploration import seed_of
+from serving.recommend.profile import Read
 from serving.recommend.record import Recorder
 from serving.recommend.rules import Filters, no_codes
 from serving.recommend.shelf import Shelf
@@ -81,13 +83,27 @@ class Desk:
         self._require(tenant)
         name = f"rec_{uuid.uuid4().hex}"
         now = self._second()
-        listed = self._listed(wanted, name, now, budget, explore=True)
-        if not self._recorder.on or await self._recorded(listed, wanted, tenant, budget, now):
+        known = await self._profile(wanted, tenant, name)
+        listed = self._listed(wanted, name, now, budget, known, explore=True)
+        if not self._recorder.on or await self._recorded(
+            listed, wanted, tenant, budget, now, known
+        ):
             return listed
-        return _without_record(self._listed(wanted, name, now, budget, explore=False))
+        return _without_record(self._listed(wanted, name, now, budget, known, explore=False))
+
+    async def _profile(self, wanted: Wanted, tenant: str, name: str) -> Read:
+        """What the online store says of the visitor; nothing where the ranker reads no profile."""
+        stage = self.stage
+        if stage.profile is None:
+            return Read()
+        visitor = wanted.user
+        if visitor is None and wanted.session is not None:
+            self._caught_up(stage)  # the session may just have named its customer
+            visitor = stage.histories.owner(wanted.session)
+        return await stage.profile.read(visitor, tenant, name)
 
     async def _recorded(
-        self, listed: Listed, wanted: Wanted, tenant: str, budget: Budget, now: int
+        self, listed: Listed, wanted: Wanted, tenant: str, budget: Budget, now: int, known: Read
     ) -> bool:
         """Whether the list is durable; soon false while the worker is known to be away."""
         presence = self._presence
@@ -96,7 +112,9 @@ class Desk:
         try:
             async with asyncio.timeout(budget.left * RECORD_SHARE) as limit:
                 with nullcontext() if presence is None else presence.asking(limit):
-                    await self._recorder.record(listed, tenant, wanted.user, wanted.session, now)
+                    await self._recorder.record(
+                        listed, tenant, wanted.user, wanted.session, now, known.time
+                    )
         except (Unavailable, TimeoutError) as e:
             _log.warning("a list can't be recorded: %s", e or "no answer in time")
             if presence is not None:
@@ -123,7 +141,7 @@ class Desk:
         _in_time(budget)
         stage = self.stage
         missing = self._caught_up(stage)
-        found = stage.engine.trending(_wish(stage, wanted, 0), self._second(), stage.offset)
+        found = stage.engine.trending(_wish(stage, wanted, 0, {}), self._second(), stage.offset)
         return _told(stage, found, None, missing)
 
     def close(self) -> None:
@@ -133,12 +151,14 @@ class Desk:
             self._stage = None
 
     def _listed(
-        self, wanted: Wanted, name: str, now: int, budget: Budget, *, explore: bool
+        self, wanted: Wanted, name: str, now: int, budget: Budget, known: Read, *, explore: bool
     ) -> Listed:
         _in_time(budget)
         stage = self.stage
         missing = self._caught_up(stage)
-        wish = _wish(stage, wanted, seed_of(name))
+        if known.missing:
+            missing.append("profile")
+        wish = _wish(stage, wanted, seed_of(name), known.values)
         found = stage.engine.recommend(wish, now, stage.offset, explore=explore)
         _in_time(budget)
         return _told(stage, found, name if self._recorder.on else None, missing)
@@ -175,7 +195,7 @@ def _in_time(budget: Budget) -> None:
         )
 
 
-def _wish(stage: Stage, wanted: Wanted, seed: int) -> Wish:
+def _wish(stage: Stage, wanted: Wanted, seed: int, profile: Mapping[str, float]) -> Wish:
     codes = stage.engine.loaded.retriever.codes
     hidden = [codes[i] for i in wanted.filters.exclude if i in codes]
     viewing = wanted.context.item_id
@@ -189,6 +209,7 @@ def _wish(stage: Stage, wanted: Wanted, seed: int) -> Wish:
         diversity=wanted.diversity,
         filters=_filters(stage.shelf, wanted.filters),
         hidden=np.array(hidden, np.int64) if hidden else no_codes(),
+        profile=profile,
     )
 
 

@@ -31,6 +31,7 @@ from training.recommend.port import Retriever
 from training.recommend.ranking import artefact
 from training.recommend.ranking.features import Columns, Table
 from training.recommend.ranking.moments import Moments, histories
+from training.recommend.ranking.profiles import KnownProfile
 from training.recommend.ranking.spans import scored
 from training.recommend.ranking.visitors import Done
 from training.recommend.rows import Rows, empty
@@ -52,6 +53,7 @@ class Wish:
 
     ``user`` and ``session`` may both be None: nothing is known then. ``viewing`` is the item whose
     page he is on. ``diversity``, 0..1, replaces the declared one; ``hidden`` items must not come.
+    ``profile`` has what is known of the visitor's profile, by column.
     """
 
     k: int
@@ -62,6 +64,7 @@ class Wish:
     diversity: float | None = None
     filters: Filters = field(default_factory=Filters)
     hidden: Integers = field(default_factory=lambda: np.zeros(0, np.int64))
+    profile: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class _Moment:
     known: Rows
     seen: Rows | None
     windows_of: str | None
+    profile: KnownProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,7 @@ class Engine:
         histories, windows, shelf: as they are now; somebody else feeds them.
         selection: rules, diversity, exploration.
         sponsored: items by code that somebody pays for, the first choice first.
+        profile: columns of the visitor's profile that the ranker reads.
     """
 
     def __init__(
@@ -131,8 +136,10 @@ class Engine:
         shelf: Shelf,
         selection: Selection,
         sponsored: Sequence[int] = (),
+        profile: tuple[str, ...] = (),
     ) -> None:
         self.loaded = loaded
+        self._profile = profile
         self._histories, self._windows, self._shelf = histories, windows, shelf
         self._selection = selection
         self._sponsored = np.array(sponsored, np.int64)
@@ -277,7 +284,7 @@ class Engine:
 
     def _table(self, moment: _Moment, found: _Candidates) -> Table:
         windows = self._windows.of_visitor(moment.windows_of)
-        columns = Columns(moment.visitor, self._shelf.attributes, windows)
+        columns = Columns(moment.visitor, self._shelf.attributes, windows, moment.profile)
         return columns.table(moment.at, found.rows, lists=found.lists)
 
     def _moment(self, wish: Wish, now_ms: int, offset: int) -> _Moment:
@@ -300,7 +307,8 @@ class Engine:
         )
         known = histories(visitor, at, self.loaded.weights)
         owner = None if wish.session is None else self._histories.owner(wish.session)
-        return _Moment(visitor, at, known, self._barred(wish, known), wish.user or owner)
+        profile = KnownProfile(self._profile, wish.profile)
+        return _Moment(visitor, at, known, self._barred(wish, known), wish.user or owner, profile)
 
     def _barred(self, wish: Wish, known: Rows) -> Rows | None:
         """What retrieval must leave out besides what he has seen: filters over 200 candidates

@@ -40,7 +40,13 @@ class Recorder:
         return self._schema is not None
 
     async def record(
-        self, listed: Listed, tenant: str, user: str | None, session: str | None, now_ms: int
+        self,
+        listed: Listed,
+        tenant: str,
+        user: str | None,
+        session: str | None,
+        now_ms: int,
+        profile_time: int | None,
     ) -> None:
         """Returns when all rows are durable. Raises Unavailable and what the worker says."""
         if self._schema is None or not listed.items:
@@ -56,6 +62,7 @@ class Recorder:
             "explored": listed.explored,
             "policy": listed.models.policy,
             "ranker": listed.models.ranker,
+            "profile_time": profile_time,
         }
         rows = [
             {**common, "event_id": f"{name}-{place}", "place": place, **_columns(item)}

@@ -13,6 +13,7 @@ from raypipe.ownership.claim import require_single
 from serving.recommend.engine import Engine, Found, Wish
 from serving.recommend.follow import Follower
 from serving.recommend.live_windows import LiveWindows
+from serving.recommend.profile import StoredProfile
 from serving.recommend.shelf import Shelf
 from serving.recommend.visitors import Histories
 from training.recommend.ranking import artefact
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from raypipe.config import Settings
     from raypipe.log.port import EventLog
+    from raypipe.profiles import Profile
     from raypipe.project import Project
     from serving.recommend.selection import Selection
     from training.recommend.ranking.fit import Plan
@@ -37,6 +39,8 @@ class Stage:
     shelf: Shelf
     follower: Follower
     log: EventLog
+    profile: StoredProfile | None = None
+    """What the ranker reads of visitors, if it was fitted with it."""
 
     @classmethod
     def open(
@@ -53,7 +57,8 @@ class Stage:
         Raises NotFound, IntegrityError and Unavailable as the parts do, UsageError for a log of
         several workers.
         """
-        loaded = artefact.load(settings.lake, version, plan.views, cache=_cache(settings, version))
+        cache = _cache(settings, version)
+        loaded = artefact.load(settings.lake, version, plan.views, plan.profiles, cache=cache)
         manifest, known = loaded.manifest, loaded.known
         codes = loaded.retriever.codes
         histories = Histories(known.users, known.sessions, dict(known.owners))
@@ -62,7 +67,9 @@ class Stage:
         )
         shelf = Shelf(known.catalogue)
         paid = [codes[item] for item in sponsored if item in codes]
-        engine = Engine(loaded, histories, windows, shelf, selection, paid)
+        profile = next((p for p in plan.profiles if p.name in manifest.profiles), None)
+        names = () if profile is None else profile.column_names
+        engine = Engine(loaded, histories, windows, shelf, selection, paid, names)
         log = open_log(settings.log_url, settings.log_cache, create=False, workers=settings.workers)
         try:
             require_single(log, "recommendations")
@@ -81,6 +88,8 @@ class Stage:
             follower.catch_up()
             stage = cls(engine, histories, windows, shelf, follower, log)
             stage.warm(manifest.as_of_ms)
+            if profile is not None:
+                stage.profile = _stored(settings, profile)
         except BaseException:
             log.close()
             raise
@@ -114,8 +123,18 @@ class Stage:
         return self.engine.trending(wish, now_ms, self.offset)
 
     def close(self) -> None:
-        """Let the log go."""
+        """Let the log and the online store go."""
         self.log.close()
+        if self.profile is not None:
+            self.profile.close()
+
+
+def _stored(settings: Settings, profile: Profile) -> StoredProfile:
+    from features.profiles.lookup import ProfileReader
+    from serving.profiles import OnlineProfiles
+
+    reader = ProfileReader((profile,), settings.home, settings.online_url)
+    return StoredProfile(profile, OnlineProfiles(reader, settings.tenant))
 
 
 def _cache(settings: Settings, version: Place) -> Place | None:

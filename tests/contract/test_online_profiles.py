@@ -46,7 +46,7 @@ class Online:
 
     def __init__(self, url: str) -> None:
         self.clock = ManualClock(0)
-        reader = ProfileReader(project, Path(), url)
+        reader = ProfileReader(project.profiles, Path(), url)
         self.profiles = OnlineProfiles(reader, "us", lambda: self.clock.now_ms() / 1_000)
 
     async def ask(

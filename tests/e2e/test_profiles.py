@@ -178,7 +178,7 @@ def test_online_is_the_last_day_through_feast_and_without_it(
 ) -> None:
     newest = last_known(values(home))
     end = (manifest(home).last_day or 0) * DAY_MS + DAY_MS
-    ours = ProfileReader(project, home, None)
+    ours = ProfileReader(project.profiles, home, None)
     feasts = OnlineReader(store, [f"{PROFILE.name}:{c}" for c in PROFILE.column_names])
     for tree in (*newest, "unknown"):
         for now in (end, end + PROFILE.ttl_ms, end + PROFILE.ttl_ms + 1):
@@ -197,7 +197,7 @@ def test_online_is_the_last_day_through_feast_and_without_it(
     # Written again it is the same; an emptied store is filled again.
     assert materialize(store, project, Place.at(home)) == 0
     with pytest.raises(NotFound, match="online_url to a Redis"):
-        ProfileReader(project, home / "elsewhere", None)
+        ProfileReader(project.profiles, home / "elsewhere", None)
 
 
 def asked(home: Path, size: int = 900) -> pa.Table:

@@ -175,7 +175,7 @@ def orchard_settings(home: Path) -> Settings:
 def serve_orchard(home: Path, day: int) -> list[DecisionRecord]:
     """Decisions about the harvests of a day, with the profiles that are online."""
     settings, model = orchard_settings(home), orchard.project.model("picked")
-    reader = ProfileReader(orchard.project, home, settings.online_url)
+    reader = ProfileReader(orchard.project.profiles, home, settings.online_url)
     assembler = Assembler(orchard.project, model)
     records = []
     with closing(SqliteLog.open(settings.log_url)) as log:

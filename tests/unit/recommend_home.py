@@ -21,6 +21,7 @@ from raypipe.runtime.worker.intake import Bulk
 from raypipe.simulate.shop.config import ShopConfig
 from raypipe.simulate.shop.tables import events
 from raypipe.simulate.shop.world import Shop
+from tests.unit import shop_profile
 from training.recommend.fit import Options
 from training.recommend.neighbours import ItemKNN, RP3Beta
 from training.recommend.ranking.fit import Fitted, Plan, fit
@@ -33,6 +34,7 @@ DAYS = 24
 """Of which the version knows; the two after them come live."""
 
 NOW = START + CONFIG.days * DAY_MS
+PROFILE = shop_profile.values(CONFIG.shoppers, range(START // DAY_MS, NOW // DAY_MS))
 PLAN = Plan(
     retrieval=Options(method=RP3Beta(50), test_ms=4 * DAY_MS, ks=(10,)),
     learn_ms=8 * DAY_MS,
@@ -76,12 +78,13 @@ def append(home: Path, days: range, tenant: str = "default") -> None:
 
 
 def fitted(home: Path, plan: Plan = PLAN) -> Fitted:
-    """The log up to DAYS, another tenant's events among them, and a version of it."""
+    """The log up to DAYS, another tenant's events among them, profiles, and a version of both."""
     append(home, range(DAYS - 1))
     append(home, range(2), "other")
     append(home, range(DAYS - 1, DAYS))
     made = settings(home)
     with open_log(made, project) as files:
+        shop_profile.put(home, files.id, PROFILE)
         return fit(files, made.lake, plan, reporter(quiet=True), clock=ManualClock(NOW))
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from features.commerce import project
+from features.profiles.daily import check
 from raypipe.clock import HOUR_MS
 from raypipe.events.row import RowValidator
 from raypipe.log.port import Chunk
@@ -63,6 +64,11 @@ def engine() -> WindowEngine:
 
 def test_it_is_loaded_by_its_name() -> None:
     assert load_project("features.commerce:project") is project
+
+
+def test_its_profiles_run_over_its_events() -> None:
+    """Among them ``order``, which means something else to SQL."""
+    check(project)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +155,7 @@ def test_a_payment_sees_the_account_that_was_taken_over() -> None:
     ]
     event, windows = next((e, w) for e, w in seen if w)
     assembler = Assembler(project, project.model("fraud"))
-    vector = assembler.row(event, windows, ())
+    vector = assembler.row(event, windows, [math.nan] * len(project.profile_names))
     values = dict(zip(project.model("fraud").features, vector.tolist(), strict=True))
     assert values["pay_after_password_change"] == 1
     assert values["customer_is_new"] == 1

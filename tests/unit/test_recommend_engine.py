@@ -13,7 +13,10 @@ import pyarrow as pa
 import pytest
 
 from features.commerce import project
+from features.commerce_profiles import SHOPPER_PROFILE
 from features.log_files import open_log
+from features.profiles.lookup import ProfileReader
+from raypipe.clock import DAY_MS
 from raypipe.errors import IntegrityError, NotFound
 from raypipe.log.sqlite import SqliteLog
 from serving.recommend import engine as module
@@ -29,6 +32,7 @@ from training.recommend.events import read_interactions
 from training.recommend.ranking import artefact
 from training.recommend.ranking.features import Attributes, Columns
 from training.recommend.ranking.moments import Moments, histories
+from training.recommend.ranking.profiles import LoggedProfile
 from training.recommend.ranking.spans import scored
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import empty
@@ -96,7 +100,9 @@ def test_columns_of_a_request_have_the_bits_of_training(home: Path) -> None:
                 home_kit.PLAN.item_views,
                 home_kit.PLAN.user_views,
             )
-            columns = Columns(interactions, Attributes.of(catalogue), windows)
+            logged = LoggedProfile(SHOPPER_PROFILE, settings.lake, interactions.users)
+            columns = Columns(interactions, Attributes.of(catalogue), windows, logged)
+            online = ProfileReader((SHOPPER_PROFILE,), home, None)
             user = np.arange(0, len(interactions.users), 7, dtype=np.int32)
             count = len(user)
             at = Moments(
@@ -109,9 +115,14 @@ def test_columns_of_a_request_have_the_bits_of_training(home: Path) -> None:
             retriever = loaded.retriever.retriever
             single = {p.name: p.retriever for p in retriever.parts} | loaded.beside
             barred = ~catalogue.available
+            known_of: dict[str, int] = {}
             for row in range(count):
                 one = known.take(np.array([row]))
-                wish = Wish(k=10, seed=0, user=interactions.users[int(user[row])].as_py())
+                name = interactions.users[int(user[row])].as_py()
+                stored = online.read({"customer_id": name}, NOW)
+                profile = dict(zip(SHOPPER_PROFILE.column_names, stored.values, strict=True))
+                wish = Wish(k=10, seed=0, user=name, profile=profile)
+                known_of |= {name: stored.times[0]}
                 served = stage.engine.table(wish, NOW, end)
                 assert not barred[served.candidates.columns].any()
                 seen = stage.engine._moment(wish, NOW, end).seen
@@ -120,7 +131,11 @@ def test_columns_of_a_request_have_the_bits_of_training(home: Path) -> None:
                 expected = columns.table(alone, served.candidates, lists=lists)
                 assert expected.names == served.names == loaded.manifest.columns
                 assert np.array_equal(expected.x, served.x, equal_nan=True)
+            online.close()
     assert count > 30
+    newest = {key: (day + 1) * DAY_MS for key, day in home_kit.PROFILE}
+    assert known_of == {name: newest.get(name, -1) for name in known_of}
+    assert set(SHOPPER_PROFILE.column_names) < set(loaded.manifest.columns)
 
 
 def test_a_click_of_a_session_changes_the_next_answer(home: Path, stage: Stage) -> None:
@@ -271,4 +286,4 @@ def test_a_version_of_another_log_or_of_other_bytes_is_refused(home: Path, tmp_p
     assert file is not None
     file.write_bytes(file.read_bytes()[:-1] + b"\xff")
     with pytest.raises(IntegrityError, match=r"users\.item\.npy has sha256"):
-        artefact.load(settings.lake, version, home_kit.PLAN.views)
+        artefact.load(settings.lake, version, home_kit.PLAN.views, home_kit.PLAN.profiles)

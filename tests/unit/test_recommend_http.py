@@ -6,7 +6,7 @@ import asyncio
 import functools
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from features.commerce import project
+from features.commerce_profiles import SHOPPER_PROFILE
 from features.log_files import open_log
-from raypipe.clock import ManualClock
+from features.profiles.lookup import ProfileReader, Profiles
+from raypipe.clock import DAY_MS, ManualClock
 from raypipe.errors import RaypipeError, Unavailable
 from raypipe.tenancy.keys import KeyStore, Scope
 from serving.credentials import Credentials
@@ -32,6 +34,7 @@ from serving.recommend.exploration import Exploration
 from serving.recommend.http import PREFIX, RecommendApp
 from serving.recommend.metrics import RecommendMetrics
 from serving.recommend.openapi import EXAMPLE, document
+from serving.recommend.profile import StoredProfile
 from serving.recommend.record import Recorder
 from serving.recommend.selection import Selection
 from serving.recommend.stage import Stage
@@ -68,7 +71,10 @@ def worker(home: Path) -> Iterator[CoreWorker]:
 
 @asynccontextmanager
 async def served(
-    home: Path, worker: CoreWorker, selection: Selection | None = None
+    home: Path,
+    worker: CoreWorker,
+    selection: Selection | None = None,
+    profile: StoredProfile | None = None,
 ) -> AsyncIterator[httpx.AsyncClient]:
     settings = home_kit.settings(home)
     desk = Desk(Recorder(project, worker), ManualClock(NOW))
@@ -91,7 +97,10 @@ async def served(
         early = await client.get(f"{PREFIX}/readyz")
         assert (early.status_code, early.json()["code"]) == (503, "unavailable")
         version = registry.locate(settings.lake / artefact.FOLDER, "shop")
-        desk.use(Stage.open(settings, project, version, home_kit.PLAN, selection or Selection()))
+        stage = Stage.open(settings, project, version, home_kit.PLAN, selection or Selection())
+        if profile is not None:
+            stage.profile = profile
+        desk.use(stage)
         yield client
     desk.close()
 
@@ -131,6 +140,63 @@ async def test_a_list_is_answered_and_recorded(home: Path, worker: CoreWorker) -
     assert {(r["customer_id"], r["session_id"], r["policy"]) for r in rows} == {
         (user, "s", "shop@3")
     }
+
+
+class Online:
+    """The home's online store as of NOW; away where it is told so."""
+
+    def __init__(self, home: Path) -> None:
+        self._reader = ProfileReader((SHOPPER_PROFILE,), home, None)
+        self.asked: list[str] = []
+        self.away = False
+
+    async def read(self, event: Mapping[str, Any]) -> Profiles | None:
+        assert event["tenant"] == "default"
+        self.asked.append(event["customer_id"])
+        return None if self.away else self._reader.read(event, NOW)
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+@in_loop
+async def test_a_list_knows_the_profile_and_says_when_it_does_not(
+    home: Path, worker: CoreWorker
+) -> None:
+    online = Online(home)
+    newest = {key: (day + 1) * DAY_MS for key, day in home_kit.PROFILE}
+    user, stranger = next(iter(newest)), "nobody"
+    async with served(home, worker, profile=StoredProfile(SHOPPER_PROFILE, online)) as client:
+        lists = [await ask(client, user=user), await ask(client, user=stranger)]
+        lists.append(await ask(client, session="s"))
+        assert online.asked == [user, stranger]  # a visit without an account has no profile
+        assert not any(found["degraded"] for found in lists)
+        online.away = True
+        lists.append(await ask(client, user=user))
+        assert (lists[3]["degraded"], lists[3]["degraded_by"]) == (True, ["profile"])
+        assert len(lists[3]["items"]) == 10
+        text = (await client.get(f"{PREFIX}/metrics")).text
+        missing = 'raypipe_recommendations_degraded_total{missing="profile",replica="r1"} 1.0'
+        assert missing in text
+    with open_log(home_kit.settings(home), project) as files:
+        rows = files.table("recommendation").to_table().to_pylist()
+    times = {r["recommendation_id"]: r["profile_time"] for r in rows}
+    assert [times[f["recommendation_id"]] for f in lists] == [newest[user], -1, -1, None]
+
+
+@in_loop
+async def test_a_visit_that_logged_in_has_its_customers_profile(
+    home: Path, worker: CoreWorker
+) -> None:
+    online = Online(home)
+    view = {"customer_id": "shopper_00000007", "session_id": "s", "item_id": "item_00000003"}
+    row = {"tenant": "default", "event_id": "v", "event_time": NOW, "received_at": NOW} | view
+    batch = pa.RecordBatch.from_pylist([row], project.event("page_view").arrow_schema)
+    async with served(home, worker, profile=StoredProfile(SHOPPER_PROFILE, online)) as client:
+        await ask(client, session="s")
+        await worker.ingest(project, home_kit.bulk("page_view", batch, NOW))
+        await ask(client, session="s")
+    assert online.asked == ["shopper_00000007"]
 
 
 @in_loop

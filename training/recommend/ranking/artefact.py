@@ -22,6 +22,7 @@ from raypipe.aborts import reach
 from raypipe.errors import Conflict, IntegrityError, NotFound
 from raypipe.events.schema import canonical_json
 from raypipe.lake import Place
+from raypipe.profiles import Profile
 from raypipe.windows.spec import WindowView
 from training.arrays import array_of, write_array
 from training.artefact import MANIFEST, libraries, version_of
@@ -61,6 +62,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What the booster reads, in order."""
     views: dict[str, str]
     """Definition hashes of the window views by name."""
+    profiles: dict[str, str]
+    """Those of the profiles, none where none was made."""
     beside: dict[str, Stored]
     """Retrievers whose scores the ranker sees besides those of the blend's parts."""
     items: int
@@ -205,7 +208,12 @@ def read_manifest(version: Place) -> Manifest:
 
 
 def load(
-    lake: Place, version: Place, views: tuple[WindowView, ...], *, cache: Place | None = None
+    lake: Place,
+    version: Place,
+    views: tuple[WindowView, ...],
+    profiles: tuple[Profile, ...] = (),
+    *,
+    cache: Place | None = None,
 ) -> Loaded:
     """Map a version's files and those of its retriever, after checking every byte.
 
@@ -213,19 +221,20 @@ def load(
         lake: holds the retriever.
         version: the folder.
         views: as they are declared today.
+        profiles: as they are declared today; those that it was made without don't matter.
         cache: a folder of this node for files of an object store.
 
     Raises:
         NotFound: there is none, or not its retriever.
-        IntegrityError: bytes were changed or are missing, views are declared otherwise by now, or
-            the booster scores otherwise than where it was made.
+        IntegrityError: bytes were changed or are missing, views or profiles are declared otherwise
+            by now, or the booster scores otherwise than where it was made.
     """
     manifest = read_manifest(version)
     declared = {v.name: v.definition_hash for v in views}
-    if declared != manifest.views:
-        other = sorted(
-            n for n in {*declared, *manifest.views} if declared.get(n) != manifest.views.get(n)
-        )
+    declared |= {p.name: p.definition_hash for p in profiles if p.name in manifest.profiles}
+    made_of = manifest.views | manifest.profiles
+    if declared != made_of:
+        other = sorted(n for n in {*declared, *made_of} if declared.get(n) != made_of.get(n))
         raise IntegrityError(
             f"{manifest.reference} was made with other declarations of {', '.join(other)}",
             hint="Fit a new version: `raypipe recommend fit`.",

@@ -1,8 +1,8 @@
 """What is known of a visitor and an item at a moment: the columns by which candidates are ordered.
 
-Four sources, each blind to what came after: the retriever's rank, what the visitor did before, what
-the catalogue said, and windows as of each moment. Serving makes them by the same code, for one
-moment and the interactions of one visitor.
+Five sources, each blind to what came after: the retriever's rank, what the visitor did before, what
+the catalogue said, windows as of each moment, and the visitor's profile of the midnight before it.
+Serving makes them by the same code, for one moment and the interactions of one visitor.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class Windows(Protocol):
 
     def of_users(self, user: Codes, time: Integers, offset: Integers) -> Mapping[str, Doubles]:
         """Of visitors, by their codes [n]."""
+
+
+class VisitorProfile(Protocol):
+    """Profile values as of times (ms) and places in the log, by column; float64 [n] each."""
+
+    def of_users(self, user: Codes, time: Integers, offset: Integers) -> Mapping[str, Doubles]:
+        """Of visitors, by their codes [n]; NaN where nothing was known."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +98,20 @@ class Columns:
         interactions: to the end of the moments at least; of all visitors, or of the one concerned.
         attributes: of the interactions' items.
         windows: of items and visitors.
+        profile: of visitors, if they have one.
     """
 
     def __init__(
-        self, interactions: Interactions, attributes: Attributes, windows: Windows
+        self,
+        interactions: Interactions,
+        attributes: Attributes,
+        windows: Windows,
+        profile: VisitorProfile | None = None,
     ) -> None:
         self._interactions = interactions
         self._attributes = attributes
         self._windows_of = windows
+        self._profile = profile
         self._past = {"item": self._of(interactions.item.astype(np.int64))}
         self._past |= {a: self._of(c[interactions.item]) for a, c in attributes.codes.items()}
         user = interactions.user.astype(np.int64)
@@ -165,6 +178,8 @@ class Columns:
     ) -> dict[str, Doubles]:
         of_items = self._windows_of.of_items(item, at.time[moment], at.offset[moment])
         of_users = self._windows_of.of_users(at.user, at.time, at.offset)
+        if self._profile is not None:
+            of_users = {**of_users, **self._profile.of_users(at.user, at.time, at.offset)}
         return {**of_items, **{name: values[moment] for name, values in of_users.items()}}
 
     def _of(self, codes: Integers) -> Past:

@@ -14,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from features.commerce_profiles import SHOPPER_PROFILE
 from features.commerce_ranking import DEMAND, SHOPPER
 from raypipe.clock import DAY_MS, Clock, SystemClock
 from raypipe.errors import DeclarationError, StageError
 from raypipe.lake import Place
+from raypipe.profiles import Profile
 from raypipe.runtime.progress import Progress
 from raypipe.windows.spec import WindowView
 from training import registry
@@ -30,6 +32,7 @@ from training.recommend.interactions import Interactions
 from training.recommend.products import Run, in_process
 from training.recommend.ranking import artefact, ranker
 from training.recommend.ranking.features import Table
+from training.recommend.ranking.profiles import LoggedProfile, is_made
 from training.recommend.ranking.spans import FirstStage, History
 from training.recommend.ranking.visitors import Done, Visitors
 from training.recommend.ranking.windows import state_of
@@ -55,12 +58,19 @@ class Plan(FirstStage):
     k: int = 20
     item_views: tuple[WindowView, ...] = (DEMAND,)
     user_views: tuple[WindowView, ...] = (SHOPPER,)
+    profile: Profile | None = SHOPPER_PROFILE
+    """Of visitors; without values of the log, its columns are left out."""
     sessions_ms: int = DAY_MS
 
     @property
     def views(self) -> tuple[WindowView, ...]:
         """All window views."""
         return (*self.item_views, *self.user_views)
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """All profiles."""
+        return () if self.profile is None else (self.profile,)
 
 
 _NEVER = 2**62
@@ -139,6 +149,7 @@ def fit(
     place = retrieval_fit.fit(
         log.table, lake, options, progress, run=run, clock=clock, interactions=interactions
     ).version
+    profile = _profile(log, lake, plan, interactions, progress)
     history = History(
         interactions,
         log.table,
@@ -146,6 +157,7 @@ def fit(
         plan,
         item_views=plan.item_views,
         user_views=plan.user_views,
+        profile=profile,
         run=run,
     )
     with progress.stage("ranker", unit="visits") as stage:
@@ -177,6 +189,9 @@ def fit(
                 "retriever": found.version,
                 "retriever_sha256": found.manifest_sha256,
                 "views": {v.name: v.definition_hash for v in plan.views},
+                "profiles": {
+                    p.name: p.definition_hash for p in plan.profiles if profile is not None
+                },
                 "kinds": interactions.kinds,
                 "weights": options.weights.describe(),
                 "candidates": plan.candidates,
@@ -221,6 +236,7 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
         "retriever": found.manifest.retriever,
         "current": found.promoted,
         "items": found.manifest.items,
+        "profiles": sorted(found.manifest.profiles),
         "trees": found.manifest.training["trees"],
         "k": SHOP.k,
         "ndcg_retriever": found.retriever.mean("ndcg", SHOP.k),
@@ -228,6 +244,21 @@ def run(settings: Settings, progress: Progress) -> dict[str, Any]:
         "ndcg_gain_low": gain.low,
         "ndcg_gain_high": gain.high,
     }
+
+
+def _profile(
+    log: Log, lake: Place, plan: Plan, interactions: Interactions, progress: Progress
+) -> LoggedProfile | None:
+    profile = plan.profile
+    if profile is None:
+        return None
+    if not is_made(profile, lake, log.id, log.tenant):
+        progress.note(
+            f"profile {profile.name} has no values of this log: its columns are left out "
+            "(`raypipe features` makes them)"
+        )
+        return None
+    return LoggedProfile(profile, lake, interactions.users)
 
 
 def is_shop(project: Project) -> bool:

@@ -19,7 +19,7 @@ from training.recommend.neighbours import ItemKNN
 from training.recommend.popularity import Popularity
 from training.recommend.port import Method, Retriever
 from training.recommend.products import Run, in_process
-from training.recommend.ranking.features import Attributes, Columns, Table
+from training.recommend.ranking.features import Attributes, Columns, Table, VisitorProfile
 from training.recommend.ranking.moments import Moments, histories, moments
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import Rows
@@ -76,6 +76,7 @@ class History:
         first: what is fitted for candidates.
         item_views: views whose key is the item.
         user_views: views whose key is the user.
+        profile: of users.
         run: where sparse products are computed.
     """
 
@@ -88,12 +89,14 @@ class History:
         *,
         item_views: tuple[WindowView, ...] = (),
         user_views: tuple[WindowView, ...] = (),
+        profile: VisitorProfile | None = None,
         run: Run = in_process,
     ) -> None:
         self.interactions = interactions
         self._tables = tables
         self._first = first
         self._run = run
+        self._profile = profile
         self._windows = LoggedWindows(
             tables, tenant, interactions.items, interactions.users, item_views, user_views
         )
@@ -117,7 +120,7 @@ class History:
         """The moments with their candidates; the catalogue is that of the retrievers' moment."""
         known = histories(self.interactions, at, self._first.retrieval.weights)
         catalogue = read_catalogue(self._tables, self.interactions.items, as_of_ms=fitted.as_of_ms)
-        columns = Columns(self.interactions, Attributes.of(catalogue), self._windows)
+        columns = Columns(self.interactions, Attributes.of(catalogue), self._windows, self._profile)
         count = self._first.candidates
         lists = scored(fitted.single, known, count)
         return Span(at, known, columns.table(at, fitted.blend.retrieve(known, count), lists=lists))
