@@ -60,16 +60,17 @@ def plan(
     """What has to be computed; brings new events of the log into the lake as Parquet.
 
     Raises:
-        StageError: the log has no decision events.
+        StageError: the log has none of the project's events.
         NotFound: there is no such day or key range.
     """
     lake = settings.lake
     before = _published(lake)
     known = before if before is not None and before.log == log.id else None
     history = take_in(project, log, lake, known, log.end(PARTITION))
-    if not history.inputs.get(project.decision):
+    # A shop that only recommends has nothing to decide, and profiles all the same.
+    if not any(history.inputs.values()):
         raise StageError(
-            f"the log has no {project.decision!r} events",
+            f"the log has no events of project {project.name!r}",
             hint="Bring some in first: `raypipe simulate` and `raypipe load`.",
         )
     partitions = settings.features_blocks or (known.partitions if known else _partitions(settings))

@@ -140,7 +140,7 @@ class Profile:
         return " UNION ALL BY NAME ".join(
             f"(SELECT {KEY}, {DAY}, "  # noqa: S608 - the SQL is the declaration
             + ", ".join(f"{sql} AS {name}" for name, sql in f.columns)
-            + f" FROM {f.event} GROUP BY {KEY}, {DAY})"
+            + f' FROM "{f.event}" GROUP BY {KEY}, {DAY})'
             for f in self.facts
             if f.event in events
         )
@@ -198,7 +198,7 @@ def check_profile(profile: Profile, events: Mapping[str, EventType]) -> None:
             for name in profile.events:
                 con.register("given", events[name].arrow_schema.empty_table())
                 con.execute(
-                    f"CREATE TABLE {name} AS SELECT *, {profile.key} AS {KEY}, 0::BIGINT AS {DAY}"  # noqa: S608
+                    f'CREATE TABLE "{name}" AS SELECT *, {profile.key} AS {KEY}, 0::BIGINT AS {DAY}'  # noqa: S608
                     " FROM given"
                 )
             con.execute(f"CREATE TABLE facts AS {profile.facts_sql(profile.events)}")
