@@ -147,7 +147,8 @@ def _fitting(
 
             def fit(learn: Span, choose: Span) -> Order:
                 wanted = TuningPlan(args.trials, max_rounds=plan.rounds, k=plan.k)
-                return tuned(learn, choose, wanted, storage=Place.at(home), say=say).order
+                found = tuned(learn, choose, wanted, storage=Place.at(home), trial_ended=say)
+                return found.order
 
             yield fit
         finally:

@@ -38,6 +38,7 @@ class LogFiles:
     Args:
         kept: folder for exported steps, which later readings use again.
         scratch: folder for the rows after them.
+        end: of an earlier reading, so that this one has its rows.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class LogFiles:
         kept: Path,
         scratch: Path,
         partition: int = 0,
+        end: int | None = None,
     ) -> None:
-        self.end = log.end(partition)
+        self.end = log.end(partition) if end is None else end
         """The next offset then."""
         self.id = log.id
         """The log's."""
@@ -104,14 +106,16 @@ class LogFiles:
 
 
 @contextmanager
-def open_log(settings: Settings, project: Project) -> Iterator[LogFiles]:
+def open_log(settings: Settings, project: Project, end: int | None = None) -> Iterator[LogFiles]:
     """The log of a home, with the rows of the settings' tenant; the worker may go on writing.
+
+    ``end``: that of an earlier reading, so that this one has its rows.
 
     Raises NotFound when there is no log yet, UsageError for one of several workers.
     """
     with _opened(settings) as (log, scratch):
         require_single(log, "this command")
-        yield _files(log, settings, project, scratch, 0)
+        yield _files(log, settings, project, scratch, 0, end)
 
 
 @contextmanager
@@ -140,7 +144,12 @@ def _opened(settings: Settings) -> Iterator[tuple[EventLog, Path]]:
 
 
 def _files(
-    log: EventLog, settings: Settings, project: Project, scratch: Path, partition: int
+    log: EventLog,
+    settings: Settings,
+    project: Project,
+    scratch: Path,
+    partition: int,
+    end: int | None = None,
 ) -> LogFiles:
     kept = settings.home / "export" / log.id
-    return LogFiles(log, project, settings.tenant, kept, scratch, partition)
+    return LogFiles(log, project, settings.tenant, kept, scratch, partition, end)

@@ -1,42 +1,29 @@
 """A resumable sweep over XGBoost on Ray Tune.
 
-Every trial reads the dataset from the lake, on whatever node it runs, reports the validation's area
-under the precision-recall curve every few rounds, and may be stopped early by ASHA. Optuna
-proposes what to try next. The experiment has a fixed place, so a killed sweep goes on from its
-last snapshot: finished trials are kept, unfinished ones go on from their checkpoint. No checkpoint
-is removed while it runs: a snapshot that was made before the removal would name it.
-Ray Tune's snapshots are pickles: a lake is as trusted as the code that works on it.
+Every trial reads the dataset from the lake, on whatever node it runs, and reports the validation's
+area under the precision-recall curve every few rounds. It is saved where it may be stopped, so a
+resumed one goes on from there. No checkpoint is removed while the sweep runs: a snapshot that was
+made before the removal would name it.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from functools import lru_cache
-from pickle import UnpicklingError
 from typing import Any
 
-import ray
 import xgboost
-from ray import cloudpickle, tune
+from ray import tune
 from ray.tune.integration.xgboost import TuneReportCheckpointCallback
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
 
-from raypipe.aborts import reach
-from raypipe.errors import StageError
 from raypipe.lake import Place
 from training.dataset import Dataset
 from training.plan import FIRST_POINT, FIXED, METRIC, SweepPlan, SweepResult, Trial
 from training.split import Part, Split
-from training.tune_session import environment, quiet
+from training.sweeps import ROUNDS, Say, Study, none_ended, parameters, run, worth
 
-Say = Callable[[str], None]
-
-ROUNDS, BEST, BEST_ROUNDS = "rounds", "best_aucpr", "best_rounds"
+BEST, BEST_ROUNDS = "best_aucpr", "best_rounds"
 
 _NAME = "sweep"
 _log = logging.getLogger(__name__)
@@ -79,93 +66,23 @@ def sweep(
     Raises:
         StageError: no trial ended well; names the first trial's error.
     """
-    experiment = storage / _NAME
-    announcer = _Announcer(trial_ended)
-    token = _announcer.set(announcer)
-    try:
-        with quiet(), environment():
-            trainable = _trainable(dataset, split, plan)
-            tuner = _restored(experiment, trainable, plan, note) if resume else None
-            if tuner is None:
-                experiment.remove_tree()
-                tuner = _fresh(experiment, trainable, plan)
-            grid = tuner.fit()
-        announcer.flush()
-        return _result(grid, plan)
-    finally:
-        _announcer.reset(token)
-
-
-def _fresh(experiment: Place, trainable: Any, plan: SweepPlan) -> tune.Tuner:
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    concurrency = plan.concurrency or max(1, int(resources.get("CPU", 1)))
-    return tune.Tuner(
-        trainable,
-        param_space=search_space(),
-        tune_config=tune.TuneConfig(
-            metric=BEST,
-            mode="max",
-            num_samples=plan.trials,
-            search_alg=ConcurrencyLimiter(
-                OptunaSearch(seed=plan.seed, points_to_evaluate=[FIRST_POINT]),
-                max_concurrent=concurrency,
-            ),
-            scheduler=_Scheduler(
-                time_attr=ROUNDS,
-                # A trial ends by itself, after its last checkpoint.
-                max_t=plan.max_rounds + 1,
-                grace_period=min(plan.grace_rounds, plan.max_rounds),
-                reduction_factor=3,
-            ),
-            trial_dirname_creator=_trial_id,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=experiment.name,
-            storage_path=experiment.parent.key,
-            storage_filesystem=experiment.filesystem,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=2),
-        ),
+    study = Study(_NAME, plan, search_space(), [FIRST_POINT], BEST, _line)
+    grid = run(
+        study,
+        _trainable(dataset, split, plan),
+        storage,
+        resume=resume,
+        note=note,
+        trial_ended=trial_ended,
     )
+    return _result(grid, plan)
 
 
-def _restored(experiment: Place, trainable: Any, plan: SweepPlan, note: Say) -> tune.Tuner | None:
-    """The interrupted experiment, or None when nothing can be resumed."""
-    statuses = _statuses(experiment)
-    where = {"path": experiment.key, "storage_filesystem": experiment.filesystem}
-    if not statuses or not tune.Tuner.can_restore(**where):
-        note("the sweep has no intact snapshot to resume from: starting it anew")
-        return None
-    ended = statuses.count("TERMINATED")
-    note(f"resuming the sweep: {ended} of {plan.trials} trials are finished")
-    return tune.Tuner.restore(
-        **where,
-        trainable=trainable,
-        param_space=search_space(),
-        resume_unfinished=True,
-        restart_errored=True,
+def _line(settings: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    return (
+        f"aucpr {result.get(BEST, 0.0):.4f} after {result.get(ROUNDS, 0)} rounds, "
+        f"depth {settings['max_depth']}, rate {settings['learning_rate']:.3f}"
     )
-
-
-def _statuses(experiment: Place) -> list[str]:
-    """Status of each trial in the newest snapshot; none when there is none or it is torn."""
-    names = experiment.names()
-    snapshots = [n for n in names if n.startswith("experiment_state-") and n.endswith(".json")]
-    searchers = [n for n in names if n.startswith(("search_gen_state-", "searcher-state-"))]
-    if not snapshots or len(searchers) != 2 * len(snapshots):
-        return []
-    try:
-        for searcher in searchers:
-            cloudpickle.loads((experiment / searcher).read())
-        trials = json.loads((experiment / snapshots[-1]).read())["trial_data"]
-        return [json.loads(state)["status"] for state, _ in trials]
-    except (ValueError, KeyError, EOFError, UnpicklingError):
-        return []
-
-
-def _trial_id(trial: Any) -> str:
-    return str(trial.trial_id)
 
 
 def _trainable(dataset: Place, split: Split, plan: SweepPlan) -> Any:
@@ -258,53 +175,6 @@ def _matrices(
     return made[0], made[1]
 
 
-class _Announcer:
-    """Lines about ended trials, told only when a snapshot has them: a told trial is never redone.
-
-    Tune pickles the scheduler with the experiment, so the scheduler looks this up.
-    """
-
-    def __init__(self, tell: Say) -> None:
-        self._tell = tell
-        self.lines: list[str] = []
-
-    def flush(self) -> None:
-        """Tell what is durable by now."""
-        for line in self.lines:
-            self._tell(line)
-            reach("training.trial_ended")
-        self.lines.clear()
-
-
-_announcer: ContextVar[_Announcer] = ContextVar("announcer")
-
-
-class _Scheduler(ASHAScheduler):
-    """ASHA that has the experiment saved as soon as a trial has ended."""
-
-    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        super().on_trial_complete(tune_controller, trial, result)
-        others = [t for t in tune_controller.get_trials() if t is not trial]
-        ended = [t for t in others if t.status == "TERMINATED"]
-        best = max(t.last_result.get(BEST, 0.0) for t in (*ended, trial))
-        _announcer.get().lines.append(
-            f"trial {len(ended) + 1}: aucpr {result.get(BEST, 0.0):.4f} (best so far {best:.4f}) "
-            f"after {result.get(ROUNDS, 0)} rounds, depth {trial.config['max_depth']}, "
-            f"rate {trial.config['learning_rate']:.3f}"
-        )
-
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        super().on_trial_error(tune_controller, trial)
-        _announcer.get().lines.append(f"trial {trial.trial_id} failed; see {trial.path}")
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        # The first hook after a trial's end at which its new state is in a snapshot.
-        if _announcer.get().lines:
-            tune_controller.checkpoint(force=True, wait=True)
-            _announcer.get().flush()
-        return super().choose_trial_to_run(tune_controller)
-
-
 def _result(grid: tune.ResultGrid, plan: SweepPlan) -> SweepResult:
     found: list[tuple[Trial, xgboost.Booster | None]] = []
     for result in (grid[i] for i in range(len(grid))):
@@ -317,27 +187,11 @@ def _result(grid: tune.ResultGrid, plan: SweepPlan) -> SweepResult:
             state="failed" if model is None else "finished" if full else "stopped",
             metric=None if model is None else metric,
             rounds=rounds,
-            parameters={k: _plain(v) for k, v in (result.config or {}).items()},
+            parameters=parameters(result),
         )
         found.append((trial, model))
-    # Of equal ones the smaller model, and never by chance: the ids are random.
-    found.sort(
-        key=lambda f: (
-            f[0].metric is None,
-            -(f[0].metric or 0.0),
-            f[0].rounds,
-            sorted(f[0].parameters.items()),
-        )
-    )
+    found.sort(key=lambda f: worth(f[0]))
     best, model = found[0]
     if model is None:
-        errors = [str(e).strip().splitlines()[-1] for e in grid.errors]
-        raise StageError(
-            f"none of {len(found)} trials ended with a model"
-            + (f"; the first error: {errors[0]}" if errors else "")
-        )
+        raise none_ended(grid, "a model")
     return SweepResult(tuple(t for t, _ in found), bytes(model[: best.rounds].save_raw("ubj")))
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value

@@ -23,6 +23,17 @@ Version = Annotated[
 
 @app.command()
 def fit(
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            "--trials",
+            metavar="N",
+            min=1,
+            max=10_000,
+            help="Tune the ranker: orders tried in a sweep [none].",
+        ),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Finish an interrupted sweep.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     home: Home = None,
@@ -32,10 +43,18 @@ def fit(
     """Fit both stages on everything in the log.
 
     The newest days say how good they are. The first version is what the next start serves; a later
-    one answers once it is promoted.
+    one answers once it is promoted. By default the ranker learns by settings that do well; a sweep
+    tries others, XGBoost's and LightGBM's.
     """
     settings = _options.settings(home, config, set_)
-    found = _stage.call("training.recommend.ranking.fit:run", settings, _options.progress(quiet))
+    with _stage.session():
+        found = _stage.call(
+            "training.recommend.ranking.job:run",
+            settings,
+            _options.progress(quiet),
+            trials=trials,
+            resume=resume,
+        )
     text = (
         f"{found['version']}: NDCG@{found['k']} {found['ndcg_two_stage']:.4f}, the retriever alone "
         f"{found['ndcg_retriever']:.4f} (gain {found['ndcg_gain_low']:.4f} to "

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -32,6 +31,7 @@ from training.recommend.ranking import artefact
 from training.recommend.ranking.features import Columns, Table
 from training.recommend.ranking.moments import Moments, histories
 from training.recommend.ranking.profiles import KnownProfile
+from training.recommend.ranking.ranker import Ranker
 from training.recommend.ranking.spans import scored
 from training.recommend.ranking.visitors import Done
 from training.recommend.rows import Rows, empty
@@ -411,11 +411,13 @@ class Engine:
 
 def _scorer(loaded: artefact.Loaded) -> Callable[[Scores], Scores]:
     """XGBoost by its C function where that gives the scores of the public way, bit for bit."""
-    public = partial(artefact.scores, loaded.ranker)
-    probes = loaded.probes
+    ranker, probes = loaded.ranker, loaded.probes
+    public = ranker.scores
+    if not isinstance(ranker, Ranker):
+        return public
     most = max(loaded.manifest.candidates, len(probes))
     try:
-        fast = DenseRows(loaded.ranker.booster, len(loaded.ranker.names), most)
+        fast = DenseRows(ranker.booster, len(ranker.names), most)
         if np.array_equal(fast(probes), public(probes)):
             return fast
     except Exception as e:  # noqa: BLE001 - a later XGBoost may have no such function

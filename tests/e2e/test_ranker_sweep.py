@@ -43,7 +43,7 @@ def test_both_learners_are_tried_and_the_best_is_grown_again(
     learn, choose = span(150, 0), span(60, 1)
     plan = TuningPlan(trials=3, max_rounds=20, grace_rounds=10, report_every=10, concurrency=2)
     lines: list[str] = []
-    found = tuned(learn, choose, plan, storage=Place.at(tmp_path), say=lines.append)
+    found = tuned(learn, choose, plan, storage=Place.at(tmp_path), trial_ended=lines.append)
     assert len(found.trials) == 3
     assert {t.parameters["learner"] for t in found.trials} == set(LEARNERS)
     assert all("of all items" in line for line in lines)

@@ -123,13 +123,14 @@ def test_a_killed_sweep_goes_on_where_it_was(
 
 
 def test_a_torn_snapshot_is_not_resumed(tmp_path: Path) -> None:
-    from training.tune import _restored
+    from training.sweeps import Study, restored
 
+    study = Study("sweep", PLAN, {}, [], "best", lambda *_: "")
     notes: list[str] = []
-    assert _restored(Place.at(tmp_path), None, PLAN, notes.append) is None
+    assert restored(Place.at(tmp_path), None, study, notes.append) is None
     for name in ("experiment_state-1.json", "search_gen_state-1.json", "searcher-state-1.pkl"):
         (tmp_path / name).write_bytes(b'{"trial_da')
-        assert _restored(Place.at(tmp_path), None, PLAN, notes.append) is None
+        assert restored(Place.at(tmp_path), None, study, notes.append) is None
     assert notes == ["the sweep has no intact snapshot to resume from: starting it anew"] * 4
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from features.profiles.lookup import ProfileReader
 from raypipe.clock import DAY_MS
 from raypipe.errors import IntegrityError, NotFound
 from raypipe.log.sqlite import SqliteLog
+from raypipe.runtime.progress import reporter
 from serving.recommend import engine as module
 from serving.recommend.engine import Wish
 from serving.recommend.exploration import Exploration
@@ -30,10 +32,14 @@ from training import registry
 from training.recommend.catalogue import read_catalogue
 from training.recommend.events import read_interactions
 from training.recommend.ranking import artefact
-from training.recommend.ranking.features import Attributes, Columns
+from training.recommend.ranking.features import Attributes, Columns, Table
+from training.recommend.ranking.fit import fit
+from training.recommend.ranking.lambdarank import LightGBM
+from training.recommend.ranking.lessons import by_moment
 from training.recommend.ranking.moments import Moments, histories
+from training.recommend.ranking.port import Growth, Order
 from training.recommend.ranking.profiles import LoggedProfile
-from training.recommend.ranking.spans import scored
+from training.recommend.ranking.spans import Span, scored
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import empty
 
@@ -261,6 +267,53 @@ def test_without_the_fast_way_scores_are_the_same(
         assert (
             other.recommend(wish, NOW).scores.tolist() == stage.recommend(wish, NOW).scores.tolist()
         )
+
+
+@dataclass
+class Leafwise:
+    """LightGBM, as a sweep may choose it."""
+
+    order: Order
+
+    def again(self, table: Table) -> Order:
+        return LightGBM().learn(by_moment(table), table.names, {}, Growth(self.order.trees))
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+def test_a_version_may_be_ordered_by_lightgbm(home: Path) -> None:
+    settings = home_kit.settings(home)
+
+    def chosen(learn: Span, choose: Span) -> Leafwise:
+        lesson = by_moment(learn.table)
+        return Leafwise(LightGBM().learn(lesson, learn.table.names, {}, Growth(12)))
+
+    with open_log(settings, project) as files:
+        made = fit(
+            files, settings.lake, home_kit.PLAN, reporter(quiet=True), choose_order=chosen
+        ).manifest
+    assert (made.learner, "model.txt" in made.files) == ("lightgbm", True)
+    registry.promote(settings.lake / artefact.FOLDER, "shop", made.version)
+    with closing(opened(home)) as stage:
+        wish = Wish(k=10, seed=0, user=stage.engine.loaded.known.users.ids[0].as_py())
+        found = stage.recommend(wish, NOW)
+        assert found.degraded == ()
+        table = stage.engine.table(wish, NOW, stage.offset)
+        wanted = stage.engine.loaded.ranker.ordered(table, len(table)).values.max()
+        assert found.scores.max() == np.float32(wanted)
+
+
+def test_a_version_without_profiles_asks_for_none(home: Path) -> None:
+    settings = home_kit.settings(home)
+    (settings.lake / "profiles").remove_tree()
+    made = home_kit.fitted_again(settings).manifest
+    assert made.profiles == {}
+    assert not set(SHOPPER_PROFILE.column_names) & set(made.columns)
+    registry.promote(settings.lake / artefact.FOLDER, "shop", made.version)
+    with closing(opened(home)) as stage:
+        assert stage.profile is None
+        assert stage.recommend(Wish(k=5, seed=0), NOW).degraded == ()
 
 
 def test_chance_is_drawn_with_known_propensities(home: Path) -> None:

@@ -31,6 +31,8 @@ from training.recommend.catalogue import Catalogue
 from training.recommend.interactions import Weights
 from training.recommend.kinds import Stored, put_together, taken_apart
 from training.recommend.port import Retriever
+from training.recommend.ranking.lambdarank import LightGBMRanker
+from training.recommend.ranking.port import Order
 from training.recommend.ranking.ranker import Ranker
 from training.recommend.ranking.visitors import ARRAYS, Visitors
 
@@ -40,7 +42,11 @@ if TYPE_CHECKING:
 FOLDER = "ranking"
 """Of the lake."""
 
-MODEL = "model.ubj"
+ORDERS: Mapping[str, type[Ranker] | type[LightGBMRanker]] = {
+    order.learner: order for order in (Ranker, LightGBMRanker)
+}
+"""Orders that a version may have, by their learner."""
+
 PROBES = 64
 """Rows whose scores are stored beside the booster."""
 
@@ -58,6 +64,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Version of the same name below ``retrieval``."""
     retriever_sha256: str
     """Of its manifest."""
+    learner: str
+    """Of ``ORDERS``."""
     columns: tuple[str, ...]
     """What the booster reads, in order."""
     views: dict[str, str]
@@ -115,7 +123,7 @@ class Loaded:
 
     retriever: LoadedRetriever
     beside: Mapping[str, Retriever]
-    ranker: Ranker
+    ranker: Order
     probes: npt.NDArray[np.float32]
     """Rows [n, columns] that any other way of scoring must score as ``scores`` does."""
     weights: Weights
@@ -130,7 +138,7 @@ class Loaded:
 
 def write(
     versions: Place,
-    ranker: Ranker,
+    ranker: Order,
     probes: npt.NDArray[np.float32],
     known: Known,
     *,
@@ -153,7 +161,7 @@ def write(
 
     Raises Conflict when this very version exists.
     """
-    model = bytes(ranker.booster.save_raw("ubj"))
+    model = ranker.model()
     version = version_of(hashlib.sha256(model).digest(), created_ms)
     target = versions / name / version
     if (target / MANIFEST).exists():
@@ -164,22 +172,23 @@ def write(
         stored[label], own = taken_apart(retriever, f"beside.{label}.")
         arrays |= own
     rows = np.ascontiguousarray(probes[:PROBES], np.float32)
-    arrays |= {"probe_rows": rows, "probe_scores": scores(ranker, rows)}
+    arrays |= {"probe_rows": rows, "probe_scores": ranker.scores(rows)}
     tables = {"catalogue": known.catalogue.table, "owners": _owners(known.owners)}
     tables |= {f"windows.{view}": table for view, table in known.windows.items()}
     for label, visitors in (("users", known.users), ("sessions", known.sessions)):
         tables[label] = pa.table({"id": visitors.ids})
         arrays |= {f"{label}.{n}": a for n, a in visitors.arrays().items()}
-    (target / MODEL).write(model)
+    (target / ranker.file).write(model)
     for label, table in tables.items():
         retrieval.write_table(target / f"{label}.arrow", table)
     for label, array in arrays.items():
         write_array(target / f"{label}.npy", array)
-    names = [MODEL, *(f"{t}.arrow" for t in tables), *(f"{a}.npy" for a in arrays)]
+    names = [ranker.file, *(f"{t}.arrow" for t in tables), *(f"{a}.npy" for a in arrays)]
     manifest = Manifest(
         name=name,
         version=version,
         created_ms=created_ms,
+        learner=ranker.learner,
         columns=ranker.names,
         items=len(known.catalogue),
         beside=stored,
@@ -250,11 +259,11 @@ def load(
         for n, b in data.items()
         if n.endswith(".arrow")
     }
-    ranker = _ranker(data[MODEL], manifest)
-    if not np.array_equal(scores(ranker, arrays["probe_rows"]), arrays["probe_scores"]):
+    ranker = _ranker(data, manifest)
+    if not np.array_equal(ranker.scores(arrays["probe_rows"]), arrays["probe_scores"]):
         raise IntegrityError(
             f"the booster of {manifest.reference} scores otherwise than where it was fitted",
-            hint="Install the XGBoost that its manifest names, or fit a new version.",
+            hint=f"Install the {manifest.learner} that its manifest names, or fit a new version.",
         )
     owners = tables["owners"]
     known = Known(
@@ -274,25 +283,18 @@ def load(
     return Loaded(found, beside, ranker, arrays["probe_rows"], weights, known, manifest)
 
 
-def scores(ranker: Ranker, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The booster's score of each row [n]; higher is better."""
-    found: npt.NDArray[np.float32] = ranker.booster.inplace_predict(rows, validate_features=False)
-    return found
-
-
-def _ranker(data: pa.Buffer, manifest: Manifest) -> Ranker:
-    import xgboost
-
-    booster = xgboost.Booster({"nthread": 1})
-    booster.load_model(bytearray(data.to_pybytes()))
-    # What was set before the model came is gone with it.
-    booster.set_param({"nthread": 1})
-    names = tuple(booster.feature_names or ())
-    if names != manifest.columns:
+def _ranker(data: Mapping[str, pa.Buffer], manifest: Manifest) -> Order:
+    order = ORDERS.get(manifest.learner)
+    if order is None or order.file not in data:
+        raise IntegrityError(
+            f"{manifest.reference} was learned by {manifest.learner!r}", hint=_AGAIN
+        )
+    ranker = order.of_model(data[order.file].to_pybytes())
+    if ranker.names != manifest.columns:
         raise IntegrityError(
             f"the booster of {manifest.reference} reads other columns", hint=_AGAIN
         )
-    return Ranker(booster, names)
+    return ranker
 
 
 def _visitors(

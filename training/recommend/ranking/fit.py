@@ -7,12 +7,11 @@ too, and what is written comes with a retriever that was fitted on everything.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from features.commerce_profiles import SHOPPER_PROFILE
 from features.commerce_ranking import DEMAND, SHOPPER
@@ -25,23 +24,19 @@ from raypipe.windows.spec import WindowView
 from training import registry
 from training.recommend import artefact as retrieval
 from training.recommend import fit as retrieval_fit
-from training.recommend.catalogue import read_catalogue
 from training.recommend.evaluate import Evaluation
-from training.recommend.events import TIME, Source, Tables, Visits, read_interactions, read_visits
+from training.recommend.events import Tables, read_interactions
 from training.recommend.interactions import Interactions
 from training.recommend.products import Run, in_process
 from training.recommend.ranking import artefact, ranker
 from training.recommend.ranking.features import Table
+from training.recommend.ranking.known import known
+from training.recommend.ranking.port import Order
 from training.recommend.ranking.profiles import LoggedProfile, is_made
-from training.recommend.ranking.spans import FirstStage, History
-from training.recommend.ranking.visitors import Done, Visitors
-from training.recommend.ranking.windows import state_of
+from training.recommend.ranking.spans import FirstStage, History, Span
 from training.recommend.rows import Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from raypipe.config import Settings
     from raypipe.project import Project
 
 
@@ -72,9 +67,6 @@ class Plan(FirstStage):
         """All profiles."""
         return () if self.profile is None else (self.profile,)
 
-
-_NEVER = 2**62
-"""Ms UTC: all listings of the log came before."""
 
 SHOP = Plan()
 """For ``features.commerce``; a start, as its retriever's options are."""
@@ -110,12 +102,57 @@ class Fitted:
     promoted: bool
 
 
+class Chosen(Protocol):
+    """What was learned on one span and chosen on a later one."""
+
+    @property
+    def order(self) -> Order:
+        """Learned on the first span alone."""
+
+    def again(self, table: Table) -> Order:
+        """Of as many trees by the same settings, learned from another table."""
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, as plain data."""
+
+
+Choose = Callable[[Span, Span], Chosen]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """By the settings that are tried first."""
+
+    order: ranker.Ranker
+
+    def again(self, table: Table) -> ranker.Ranker:
+        """See Chosen."""
+        return ranker.fit(table, rounds=self.order.trees)
+
+    def describe(self) -> dict[str, Any]:
+        """See Chosen."""
+        return {"parameters": dict(ranker.FIRST_POINT)}
+
+
+def plainly(rounds: int, progress: Progress) -> Choose:
+    """XGBoost at the settings that are tried first, of so many trees at most."""
+
+    def chosen(learn: Span, choose: Span) -> Plain:
+        with progress.stage("order", unit="trees") as stage:
+            order = ranker.fit(learn.table, validation=choose.table, rounds=rounds)
+            stage.advance(order.trees)
+        return Plain(order)
+
+    return chosen
+
+
 def fit(
     log: Log,
     lake: Place,
     plan: Plan,
     progress: Progress,
     *,
+    choose_order: Choose | None = None,
     run: Run = in_process,
     clock: Clock | None = None,
 ) -> Fitted:
@@ -126,6 +163,8 @@ def fit(
         lake: versions go below ``retrieval`` and ``ranking`` in it.
         plan: what to do.
         progress: stages.
+        choose_order: learns on the first span and chooses on the second; without, XGBoost at the
+            settings that are tried first.
         run: where sparse products are computed.
         clock: names the versions.
 
@@ -146,9 +185,6 @@ def fit(
             f"newest {(end - learn) / DAY_MS:g} are to learn an order from",
             hint="Load more history.",
         )
-    place = retrieval_fit.fit(
-        log.table, lake, options, progress, run=run, clock=clock, interactions=interactions
-    ).version
     profile = _profile(log, lake, plan, interactions, progress)
     history = History(
         interactions,
@@ -160,38 +196,41 @@ def fit(
         profile=profile,
         run=run,
     )
-    with progress.stage("ranker", unit="visits") as stage:
+    with progress.stage("visits", unit="visits") as stage:
         (learned, _), (chosen, _) = history.visits(learn, choose), history.visits(choose, end)
         stage.advance(len(learned.at) + len(chosen.at))
-        first = ranker.fit(learned.table, validation=chosen.table, rounds=plan.rounds)
-        train = history.before(choose).matrix()
+    first = (choose_order or plainly(plan.rounds, progress))(learned, chosen)
+    with progress.stage("ranker", unit="candidates") as stage:
+        train, trees = history.before(choose).matrix(), first.order.trees
         base = chosen.figures(chosen.table.candidates, train, plan.k)
-        two = chosen.figures(first.ordered(chosen.table, plan.k), train, plan.k)
-        trees = first.booster.num_boosted_rounds()
-        whole = ranker.fit(_both(learned.table, chosen.table), rounds=trees)
+        two = chosen.figures(first.order.ordered(chosen.table, plan.k), train, plan.k)
+        both = _both(learned.table, chosen.table)
+        stage.advance(len(both))
+        whole = first.again(both)
         gain = two.gain(base, "ndcg", plan.k)
         stage.say(
             f"{trees} trees, NDCG@{plan.k} {two.mean('ndcg', plan.k):.4f}, retriever "
             f"{base.mean('ndcg', plan.k):.4f}, gain {gain.low:.4f} to {gain.high:.4f}"
         )
+    place = retrieval_fit.fit(
+        log.table, lake, options, progress, run=run, clock=clock, interactions=interactions
+    ).version
     with progress.stage("version", unit="visitors") as stage:
-        known = _known(log, plan, interactions, end)
-        stage.advance(len(known.users) + len(known.sessions))
+        shop = known(log.table, options.sources, interactions, plan.views, end - plan.sessions_ms)
+        stage.advance(len(shop.users) + len(shop.sessions))
         matrix = interactions.matrix(options.weights, as_of_ms=end)
         found = retrieval.read_manifest(place)
         version = artefact.write(
             lake / artefact.FOLDER,
             whole,
             chosen.table.x,
-            known,
+            shop,
             about={
                 "tenant": log.tenant,
                 "retriever": found.version,
                 "retriever_sha256": found.manifest_sha256,
                 "views": {v.name: v.definition_hash for v in plan.views},
-                "profiles": {
-                    p.name: p.definition_hash for p in plan.profiles if profile is not None
-                },
+                "profiles": {p.name: p.definition_hash for p in plan.profiles if profile},
                 "kinds": interactions.kinds,
                 "weights": options.weights.describe(),
                 "candidates": plan.candidates,
@@ -202,6 +241,7 @@ def fit(
                     "interactions": len(interactions),
                     "visits": len(learned.at) + len(chosen.at),
                     "trees": trees,
+                    **first.describe(),
                     "learn_ms": [learn, choose],
                     "choose_ms": [choose, end],
                 },
@@ -216,34 +256,6 @@ def fit(
             registry.promote(lake / artefact.FOLDER, options.name, version.name)
         stage.say(version.name)
     return Fitted(artefact.read_manifest(version), base, two, promoted)
-
-
-def run(settings: Settings, progress: Progress) -> dict[str, Any]:
-    """Fit the shop's recommender on a home's log; what `raypipe recommend fit` tells.
-
-    Raises as ``fit``; DeclarationError for a project without a shop's events.
-    """
-    from features.log_files import open_log
-    from raypipe.project import load_project
-
-    project = load_project(settings.project)
-    require_shop(project)
-    with open_log(settings, project) as files:
-        found = fit(files, settings.lake, SHOP, progress)
-    gain = found.two_stage.gain(found.retriever, "ndcg", SHOP.k)
-    return {
-        "version": found.manifest.reference,
-        "retriever": found.manifest.retriever,
-        "current": found.promoted,
-        "items": found.manifest.items,
-        "profiles": sorted(found.manifest.profiles),
-        "trees": found.manifest.training["trees"],
-        "k": SHOP.k,
-        "ndcg_retriever": found.retriever.mean("ndcg", SHOP.k),
-        "ndcg_two_stage": found.two_stage.mean("ndcg", SHOP.k),
-        "ndcg_gain_low": gain.low,
-        "ndcg_gain_high": gain.high,
-    }
 
 
 def _profile(
@@ -289,41 +301,3 @@ def _both(one: Table, other: Table) -> Table:
         Rows.joined([one.candidates, other.candidates]),
         np.concatenate([one.grade, other.grade]),
     )
-
-
-def _known(log: Log, plan: Plan, interactions: Interactions, end: int) -> artefact.Known:
-    """What a replica starts from: everything that is in the log."""
-    tables, sources, items = log.table, plan.retrieval.sources, interactions.items
-    visits = read_visits(tables, sources)
-    since = end - plan.sessions_ms
-    owners = {s: user for s, (user, _) in visits.owners(since).items()}
-    return artefact.Known(
-        read_catalogue(tables, items, as_of_ms=_NEVER),
-        Visitors.of(
-            interactions.users,
-            interactions.user,
-            Done(interactions.item, interactions.kind, interactions.time, interactions.offset),
-        ),
-        _sessions(visits.anonymous(since), items, sources),
-        owners,
-        {view.name: state_of(view, tables).snapshot() for view in plan.views},
-    )
-
-
-def _sessions(visits: Visits, items: pa.StringArray, sources: Sequence[Source]) -> Visitors:
-    table = visits.table
-    ids = pc.unique(table.column("session").cast(pa.string())).sort()
-    item = pc.index_in(table.column("item"), items)
-    kept = item.is_valid().combine_chunks().to_numpy(zero_copy_only=False)
-    table, item, kind = table.filter(kept), item.filter(kept), visits.kind[kept]
-    done = Done(
-        _numbers(item).astype(np.int32),
-        kind,
-        table.column(TIME).to_numpy(),
-        table.column("offset").to_numpy(),
-    )
-    return Visitors.of(ids, _numbers(pc.index_in(table.column("session"), ids)), done)
-
-
-def _numbers(column: Any) -> np.ndarray:
-    return np.asarray(column.to_numpy())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from training.recommend.ranking.features import Table
 from training.recommend.ranking.lessons import Lesson
@@ -37,6 +38,16 @@ class LightGBMRanker:
 
     booster: lightgbm.Booster
     names: tuple[str, ...]
+    learner: ClassVar[str] = "lightgbm"
+    file: ClassVar[str] = "model.txt"
+
+    @classmethod
+    def of_model(cls, data: bytes) -> LightGBMRanker:
+        """From the bytes of ``model``."""
+        import lightgbm
+
+        booster = lightgbm.Booster(model_str=data.decode())
+        return cls(booster, tuple(booster.feature_name()))
 
     @property
     def trees(self) -> int:
@@ -52,12 +63,20 @@ class LightGBMRanker:
         score = self.booster.predict(table.x) if known else np.zeros(len(table))
         return best(table, self.names, np.asarray(score, np.float64), k)
 
+    def scores(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """As the port says; on one thread."""
+        return np.asarray(self.booster.predict(rows, num_threads=1), np.float32)
+
+    def model(self) -> bytes:
+        """LightGBM's text."""
+        return self.booster.model_to_string().encode()
+
 
 @dataclass(frozen=True, slots=True)
 class LightGBM:
     """Learns by ``lambdarank``. Grades must be whole numbers."""
 
-    name: ClassVar[str] = "lightgbm"
+    name: ClassVar[str] = LightGBMRanker.learner
 
     def learn(
         self, lesson: Lesson, names: tuple[str, ...], parameters: Parameters, growth: Growth

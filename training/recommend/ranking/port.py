@@ -24,7 +24,13 @@ that XGBoost and LightGBM both know; others go to the library as they are."""
 
 
 class Order(Protocol):
-    """A learned order of candidates; ``names`` are the columns that it knows."""
+    """A learned order of candidates; ``names`` are the columns that it knows.
+
+    ``learner`` is the name of its library's ``Learner``, ``file`` what its bytes are called.
+    """
+
+    learner: ClassVar[str]
+    file: ClassVar[str]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -39,6 +45,12 @@ class Order(Protocol):
 
         Raises StageError for a table of other columns.
         """
+
+    def scores(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The score of each row [n, columns]; higher is better."""
+
+    def model(self) -> bytes:
+        """In the library's own format."""
 
 
 Told = Callable[[int, Order], None]

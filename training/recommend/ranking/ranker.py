@@ -49,6 +49,19 @@ class Ranker:
 
     booster: xgboost.Booster
     names: tuple[str, ...]
+    learner: ClassVar[str] = "xgboost"
+    file: ClassVar[str] = "model.ubj"
+
+    @classmethod
+    def of_model(cls, data: bytes) -> Ranker:
+        """From the bytes of ``model``; scores on one thread."""
+        import xgboost
+
+        booster = xgboost.Booster({"nthread": 1})
+        booster.load_model(bytearray(data))
+        # What was set before the model came is gone with it.
+        booster.set_param({"nthread": 1})
+        return cls(booster, tuple(booster.feature_names or ()))
 
     @property
     def trees(self) -> int:
@@ -65,12 +78,21 @@ class Ranker:
         score = self.booster.inplace_predict(table.x) if known else np.zeros(len(table))
         return best(table, self.names, score, k)
 
+    def scores(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """As the port says."""
+        found: npt.NDArray[np.float32] = self.booster.inplace_predict(rows, validate_features=False)
+        return found
+
+    def model(self) -> bytes:
+        """UBJSON."""
+        return bytes(self.booster.save_raw("ubj"))
+
 
 @dataclass(frozen=True, slots=True)
 class XGBoost:
     """Learns by ``rank:ndcg``."""
 
-    name: ClassVar[str] = "xgboost"
+    name: ClassVar[str] = Ranker.learner
 
     def learn(
         self, lesson: Lesson, names: tuple[str, ...], parameters: Parameters, growth: Growth

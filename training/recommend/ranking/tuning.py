@@ -3,39 +3,33 @@
 What a trial is compared by is the NDCG of what a visit took out of the whole catalogue, not out of
 the candidates: a candidate list that lacks what was taken would make every order of it look good.
 
-Spans are put into the object store once; every trial maps them. Optuna proposes, ASHA stops early.
-A trial learns on one thread, so its trees are the same anywhere: the winner is grown again from its
-settings, and nothing but figures is stored.
+Spans are put into the object store once; every trial maps them. A trial learns on one thread, so
+its trees are the same anywhere: the winner is grown again from its settings, and nothing but
+figures is stored. A trial that was interrupted begins again.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search import ConcurrencyLimiter
-from ray.tune.search.optuna import OptunaSearch
 
-from raypipe.errors import StageError, UsageError
+from raypipe.errors import UsageError
 from raypipe.lake import Place
-from training.plan import Trial
+from training.plan import SweepPlan, Trial
 from training.recommend.measures import by_user
+from training.recommend.ranking.features import Table
 from training.recommend.ranking.lambdarank import LightGBM
 from training.recommend.ranking.lessons import Lesson, by_moment
 from training.recommend.ranking.port import Growth, Learner, Order
 from training.recommend.ranking.ranker import FIRST_POINT, XGBoost
 from training.recommend.ranking.spans import Span
-from training.tune_session import environment, quiet
+from training.sweeps import ROUNDS, Say, Study, none_ended, parameters, run, worth
 
-Say = Callable[[str], None]
-
-LEARNER, ROUNDS, BEST, BEST_ROUNDS = "learner", "rounds", "best_ndcg", "best_rounds"
+LEARNER, BEST, BEST_ROUNDS = "learner", "best_ndcg", "best_rounds"
 LEARNERS: Mapping[str, Learner] = {one.name: one for one in (XGBoost(), LightGBM())}
 
 _NAME = "ranker"
@@ -43,25 +37,18 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TuningPlan:
-    """How much to try.
+class TuningPlan(SweepPlan):
+    """How much to try. ``k`` is the length of the lists that are compared."""
 
-    A trial reports after every ``report_every`` trees and may be stopped after ``grace_rounds``.
-    ``k`` is the length of the lists. ``concurrency`` None means a trial per CPU of the session.
-    """
-
-    trials: int = 8
     max_rounds: int = 200
     grace_rounds: int = 40
     report_every: int = 20
     k: int = 20
-    seed: int = 7
-    concurrency: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("trials", "max_rounds", "grace_rounds", "report_every", "k"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
+        if self.k < 1:
+            raise UsageError(f"k is {self.k}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -70,11 +57,21 @@ class Tuned:
 
     order: Order
     trials: tuple[Trial, ...]
+    seed: int
 
     @property
     def best(self) -> Trial:
         """The trial that the order comes from."""
         return self.trials[0]
+
+    def again(self, table: Table) -> Order:
+        """As many trees by the best trial's settings, learned from another table."""
+        growth = Growth(self.best.rounds, seed=self.seed)
+        return _learn(self.best.parameters, by_moment(table), table.names, growth)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"parameters": dict(self.best.parameters), "trials": len(self.trials)}
 
 
 def search_space() -> dict[str, Any]:
@@ -101,79 +98,42 @@ def full_ndcg(order: Order, span: Span, k: int) -> float:
 
 
 def tuned(
-    learn: Span, choose: Span, plan: TuningPlan, *, storage: Place, say: Say = _log.info
+    learn: Span,
+    choose: Span,
+    plan: TuningPlan,
+    *,
+    storage: Place,
+    resume: bool = False,
+    note: Say = _log.info,
+    trial_ended: Say = _log.info,
 ) -> Tuned:
-    """Run a sweep in the current Ray session.
+    """Run a sweep, or finish an interrupted one, in the current Ray session.
 
     Args:
         learn: what trials learn from.
         choose: later moments, by which trials are compared and their trees counted.
         plan: how much to try.
-        storage: folder for Tune's records; an earlier sweep there is removed.
-        say: gets one line per ended trial.
+        storage: folder for Tune's records; without ``resume`` an earlier sweep there is removed.
+        resume: go on with the sweep at ``storage``, which must have been of these spans.
+        note: gets what the user should know, a line each.
+        trial_ended: gets one line per ended trial.
 
     Raises:
         StageError: nothing was taken in ``learn``, or no trial ended well.
     """
     lesson = by_moment(learn.table)
-    experiment = storage / _NAME
-    experiment.remove_tree()
-    token = _say.set(say)
-    try:
-        with quiet(), environment():
-            grid = _tuner(experiment, lesson, choose, plan).fit()
-    finally:
-        _say.reset(token)
-    trials = _trials(grid, plan)
-    best = trials[0]
-    if best.metric is None:
-        errors = [str(e).strip().splitlines()[-1] for e in grid.errors]
-        raise StageError(
-            f"none of {len(trials)} trials ended with an order"
-            + (f"; the first error: {errors[0]}" if errors else "")
-        )
-    growth = Growth(best.rounds, seed=plan.seed, threads=1)
-    return Tuned(_learn(best.parameters, lesson, choose.table.names, growth), trials)
-
-
-def _tuner(experiment: Place, lesson: Lesson, choose: Span, plan: TuningPlan) -> tune.Tuner:
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     trainable = tune.with_resources(
         tune.with_parameters(_trial, lesson=lesson, choose=choose, plan=plan), {"cpu": 1}
     )
-    return tune.Tuner(
-        trainable,
-        param_space=search_space(),
-        tune_config=tune.TuneConfig(
-            metric=BEST,
-            mode="max",
-            num_samples=plan.trials,
-            search_alg=ConcurrencyLimiter(
-                OptunaSearch(seed=plan.seed, points_to_evaluate=first_points()[: plan.trials]),
-                max_concurrent=plan.concurrency or max(1, int(resources.get("CPU", 1))),
-            ),
-            scheduler=ASHAScheduler(
-                time_attr=ROUNDS,
-                max_t=plan.max_rounds + 1,  # a trial ends by itself
-                grace_period=min(plan.grace_rounds, plan.max_rounds),
-                reduction_factor=3,
-            ),
-            trial_dirname_creator=_trial_id,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name=experiment.name,
-            storage_path=experiment.parent.key,
-            storage_filesystem=experiment.filesystem,
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=2),
-            callbacks=[_Announcer()],
-        ),
-    )
-
-
-def _trial_id(trial: Any) -> str:
-    return str(trial.trial_id)
+    study = Study(_NAME, plan, search_space(), first_points(), BEST, _line)
+    grid = run(study, trainable, storage, resume=resume, note=note, trial_ended=trial_ended)
+    trials = _trials(grid, plan)
+    best = trials[0]
+    if best.metric is None:
+        raise none_ended(grid, "an order")
+    growth = Growth(best.rounds, seed=plan.seed, threads=1)
+    order = _learn(best.parameters, lesson, choose.table.names, growth)
+    return Tuned(order, trials, plan.seed)
 
 
 def _trial(config: dict[str, Any], *, lesson: Lesson, choose: Span, plan: TuningPlan) -> None:
@@ -197,24 +157,12 @@ def _learn(
     return LEARNERS[config[LEARNER]].learn(lesson, names, parameters, growth)
 
 
-_say: ContextVar[Say] = ContextVar("say")
-
-
-class _Announcer(tune.Callback):
-    """A line for each ended trial. Tune pickles it with the experiment, so it looks ``say`` up."""
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        ended = [t for t in trials if BEST in t.last_result and t.is_finished()]
-        best = max((t.last_result[BEST] for t in (*ended, trial)), default=0.0)
-        result = trial.last_result
-        _say.get()(
-            f"trial {trial.config[LEARNER]}, depth {trial.config['max_depth']}, "
-            f"rate {trial.config['learning_rate']:.3f}: NDCG {result[BEST]:.4f} of all items "
-            f"with {result[BEST_ROUNDS]} trees (best so far {best:.4f})"
-        )
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        _say.get()(f"trial {trial.trial_id} failed; see {trial.path}")
+def _line(settings: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    return (
+        f"{settings[LEARNER]}, depth {settings['max_depth']}, rate "
+        f"{settings['learning_rate']:.3f}: NDCG {result.get(BEST, 0.0):.4f} of all items with "
+        f"{result.get(BEST_ROUNDS, 0)} trees"
+    )
 
 
 def _trials(grid: tune.ResultGrid, plan: TuningPlan) -> tuple[Trial, ...]:
@@ -229,15 +177,7 @@ def _trials(grid: tune.ResultGrid, plan: TuningPlan) -> tuple[Trial, ...]:
                 state="failed" if not good else "finished" if full else "stopped",
                 metric=figures[BEST] if good else None,
                 rounds=figures.get(BEST_ROUNDS, 0),
-                parameters={k: _plain(v) for k, v in (result.config or {}).items()},
+                parameters=parameters(result),
             )
         )
-    # Of equal ones the smaller model, and never by chance: the ids are random.
-    found.sort(
-        key=lambda t: (t.metric is None, -(t.metric or 0.0), t.rounds, sorted(t.parameters.items()))
-    )
-    return tuple(found)
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+    return tuple(sorted(found, key=worth))
