@@ -28,7 +28,7 @@ def promote(models: Place, name: str, version: str) -> None:
 
     Raises NotFound when there is no such version.
     """
-    _existing(models, name, version)
+    existing(models, name, version)
     (models / name / CURRENT).write(f"{version}\n".encode())
 
 
@@ -43,7 +43,7 @@ def current(models: Place, name: str) -> str | None:
 def locate(models: Place, name: str, version: str | None = None) -> Place:
     """The folder of a version, by default of the current one."""
     if version is not None:
-        return _existing(models, name, version)
+        return existing(models, name, version)
     version = current(models, name)
     if version is None:
         raise NotFound(
@@ -51,7 +51,7 @@ def locate(models: Place, name: str, version: str | None = None) -> Place:
             hint=f"`raypipe train {name}` makes one.",
         )
     try:
-        return _existing(models, name, version)
+        return existing(models, name, version)
     except NotFound as e:
         raise IntegrityError(
             f"the current version {version!r} of model {name!r} is missing",
@@ -59,14 +59,15 @@ def locate(models: Place, name: str, version: str | None = None) -> Place:
         ) from e
 
 
-def _existing(models: Place, name: str, version: str) -> Place:
+def existing(models: Place, name: str, version: str, *, noun: str = "model") -> Place:
+    """The folder of a version; raises NotFound, which calls the thing by ``noun``."""
     try:
         place = models / name / version
     except UsageError:  # no version is called like that
         place = None
     if place is None or not (place / MANIFEST).exists():
         raise NotFound(
-            f"model {name!r} has no version {version!r}",
+            f"{noun} {name!r} has no version {version!r}",
             hint="It has: " + (", ".join(versions(models, name)) or "none"),
         )
     return place

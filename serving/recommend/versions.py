@@ -28,7 +28,7 @@ TARGET = rollout.Target(APPLICATION, DEPLOYMENT)
 def located(lake: Place, reference: str) -> Place:
     """The folder of ``name@version``; raises UsageError and NotFound."""
     name, version = split_reference(reference)
-    return registry.locate(lake / artefact.FOLDER, name, version)
+    return registry.existing(lake / artefact.FOLDER, name, version, noun="recommender")
 
 
 def current(lake: Place) -> str | None:

@@ -44,7 +44,7 @@ def test_versions_are_listed_shown_and_promoted(home: Path) -> None:
     assert [v["current"] for v in recommend(home, "list")["versions"]] == [False, True]
     assert recommend(home, "promote", first["version"])["before"] == second.reference
     problem = recommend(home, "promote", "nothing", code=1)
-    assert "has no version 'nothing'" in json.dumps(problem)
+    assert "recommender 'shop' has no version 'nothing'" in json.dumps(problem)
     text = CliRunner().invoke(app, ["recommend", "list", "--home", str(home), *SHOP]).stdout
     assert text.splitlines()[1].startswith("*")
 
