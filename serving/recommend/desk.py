@@ -57,7 +57,10 @@ class Desk:
     def stage(self) -> Stage:
         """What is in use; raises Unavailable before anything is."""
         if self._stage is None:
-            raise Unavailable("no version is loaded yet", hint="Wait until readyz answers 200.")
+            raise Unavailable(
+                "no version of the recommender is loaded yet",
+                hint="Wait until readyz answers 200; `raypipe recommend fit` makes the first one.",
+            )
         return self._stage
 
     def use(self, stage: Stage) -> None:

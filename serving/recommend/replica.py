@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from raypipe.clock import SystemClock
-from raypipe.errors import RaypipeError, Unavailable
+from raypipe.errors import RaypipeError
 from serving.autoscaling import P95
 from serving.recommend.http import PREFIX, RecommendApp
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 LOOK_S = 0.2
 """How often it is looked for a worker that is away."""
 
+FIRST_S = 5.0
+"""How often a replica without a version looks for the first one in the lake."""
+
 ANSWER_S = 1.0
 
 _log = logging.getLogger("raypipe.recommend")
@@ -31,7 +34,8 @@ class RecommendReplica:
     """The class that Ray Serve deploys; ``user_config`` is ``{"version": "name@version"}``.
 
     As serving.replica.Replica: another version is loaded beside the one that answers, follows the
-    log to its end, and takes over between two requests.
+    log to its end, and takes over between two requests. A version of None is the first one that is
+    current in the lake, which the replica waits for.
     """
 
     def __init__(self, settings: Settings, options: Options, selection: Selection) -> None:
@@ -99,24 +103,20 @@ class RecommendReplica:
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Answer by a version. The first one must load; of later ones one that doesn't leaves the
         old one answering."""
-        wanted, first = str(user_config["version"]), not self._version
-        if wanted == self._version:
-            return
-        try:
-            stage = await self._load(wanted)
-        except Exception as e:
-            if first:
-                raise
-            _log.error("the version is refused, the old one answers on: %s", e)
-            return
-        self._use(wanted, stage)
-        if first:
+        wanted = user_config["version"]
+        if wanted is not None and wanted != self._version:
+            try:
+                stage = await self._load(wanted)
+            except Exception as e:
+                if not self._version:
+                    raise
+                _log.error("the version is refused, the old one answers on: %s", e)
+                return
+            self._use(wanted, stage)
+        if not self._tasks:
             loop = asyncio.get_running_loop()
-            beside = (self._desk.follow(), self._presence.watch(), self._look_for_worker())
+            beside = (self._follow(), self._presence.watch(), self._look_for_worker())
             self._tasks = [loop.create_task(run) for run in beside]
-            gc.collect()
-        # What is loaded now stays: no collection needs to walk it again within a request.
-        gc.freeze()
 
     async def prepare(self, wanted: dict[str, Any]) -> dict[str, str] | None:
         """Load a version beside the one that answers; None, or why it can't be used."""
@@ -143,13 +143,34 @@ class RecommendReplica:
         name = str(wanted["version"])
         if self._prepared is not None and self._prepared[0] == name:
             self._use(name, self._prepared[1])
-            gc.freeze()
 
     async def serves(self) -> dict[str, Any]:
-        """The version that answers now."""
-        if not self._version:
-            raise Unavailable("no version is loaded yet", hint="Wait until readyz answers 200.")
-        return {"version": self._version}
+        """The version that answers now; None before the first."""
+        return {"version": self._version or None}
+
+    async def _follow(self) -> None:
+        """Follow the log, from the first version on."""
+        while not self._version:
+            await self._look_for_version()
+            if not self._version:
+                await asyncio.sleep(FIRST_S)
+        await self._desk.follow()
+
+    async def _look_for_version(self) -> None:
+        from serving.recommend.versions import current
+
+        try:
+            found = await asyncio.to_thread(current, self._settings.lake)
+            if found is None or self._version:
+                return
+            stage = await self._load(found)
+        except Exception as e:  # noqa: BLE001 - whatever it is, the next look may find it mended
+            _log.error("the first version can't be used yet: %s", e)
+            return
+        if self._version:
+            stage.close()  # another one was promoted meanwhile
+        else:
+            self._use(found, stage)
 
     async def _look_for_worker(self) -> None:
         """Have lists recorded again once the worker is back."""
@@ -183,11 +204,17 @@ class RecommendReplica:
 
     def _use(self, name: str, stage: Stage) -> None:
         self._desk.use(stage)
-        self._version = name
+        first, self._version = not self._version, name
         if self._prepared is not None and self._prepared[1] is stage:
             self._prepared = None
+        if first:
+            gc.collect()
+        # What is loaded now stays: no collection needs to walk it again within a request.
+        gc.freeze()
 
     def _figures(self) -> dict[str, float]:
+        if not self._version:
+            return {}
         stage = self._desk.stage
         return {
             "recommend_offset": float(stage.offset),

@@ -84,10 +84,11 @@ def promote(settings: Settings, given: str) -> dict[str, Any]:
 
 
 def served(settings: Settings) -> list[str]:
-    """What running replicas answer by; empty where none runs."""
+    """What running replicas answer by; empty where none runs, or none has a version yet."""
     if not (join(settings) and rollout.running(TARGET)):
         return []
-    return [str(plain["version"]) for plain in rollout.served(TARGET)]
+    found = [plain["version"] for plain in rollout.served(TARGET)]
+    return [str(version) for version in found if version is not None]
 
 
 def require_current(lake: Place) -> str:

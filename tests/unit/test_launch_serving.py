@@ -12,6 +12,8 @@ from raypipe.runtime.launch.check import check
 from raypipe.runtime.launch.credentials import MOUNTED
 from raypipe.runtime.launch.files import NODE_ENV, variables
 from serving.app import APPLICATION, DEPLOYMENT
+from serving.recommend import versions
+from serving.recommend.http import PREFIX
 from tests.unit.launch_kit import CLUSTER, GONE, ROOT, checkout, documents, faults, put
 
 SERVE = "deploy/serve.yaml"
@@ -38,6 +40,15 @@ ANSWER = "applications.0.deployments.0.ray_actor_options"
         (f"{ANSWER}.label_selector", GONE, "/label_selector/raypipe.io~1pool", "serve"),
         (f"{ANSWER}.label_selector", {"raypipe.io/pool": "batch"}, "raypipe.io~1pool", "batch"),
         ("applications.0.deployments", GONE, "raypipe.io~1pool", "serve"),
+        ("applications.1.import_path", "other:app", "/applications", "serving.recommend.app:app"),
+        ("applications.1.args.pool", "batch", "/applications/1/args/pool", "nodes that stay"),
+        ("applications.1.args", GONE, "/applications/1/args/pool", "nodes that stay"),
+        (
+            "applications.1.deployments",
+            [{"name": "recommendations", "ray_actor_options": {"num_cpus": 1}}],
+            "/deployments/0/ray_actor_options",
+            "embedded log",
+        ),
     ],
 )
 def test_a_fault_of_the_serve_config_is_named(
@@ -82,10 +93,18 @@ def test_a_settings_file_that_is_no_toml_is_refused(tmp_path: Path) -> None:
         check(root / CLUSTER)
 
 
+def test_recommendations_may_be_left_out_of_a_cluster(tmp_path: Path) -> None:
+    root = checkout(tmp_path)
+    put(root, SERVE, "applications.1", GONE)
+    assert not [f for f in faults(root, CLUSTER) if f.file == SERVE]
+
+
 def test_the_serve_config_names_what_serving_declares() -> None:
-    (application,) = documents(ROOT, SERVE)[0]["applications"]
-    assert application["name"] == APPLICATION
-    assert [d["name"] for d in application["deployments"]] == [DEPLOYMENT]
+    decisions, recommendations = documents(ROOT, SERVE)[0]["applications"]
+    assert decisions["name"] == APPLICATION
+    assert [d["name"] for d in decisions["deployments"]] == [DEPLOYMENT]
+    assert recommendations["name"] == versions.APPLICATION
+    assert recommendations["route_prefix"] == PREFIX
 
 
 def test_the_certificates_are_mounted_where_the_settings_look_for_them() -> None:

@@ -12,6 +12,9 @@ from raypipe.runtime.launch.node import Finding, Node
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+DECISIONS = "serving.app:app"
+RECOMMENDATIONS = "serving.recommend.app:app"
+
 
 def settings_findings(settings: Node) -> Iterator[Finding]:
     """What must hold for every cluster; single values are judged when a node reads them."""
@@ -74,12 +77,19 @@ def serve_findings(serve: Node, settings: Node) -> Iterator[Finding]:
             yield node.wrong(f"{wanted}, http_{name} of the settings", "Make the two agree.")
     if serve["proxy_location"].value != "EveryNode":
         yield serve["proxy_location"].wrong("EveryNode", "Each serving node answers by itself.")
-    applications = serve["applications"].items()
-    if len(applications) != 1 or applications[0]["import_path"].value != "serving.app:app":
-        yield serve["applications"].wrong("serving.app:app alone", "As in the shipped file.")
+    yield from _application_findings(serve["applications"], settings)
+
+
+def _application_findings(applications: Node, settings: Node) -> Iterator[Finding]:
+    """Decisions first, and recommendations beside them or not."""
+    found = applications.items()
+    if [a["import_path"].value for a in found] not in ([DECISIONS], [DECISIONS, RECOMMENDATIONS]):
+        yield applications.wrong(
+            f"{DECISIONS}, then {RECOMMENDATIONS} or nothing", "As in the shipped file."
+        )
         return
-    deployments = applications[0]["deployments"].items()
-    options = deployments[0]["ray_actor_options"] if deployments else applications[0]
+    deployments = found[0]["deployments"].items()
+    options = deployments[0]["ray_actor_options"] if deployments else found[0]
     if options["label_selector"][POOL_LABEL].value != "serve":
         yield options["label_selector"][POOL_LABEL].wrong(
             "serve", "Replicas belong on nodes that stay."
@@ -89,6 +99,14 @@ def serve_findings(serve: Node, settings: Node) -> Iterator[Finding]:
             f"{settings['replica_cpus'].value}, replica_cpus of the settings",
             "Make the two agree: this one wins.",
         )
+    for recommender in found[1:]:
+        if recommender["args"]["pool"].value != "serve":
+            yield recommender["args"]["pool"].wrong("serve", "Replicas belong on nodes that stay.")
+        for deployment in recommender["deployments"].items():
+            if deployment["ray_actor_options"].value is not None:
+                yield deployment["ray_actor_options"].wrong(
+                    "no such options", "They would take replicas away from an embedded log."
+                )
 
 
 def _unknown(node: Node, schema: type[BaseModel]) -> Iterator[Finding]:
