@@ -1,4 +1,4 @@
-"""Visits: all that arrive; and of those without an account what is to be guessed."""
+"""Visits: all that arrive; and the first looks of those who name nobody."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 
 from raypipe.errors import StageError
-from training.recommend.first_looks import first_looks
+from training.recommend.events import guest_id, guests_of
 from training.recommend.interactions import Interactions
-from training.recommend.ranking.moments import arrivals
+from training.recommend.ranking.moments import arrivals, moments, with_first_looks
 
 
 def sessions(seed: int = 0, count: int = 200) -> Interactions:
@@ -27,33 +27,54 @@ def sessions(seed: int = 0, count: int = 200) -> Interactions:
     )
 
 
-@pytest.mark.parametrize("first", [1, 2, 4])
-def test_first_items_are_known_and_the_others_to_be_guessed(first: int) -> None:
+def looks(seed: int = 0, count: int = 400) -> Interactions:
+    """Of customers c0..c9 and of sessions that name nobody, s0..s29."""
+    rng = np.random.default_rng(seed)
+    names = [f"c{n}" for n in range(10)] + [guest_id(f"s{n}") for n in range(30)]
+    return Interactions.of(
+        pa.array([names[n] for n in rng.integers(0, 40, count)]),
+        pa.array([f"i{n}" for n in rng.integers(0, 15, count)]),
+        np.zeros(count, np.uint8),
+        ("view",),
+        np.sort(rng.integers(1, 1_000, count)),
+        offset=np.arange(count),
+    )
+
+
+def test_what_is_learned_from_has_the_first_looks_of_those_who_name_nobody() -> None:
+    all_, gap = looks(), 100
+    found = with_first_looks(all_, 200, 800, gap_ms=gap)
+    seen = dict.fromkeys(zip(found.user.tolist(), found.offset.tolist(), strict=True))
+    expected: set[tuple[int, int]] = set()
+    for who in range(len(all_.users)):
+        mine = [n for n in np.argsort(all_.offset) if all_.user[n] == who]
+        cuts = [
+            place
+            for place, n in enumerate(mine)
+            if not place or all_.time[n] - all_.time[mine[place - 1]] > gap
+        ]
+        for start, stop in zip(cuts, [*cuts[1:], len(mine)], strict=True):
+            met = {int(all_.item[n]) for n in mine[:start]}
+            visit = mine[start:stop]
+            if not 200 <= all_.time[visit[0]] < 800:
+                continue
+            order = list(dict.fromkeys(int(all_.item[n]) for n in visit))
+            guest = all_.users[who].as_py().startswith("\x1f")
+            for after in (0, 1, 2) if guest else (0,):
+                later = [n for n in visit if all_.item[n] not in order[:after]]
+                if any(all_.item[n] not in met and all_.time[n] < 800 for n in later):
+                    expected.add((who, int(all_.offset[later[0]])))
+    assert set(seen) == expected
+    assert len(found) == len(expected) > 40
+    assert found.offset.tolist() == sorted(found.offset.tolist())
+    assert not guests_of(all_)[:10].all()
+
+
+def test_without_guests_only_beginnings_of_visits_teach() -> None:
     all_ = sessions()
-    catalogue = pa.array(["i1", "i2", "i3", "i5", "i7", "i8"])
-    names = catalogue.to_pylist()
-    expected = []
-    for visit in range(len(all_.users)):
-        mine = [n for n in np.argsort(all_.offset) if all_.user[n] == visit]
-        if not 50 <= min(all_.time[n] for n in mine) < 900:
-            continue
-        met = list(dict.fromkeys(all_.items[int(all_.item[n])].as_py() for n in mine))
-        met = [i for i in met if i in names]
-        if len(met) > first:
-            expected.append((set(met[:first]), set(met[first:])))
-    known, truth = first_looks(all_, catalogue, 50, 900, first=first)
-    got = [
-        tuple({names[c] for c in rows.row(n)[0]} for rows in (known, truth))
-        for n in range(len(known))
-    ]
-    assert got == expected
-    assert len(got) > 0
-    assert known.width == truth.width == 6
-
-
-def test_no_long_session_is_an_error() -> None:
-    with pytest.raises(StageError, match="no session from 0 to 1 has more than 2 items"):
-        first_looks(sessions(), pa.array(["i1"]), 0, 1)
+    found, plain = with_first_looks(all_, 50, 900), moments(all_, 50, 900)
+    assert found.offset.tolist() == plain.offset.tolist()
+    assert found.truth.dense().tolist() == plain.truth.dense().tolist()
 
 
 def test_every_visit_that_begins_in_the_span_arrives() -> None:

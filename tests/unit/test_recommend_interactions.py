@@ -19,7 +19,7 @@ from raypipe.errors import InputError, NotFound, StageError, UsageError
 from tests.unit.recommend_kit import lists
 from training.recommend import splits
 from training.recommend.catalogue import read_catalogue
-from training.recommend.events import read_interactions
+from training.recommend.events import guest_id, guests_of, read_interactions
 from training.recommend.interactions import SHOP, Interactions, Weights
 from training.recommend.pairs import read_pairs
 from training.recommend.popularity import popular_in_window
@@ -234,6 +234,30 @@ def test_a_shops_events_become_interactions() -> None:
         read_interactions(LOG.table, end_ms=NOW)
 
 
+def test_sessions_that_name_nobody_are_visitors_of_their_own_where_they_are_asked_for() -> None:
+    alone = {"session_id": "s2"}
+    log = Log(
+        [
+            ("page_view", VISIT | {"item_id": "i1", "event_time": NOW}),
+            ("page_view", alone | {"item_id": "i2", "event_time": NOW + 1}),
+            ("page_view", LOGGED_IN | {"item_id": "i3", "event_time": NOW + 2}),
+            ("page_view", {"customer_id": "s2", "item_id": "i4", "event_time": NOW + 3}),
+            ("page_view", alone | {"item_id": "i5", "event_time": NOW + 4}),
+        ]
+    )
+    of_customers = [("c1", "i1", NOW), ("c1", "i3", NOW + 2), ("s2", "i4", NOW + 3)]
+    assert pairs_of(read_interactions(log.table, joined=True)) == of_customers
+    found = read_interactions(log.table, joined=True, guests=True)
+    guest = guest_id("s2")
+    assert pairs_of(found) == [
+        of_customers[0],
+        (guest, "i2", NOW + 1),
+        *of_customers[1:],
+        (guest, "i5", NOW + 4),
+    ]
+    assert found.users.filter(pa.array(guests_of(found))).to_pylist() == [guest]
+
+
 def test_the_catalogue_is_what_was_said_before_a_moment() -> None:
     items = pa.array(["i1", "i2", "i3"])
     then = read_catalogue(LOG.table, items, as_of_ms=NOW + 70)
@@ -271,5 +295,11 @@ def test_popularity_takes_the_shortest_window_that_has_seen_enough() -> None:
     assert (window, whole.order.tolist()) == (30 * DAY_MS, [0, 1])
     rest, _ = popular_in_window(interactions, NOW + 8 * DAY_MS, days, least=99)
     assert rest.order.tolist() == [0]
+    # Eight over two items: enough where four are asked of each, not where five are.
+    for least, shortest in ((4, 9), (5, 30)):
+        windows = (9 * DAY_MS, 30 * DAY_MS)
+        assert popular_in_window(interactions, end, windows, least=least)[1] == shortest * DAY_MS
+    # Nothing at all is never enough.
+    assert popular_in_window(interactions, end, (1, 30 * DAY_MS), least=1)[1] == 30 * DAY_MS
     with pytest.raises(UsageError, match="windows"):
         popular_in_window(interactions, end, [])

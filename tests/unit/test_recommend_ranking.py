@@ -101,7 +101,7 @@ GRADE = {"page_view": 1.0, "cart": 2.0, "order_line": 3.0}
 
 
 def moments_by_hand(
-    events: list[Event], start: int, end: int, gap: int
+    events: list[Event], start: int, end: int, gap: int, after: int
 ) -> list[tuple[str, int, int, dict[str, float]]]:
     visits: dict[str, list[list[int]]] = defaultdict(list)
     for offset, (_, customer, _, time) in enumerate(events):
@@ -115,30 +115,34 @@ def moments_by_hand(
         met: set[str] = set()
         for visit in own:
             first = events[visit[0]][3]
+            known = list(dict.fromkeys(events[o][2] for o in visit))[:after]
+            later = [n for n, o in enumerate(visit) if events[o][2] not in known]
             taken: dict[str, float] = {}
             for offset in visit:
                 kind, _, item, time = events[offset]
-                if item not in met and time < end:
+                if item not in met and item not in known and time < end:
                     taken[item] = max(taken.get(item, 0), GRADE[kind])
             if taken and start <= first < end:
-                found.append((customer, first, visit[0], taken))
+                clock = events[visit[later[0] - 1]][3] if after else first
+                found.append((customer, clock, visit[later[0]], taken))
             met |= {events[o][2] for o in visit}
     return sorted(found, key=lambda m: m[2])
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_moments_are_visits_that_take_something_new(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "after"), [(0, 0), (1, 0), (2, 0), (3, 1), (0, 1), (0, 2)])
+def test_moments_are_visits_that_take_something_new(seed: int, after: int) -> None:
     events = stream(120, seed)
     interactions = Log(events).interactions
     start, end = NOW + 2 * DAY_MS, NOW + 12 * DAY_MS
-    found = moments(interactions, start, end, gap_ms=6 * HOUR_MS)
+    found = moments(interactions, start, end, gap_ms=6 * HOUR_MS, after=after)
     users, items = interactions.users.to_pylist(), interactions.items.to_pylist()
     got = []
     for row in range(len(found)):
         columns, grades = found.truth.row(row)
         taken = {items[c]: float(g) for c, g in zip(columns, grades, strict=True)}
         got.append((users[found.user[row]], found.time[row], found.offset[row], taken))
-    assert got == moments_by_hand(events, start, end, 6 * HOUR_MS)
+    assert got == moments_by_hand(events, start, end, 6 * HOUR_MS, after)
+    assert got
     assert GRADES == {"view": 1.0, "cart": 2.0, "order": 3.0}
 
 

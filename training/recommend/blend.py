@@ -134,7 +134,7 @@ def fallback(
     """
     parts = [
         Part("main", main, ((1, 1.0),)),
-        Part("popular", popular, ((0, 1.0), (1, 0.25), (few, FILL))),
+        Part("popular", popular, ((0, 1.0), (1, 0.5), (few, FILL))),
     ]
     if content is not None:
         parts.append(Part("content", content, ((1, 0.2),)))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pyarrow.dataset import Dataset
 
 TIME = "event_time"
+_GUEST = "\x1f"
 Tables = Callable[[str], "Dataset"]
 """The rows of an event type; ``features.log_files.LogFiles.table`` is one."""
 
@@ -57,6 +58,7 @@ def read_interactions(
     end_ms: int | None = None,
     sessions: bool = False,
     joined: bool = False,
+    guests: bool = False,
     listings: str | None = "listing",
 ) -> Interactions:
     """All interactions of customers before ``end_ms``, or of sessions.
@@ -70,7 +72,7 @@ def read_interactions(
     Raises NotFound when there is none.
     """
     if joined:
-        visits = read_visits(tables, sources, end_ms=end_ms).joined()
+        visits = read_visits(tables, sources, end_ms=end_ms).joined(guests=guests)
         return _interactions(visits.table, visits.kind, tables, sources, listings, end_ms)
     parts = []
     for kind, source in enumerate(sources):
@@ -105,6 +107,23 @@ def _interactions(
     )
 
 
+def guest_id(session: str) -> str:
+    """The user id of a session that names nobody: no customer has it, so none's windows are read.
+
+    >>> guest_id("visit-9")
+    '\\x1fvisit-9'
+    """
+    return _GUEST + session
+
+
+def guests_of(interactions: Interactions) -> npt.NDArray[np.bool_]:
+    """Which users are sessions that named nobody, [users]."""
+    found: npt.NDArray[np.bool_] = pc.starts_with(interactions.users, _GUEST).to_numpy(
+        zero_copy_only=False
+    )
+    return found
+
+
 @dataclass(frozen=True)
 class Visits:
     """Interactions of customers and of sessions that have none yet, in log order.
@@ -136,8 +155,9 @@ class Visits:
             found.setdefault(session, (user, offset))
         return found
 
-    def joined(self) -> Visits:
-        """Those of customers alone, with what their sessions did before they logged in.
+    def joined(self, *, guests: bool = False) -> Visits:
+        """Those of customers, with what their sessions did before they logged in; with ``guests``
+        those of all other sessions too, by ``guest_id``.
 
         Such an event counts from the place of the login on: before, nobody knew whose it was.
         Raises NotFound when there is none.
@@ -147,9 +167,13 @@ class Visits:
         users, offsets = self.table.column("user").to_pylist(), self.table.column(OFFSET).to_numpy()
         offsets = offsets.copy()
         for row, user in enumerate(users):
-            owner = owners.get(sessions[row]) if user is None else None
+            if user is not None:
+                continue
+            owner = owners.get(sessions[row])
             if owner is not None:
                 users[row], offsets[row] = owner[0], max(owner[1], offsets[row])
+            elif guests:
+                users[row] = guest_id(sessions[row])
         named = pa.array(users, pa.string())
         place = self.table.column_names.index
         table = self.table.set_column(place("user"), "user", named)

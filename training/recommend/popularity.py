@@ -94,16 +94,19 @@ class MostPopular:
 
 
 def popular_in_window(
-    interactions: Interactions, as_of_ms: int, windows_ms: Sequence[int], *, least: int = 1_000
+    interactions: Interactions, as_of_ms: int, windows_ms: Sequence[int], *, least: int = 10
 ) -> tuple[Popularity, int]:
     """Popularity before ``as_of_ms`` in the shortest window with enough interactions; its length.
 
-    The longest window counts however little is in it. Raises UsageError for no window.
+    ``least``: interactions of the mean item that was met in it. The order of items with few is
+    mostly chance, and how few that is depends on how many items there are. The longest window
+    counts however little is in it. Raises UsageError for no window.
     """
     if not windows_ms or min(windows_ms) <= 0:
         raise UsageError(f"windows {list(windows_ms)} are none", hint="Give lengths above 0 ms.")
     for window in sorted(windows_ms):
         part = interactions.between(as_of_ms - window, as_of_ms)
-        if len(part) >= least or window == max(windows_ms):
+        met = len(np.unique(part.item))
+        if (met and len(part) >= least * met) or window == max(windows_ms):
             break
     return MostPopular().fit(part.matrix()), window

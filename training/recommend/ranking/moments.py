@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from raypipe.errors import StageError, UsageError
+from training.recommend.events import guests_of
 from training.recommend.interactions import CART, ORDER, VIEW, Interactions, Weights
 from training.recommend.rows import Codes, Integers, Rows, empty, starts_of
 
@@ -20,11 +23,11 @@ GRADES: Mapping[str, float] = {VIEW: 1.0, CART: 2.0, ORDER: 3.0}
 
 @dataclass(frozen=True)
 class Moments:
-    """Beginnings of visits, in log order.
+    """Beginnings of visits, or later moments of them, in log order.
 
-    ``user`` int32 [m], ``time`` int64 ms [m], ``offset`` int64 [m] of the visit's first event:
+    ``user`` int32 [m], ``time`` int64 ms [m], ``offset`` int64 [m] of the visit's next event:
     what is known then has a lower one. ``truth`` [m, items] has the grade of each item that the
-    visit took and the user had not met before it.
+    visit took from then on and the user had not met before.
     """
 
     user: Codes
@@ -34,6 +37,10 @@ class Moments:
 
     def __len__(self) -> int:
         return len(self.user)
+
+    def at(self, rows: Integers) -> Moments:
+        """Those at some places, in their order."""
+        return Moments(self.user[rows], self.time[rows], self.offset[rows], self.truth.take(rows))
 
     def __repr__(self) -> str:
         return f"Moments({len(self)} visits, {len(self.truth.columns)} items taken)"
@@ -46,10 +53,12 @@ def moments(
     *,
     gap_ms: int = VISIT_GAP_MS,
     grades: Mapping[str, float] = GRADES,
+    after: int = 0,
 ) -> Moments:
     """The visits that begin in ``start_ms <= time < end_ms`` and take something new.
 
-    A visit's interactions count until ``end_ms``. Kinds without a grade don't count.
+    A visit's interactions count until ``end_ms``. Kinds without a grade don't count. ``after`` so
+    many different items of the visit: the moment of the last event that is known then.
 
     Raises:
         UsageError: the interactions were never in a log, so nothing says what was known when.
@@ -67,6 +76,7 @@ def moments(
         )
     )
     visit, first = visits.visit, visits.first
+    nth = _nth(visit, item, interactions.shape[1])
     pair = user.astype(np.int64) * interactions.shape[1] + item
     _, met, which = np.unique(pair, return_index=True, return_inverse=True)
     # New in the visit in which it was first met, whatever is done with it later in that visit.
@@ -74,20 +84,59 @@ def moments(
     grade = np.array([grades.get(k, 0.0) for k in interactions.kinds])[kind]
     counts = new & (grade > 0) & (time < end_ms)
     inside = (time[first] >= start_ms) & (time[first] < end_ms)
-    counts &= inside[visit]
+    counts &= inside[visit] & (nth >= after)
     kept = np.unique(visit[counts])
     if not len(kept):
         raise StageError(
             f"no visit that begins from {start_ms} to {end_ms} takes anything new",
             hint="Take a longer span of time.",
         )
+    if after:
+        # Where the next different item comes; of the visit's rows it is the first with its number.
+        comes = np.flatnonzero(nth == after)
+        first = first.copy()
+        first[visit[comes[::-1]]] = comes[::-1]
     kept = kept[np.argsort(offset[first[kept]], kind="stable")]
     row = np.full(len(first), -1, np.int64)
     row[kept] = np.arange(len(kept))
     shape = (len(kept), interactions.shape[1])
     truth = _best(row[visit[counts]], item[counts], grade[counts], shape)
     at = first[kept]
-    return Moments(user[at], time[at], offset[at], truth)
+    return Moments(user[at], time[at - 1 if after else at], offset[at], truth)
+
+
+def with_first_looks(
+    interactions: Interactions,
+    start_ms: int,
+    end_ms: int,
+    *,
+    looks: Sequence[int] = (1, 2),
+    **options: Any,
+) -> Moments:
+    """The same, and of sessions that name nobody also the moments after their first items.
+
+    What to learn from: most lists are asked for in the middle of a visit and by somebody unknown,
+    and a beginning of a visit has no such history. ``options`` as of ``moments``; raises as it.
+    """
+    found = [moments(interactions, start_ms, end_ms, **options)]
+    guests = guests_of(interactions)
+    for after in looks if guests.any() else ():
+        with contextlib.suppress(StageError):  # nobody looked at so many
+            later = moments(interactions, start_ms, end_ms, after=after, **options)
+            found.append(later.at(np.flatnonzero(guests[later.user])))
+    return joined(found)
+
+
+def joined(parts: Sequence[Moments]) -> Moments:
+    """All of them, in log order."""
+    offset = np.concatenate([p.offset for p in parts])
+    whole = Moments(
+        np.concatenate([p.user for p in parts]),
+        np.concatenate([p.time for p in parts]),
+        offset,
+        Rows.joined([p.truth for p in parts]),
+    )
+    return whole.at(np.argsort(offset, kind="stable"))
 
 
 def arrivals(
@@ -168,6 +217,19 @@ def _earlier(user: Codes, offset: Integers, at: Moments) -> Integers:
     wanted = at.user.astype(np.int64) * width
     upto = np.searchsorted(places, wanted + np.searchsorted(known, at.offset))
     return upto - np.searchsorted(places, wanted)
+
+
+def _nth(visit: Integers, item: Codes, items: int) -> Integers:
+    """The number, from 0, of each row's item among the different ones of its visit, [n]."""
+    _, met, which = np.unique(
+        visit * np.int64(items) + item, return_index=True, return_inverse=True
+    )
+    opens = np.zeros(len(visit), np.int64)
+    opens[met] = 1
+    so_far = np.cumsum(opens) - 1
+    begins = np.searchsorted(visit, visit)
+    number: Integers = (so_far - so_far[begins])[met[which]]
+    return number
 
 
 def _best(row: Integers, column: Codes, value: np.ndarray, shape: tuple[int, int]) -> Rows:

@@ -28,9 +28,6 @@ Fit = Callable[[Span, Span], Order]
 LENGTHS = (0, 1, 3, 20)
 """Segments of visits: no history, one or two items, 3 to 19, 20 and more."""
 
-NEW = "1 to 2"
-"""The segment of those who have just begun."""
-
 
 @dataclass(frozen=True)
 class Plan(FirstStage):
@@ -46,16 +43,12 @@ class Plan(FirstStage):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of the last span, one row a visit: popularity, the retriever's order, the ranker's.
-
-    ``fitted`` are the retrievers of that span.
-    """
+    """Figures of the last span, a row for each visit: by popularity, retriever and ranker."""
 
     popular: Evaluation
     retriever: Evaluation
     two_stage: Evaluation
     ranker: Order
-    fitted: Retrievers
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -118,7 +111,6 @@ def run(
         figures(judged.table.candidates),
         figures(order.ordered(judged.table, plan.k)),
         order,
-        fitted,
     )
 
 
