@@ -1,8 +1,9 @@
 """A learned order of candidates beside the retriever's own, all items in question, by time.
 
-Without `--data` on the simulated shop, with it on UCI's Online Retail, which goes through raypipe's
-own line: mapping file, quarantine, log. The data set isn't part of raypipe; name the folder that
-holds `online_retail.parquet`. The spans of time are named in `training.recommend.ranking.trial`.
+Without `--data` on the simulated shop, and for newcomers on smaller ones that grow; with it on
+UCI's Online Retail, which goes through raypipe's own line: mapping file, quarantine, log. The data
+set isn't part of raypipe; name the folder that holds `online_retail.parquet`. The spans of time are
+named in `training.recommend.ranking.trial`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from raypipe.clock import DAY_MS
 
 if TYPE_CHECKING:
     from training.recommend.events import Tables
-    from training.recommend.interactions import Interactions
-    from training.recommend.ranking.trial import Fit, Outcome, Plan
+    from training.recommend.ranking.trial import Fit, Plan
 
 SUITE = "two_stage"
 SALES = 397_924
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> Result:
                 fit=fit,
                 say=said.append,
             )
-        sessions = {} if args.data else _sessions(found, interactions, tables, plan.k)
+        newcomers = {} if args.data else _newcomers(args, said.append)
     k = plan.k
     base, two = found.retriever, found.two_stage
     gain = two.gain(base, "ndcg", k)
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> Result:
         "recall_two_stage": two.mean("recall", k),
         "visits": len(base.users),
         "trees": found.ranker.trees,
-        **_cold_start(found, k),
-        **sessions,
+        **newcomers,
     }
     if args.report:
         from raypipe.lake import Place
@@ -86,44 +85,16 @@ def run(args: argparse.Namespace) -> Result:
     return Result(SUITE, figures, {}, [f"{where}: {interactions}", *said])
 
 
-def _cold_start(found: Outcome, k: int) -> dict[str, float]:
-    """By how much NDCG is above popularity's where only one or two items are known."""
-    from training.recommend.ranking.trial import NEW
+def _newcomers(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str, float]:
+    """Gains over popularity for those of whom next to nothing is known, in shops of their own."""
+    from benchmarks.recommendations import newcomers
 
-    new = found.two_stage.only(NEW)
-    gain = new.gain(found.popular.only(NEW), "ndcg", k)
-    return {
-        "cold_start_gain_low": gain.low,
-        "cold_start_gain_high": gain.high,
-        "cold_start_visits": gain.users,
-    }
-
-
-def _sessions(
-    found: Outcome, interactions: Interactions, tables: Tables, k: int
-) -> dict[str, float]:
-    """The same where nobody logs in: the retriever knows the first two items of a visit."""
-    from training.recommend.events import read_interactions
-    from training.recommend.first_looks import first_looks
-    from training.recommend.intervals import bootstrap
-    from training.recommend.measures import by_user
-
-    known, truth = first_looks(
-        read_interactions(tables, sessions=True),
-        interactions.items,
-        found.fitted.as_of_ms,
-        int(interactions.time[-1]) + 1,
-    )
-    blend, popular = (
-        by_user(r.retrieve(known, k), truth, k)["ndcg"]
-        for r in (found.fitted.blend, found.fitted.popular)
-    )
-    gain = bootstrap(blend - popular)
-    return {
-        "session_gain_low": gain.low,
-        "session_gain_high": gain.high,
-        "sessions": gain.users,
-    }
+    count = newcomers.QUICK_SHOPS if args.quick else newcomers.SHOPS
+    seeds = range(args.seed + 1, args.seed + 1 + count)
+    figures, notes = newcomers.figures(newcomers.judged(seeds, quick=args.quick))
+    for note in notes:
+        say(note)
+    return figures
 
 
 @contextmanager
