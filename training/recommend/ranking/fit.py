@@ -175,7 +175,7 @@ def fit(
     clock = clock or SystemClock()
     options = plan.retrieval
     with progress.stage("interactions", unit="events") as stage:
-        interactions = read_interactions(log.table, options.sources, joined=True)
+        interactions = read_interactions(log.table, options.sources, joined=True, guests=True)
         stage.advance(len(interactions))
     end = int(interactions.time[-1]) + 1
     choose, learn = end - plan.choose_ms, end - plan.choose_ms - plan.learn_ms

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from raypipe.windows.spec import WindowView
 from training.recommend.catalogue import read_catalogue
-from training.recommend.events import TIME, Source, Tables, Visits, read_visits
+from training.recommend.events import TIME, Source, Tables, Visits, guests_of, read_visits
 from training.recommend.interactions import Interactions
 from training.recommend.ranking.artefact import Known
 from training.recommend.ranking.visitors import Done, Visitors
@@ -33,7 +33,7 @@ def known(
     Args:
         tables: the log's rows by event type.
         sources: of the interactions.
-        interactions: all of the log.
+        interactions: all of the log, those of sessions that name nobody among them or not.
         views: whose states are kept.
         since_ms: sessions without an event then or later are over.
     """
@@ -41,14 +41,22 @@ def known(
     owners = {s: user for s, (user, _) in visits.owners(since_ms).items()}
     return Known(
         read_catalogue(tables, items, as_of_ms=_NEVER),
-        Visitors.of(
-            interactions.users,
-            interactions.user,
-            Done(interactions.item, interactions.kind, interactions.time, interactions.offset),
-        ),
+        _customers(interactions),
         _sessions(visits.anonymous(since_ms), items),
         owners,
         {view.name: state_of(view, tables).snapshot() for view in views},
+    )
+
+
+def _customers(interactions: Interactions) -> Visitors:
+    """Without the sessions that name nobody: of these the newest are kept beside."""
+    guests = guests_of(interactions)
+    mine = interactions.where(~guests[interactions.user])
+    place = np.cumsum(~guests) - 1
+    return Visitors.of(
+        interactions.users.filter(pa.array(~guests)),
+        place[mine.user],
+        Done(mine.item, mine.kind, mine.time, mine.offset),
     )
 
 

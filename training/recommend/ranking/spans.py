@@ -20,7 +20,7 @@ from training.recommend.popularity import Popularity
 from training.recommend.port import Method, Retriever
 from training.recommend.products import Run, in_process
 from training.recommend.ranking.features import Attributes, Columns, Table, VisitorProfile
-from training.recommend.ranking.moments import Moments, histories, moments
+from training.recommend.ranking.moments import Moments, histories, with_first_looks
 from training.recommend.ranking.windows import LoggedWindows
 from training.recommend.rows import Rows
 
@@ -126,10 +126,11 @@ class History:
         return Span(at, known, columns.table(at, fitted.blend.retrieve(known, count), lists=lists))
 
     def visits(self, start_ms: int, end_ms: int) -> tuple[Span, Retrievers]:
-        """The visits that begin in a span and take something new, with candidates of retrievers
-        that were fitted before it. Raises StageError when there is none."""
+        """The visits that begin in a span and take something new, of sessions that name nobody also
+        the first looks, with candidates of retrievers that were fitted before it. Raises StageError
+        when there is none."""
         fitted = self.retrievers(start_ms)
-        return self.span(moments(self.interactions, start_ms, end_ms), fitted), fitted
+        return self.span(with_first_looks(self.interactions, start_ms, end_ms), fitted), fitted
 
 
 def scored(
