@@ -67,7 +67,7 @@ def test_what_is_learned_from_has_the_first_looks_of_those_who_name_nobody() -> 
     assert set(seen) == expected
     assert len(found) == len(expected) > 40
     assert found.offset.tolist() == sorted(found.offset.tolist())
-    assert not guests_of(all_)[:10].all()
+    assert guests_of(all_).sum() == 30
 
 
 def test_without_guests_only_beginnings_of_visits_teach() -> None:

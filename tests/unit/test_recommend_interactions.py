@@ -181,7 +181,8 @@ class Log:
             self._rows[kind].append({"offset": offset, **fields})
 
     def table(self, kind: str) -> ds.Dataset:
-        schema = pa.schema([pa.field("offset", pa.int64()), *project.event(kind).arrow_schema])
+        fields = [f.with_nullable(True) for f in project.event(kind).arrow_schema]
+        schema = pa.schema([pa.field("offset", pa.int64()), *fields])
         return ds.dataset(pa.Table.from_pylist(self._rows[kind], schema))
 
 
