@@ -150,9 +150,9 @@ class RecommendReplica:
 
     async def _follow(self) -> None:
         """Follow the log, from the first version on."""
-        while not self._version:
+        while not self._answers:
             await self._look_for_version()
-            if not self._version:
+            if not self._answers:
                 await asyncio.sleep(FIRST_S)
         await self._desk.follow()
 
@@ -161,16 +161,20 @@ class RecommendReplica:
 
         try:
             found = await asyncio.to_thread(current, self._settings.lake)
-            if found is None or self._version:
-                return
-            stage = await self._load(found)
+            stage = None if found is None or self._answers else await self._load(found)
         except Exception as e:  # noqa: BLE001 - whatever it is, the next look may find it mended
             _log.error("the first version can't be used yet: %s", e)
             return
-        if self._version:
+        if found is None or stage is None:
+            return
+        if self._answers:
             stage.close()  # another one was promoted meanwhile
         else:
             self._use(found, stage)
+
+    @property
+    def _answers(self) -> bool:
+        return bool(self._version)
 
     async def _look_for_worker(self) -> None:
         """Have lists recorded again once the worker is back."""

@@ -76,7 +76,7 @@ def moments(
         )
     )
     visit, first = visits.visit, visits.first
-    nth = _nth(visit, item, interactions.shape[1])
+    nth = _nth(visit, interactions.item[visits.order], interactions.shape[1])
     pair = user.astype(np.int64) * interactions.shape[1] + item
     _, met, which = np.unique(pair, return_index=True, return_inverse=True)
     # New in the visit in which it was first met, whatever is done with it later in that visit.
