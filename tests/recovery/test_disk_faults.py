@@ -7,6 +7,7 @@ events over HTTP. What the rows and windows must be comes from what the clients 
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
 from collections import Counter
 from contextlib import closing
@@ -80,11 +81,18 @@ def send(
 
 
 def await_sealed(home: Path) -> None:
-    """Until upkeep has sealed a range."""
+    """Until upkeep has sealed a range, and the log counts on it."""
     deadline = time.monotonic() + ingest_kit.PATIENCE_S
-    while not list((home / "log" / "sealed").glob("*-ids.npy")):
+    while True:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+        try:
+            db = sqlite3.connect(f"file:{home / 'log' / 'log.db'}?mode=ro", uri=True)
+        except sqlite3.OperationalError:
+            continue  # not made yet
+        with closing(db):
+            if db.execute("select count(*) from sealed_range").fetchone()[0]:
+                return
 
 
 def test_the_power_goes_at_any_moment(nursery: Nursery, tmp_path: Path) -> None:
