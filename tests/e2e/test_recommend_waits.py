@@ -71,7 +71,7 @@ def test_a_recommender_without_a_version_starts_and_answers_by_the_first_one(
             time.sleep(0.2)
         assert client.post(PREFIX, json={"k": 3}).json()["models"]["ranker"] == first.reference
         other = dataclasses.replace(home_kit.PLAN, candidates=50)
-        second = home_kit.fitted_again(settings, other).manifest
+        second = home_kit.fitted_again(settings, other, days=2).manifest
         told = raypipe(settings, "recommend", "promote", second.version, quiet=False)
         assert (told["before"], told["replicas"]) == (first.reference, 1)
         assert client.post(PREFIX, json={"k": 3}).json()["models"]["ranker"] == second.reference

@@ -93,8 +93,9 @@ def bulk(kind: str, batch: pa.RecordBatch, now: int) -> Bulk:
     return Bulk("default", Group.of(kind, batch), now, "test", bytes(32))
 
 
-def fitted_again(made: Settings, plan: Plan = PLAN) -> Fitted:
-    """Another version, with fewer trees."""
+def fitted_again(made: Settings, plan: Plan = PLAN, days: int = 1) -> Fitted:
+    """Another version, so many days later, with fewer trees."""
     other = dataclasses.replace(plan, rounds=3)
     with open_log(made, project) as files:
-        return fit(files, made.lake, other, reporter(quiet=True), clock=ManualClock(NOW + DAY_MS))
+        clock = ManualClock(NOW + days * DAY_MS)
+        return fit(files, made.lake, other, reporter(quiet=True), clock=clock)

@@ -19,7 +19,7 @@ from raypipe.errors import InputError, NotFound, StageError, UsageError
 from tests.unit.recommend_kit import lists
 from training.recommend import splits
 from training.recommend.catalogue import read_catalogue
-from training.recommend.events import guest_id, guests_of, read_interactions
+from training.recommend.events import guest_id, guests_of, read_interactions, until_a_customer
 from training.recommend.interactions import SHOP, Interactions, Weights
 from training.recommend.pairs import read_pairs
 from training.recommend.popularity import popular_in_window
@@ -304,3 +304,20 @@ def test_popularity_takes_the_shortest_window_that_has_seen_enough() -> None:
     assert popular_in_window(interactions, end, (1, 30 * DAY_MS), least=1)[1] == 30 * DAY_MS
     with pytest.raises(UsageError, match="windows"):
         popular_in_window(interactions, end, [])
+
+
+def test_strangers_after_the_newest_customer_are_left_out() -> None:
+    time = np.array([1, 2, 3, 90], np.int64)
+    some = Interactions(
+        users=pa.array(["c1", guest_id("s1")]),
+        items=pa.array(["i1"]),
+        kinds=("view",),
+        user=np.array([0, 1, 0, 1], np.int32),
+        item=np.zeros(4, np.int32),
+        kind=np.zeros(4, np.uint8),
+        time=time,
+        offset=np.arange(4, dtype=np.int64),
+    )
+    assert until_a_customer(some).time.tolist() == [1, 2, 3]
+    strangers = some.where(some.user == 1)
+    assert until_a_customer(strangers).time.tolist() == [2, 90]

@@ -124,6 +124,15 @@ def guests_of(interactions: Interactions) -> npt.NDArray[np.bool_]:
     return found
 
 
+def until_a_customer(interactions: Interactions) -> Interactions:
+    """Without what strangers looked at after the newest customer: one look that comes long after
+    everything else would leave no visits to learn from before it."""
+    named = ~guests_of(interactions)[interactions.user]
+    if not named.any():
+        return interactions
+    return interactions.where(interactions.time <= interactions.time[named][-1])
+
+
 @dataclass(frozen=True)
 class Visits:
     """Interactions of customers and of sessions that have none yet, in log order.

@@ -25,7 +25,7 @@ from training import registry
 from training.recommend import artefact as retrieval
 from training.recommend import fit as retrieval_fit
 from training.recommend.evaluate import Evaluation
-from training.recommend.events import Tables, read_interactions
+from training.recommend.events import Tables, read_interactions, until_a_customer
 from training.recommend.interactions import Interactions
 from training.recommend.products import Run, in_process
 from training.recommend.ranking import artefact, ranker
@@ -175,7 +175,9 @@ def fit(
     clock = clock or SystemClock()
     options = plan.retrieval
     with progress.stage("interactions", unit="events") as stage:
-        interactions = read_interactions(log.table, options.sources, joined=True, guests=True)
+        interactions = until_a_customer(
+            read_interactions(log.table, options.sources, joined=True, guests=True)
+        )
         stage.advance(len(interactions))
     end = int(interactions.time[-1]) + 1
     choose, learn = end - plan.choose_ms, end - plan.choose_ms - plan.learn_ms
