@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,32 @@ def test_a_commit_that_fails_is_heard_of_where_it_lands(tmp_path: Path) -> None:
         core.commit()
 
 
+@dataclass
+class Served:
+    """A worker whose log may be slow."""
+
+    log: SlowLog
+    server: WorkerServer
+    path: Path
+
+    def client(self) -> WorkerClient:
+        return WorkerClient(lambda: reach.unix(str(self.path)))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    log, path = SlowLog(tmp_path / "log"), tmp_path / "w.sock"
+    server = WorkerServer(
+        WorkerCore(project, log), KeyStore(tmp_path / "tenants.db"), [UnixListener(path)]
+    )
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    yield Served(log, server, path)
+    server.stop()
+    thread.join()
+    log.close()
+
+
 async def decide_two(client: WorkerClient) -> list[asyncio.Task[DecisionRecord]]:
     """Two decisions at once: one alone is not written beside anything."""
     made = []
@@ -178,21 +205,12 @@ async def decide_two(client: WorkerClient) -> list[asyncio.Task[DecisionRecord]]
 
 
 def test_nobody_is_told_before_it_is_durable_and_others_are_answered_meanwhile(
-    tmp_path: Path,
+    served: Served,
 ) -> None:
-    log = SlowLog(tmp_path / "log")
-    path = tmp_path / "w.sock"
-    server = WorkerServer(
-        WorkerCore(project, log), KeyStore(tmp_path / "tenants.db"), [UnixListener(path)]
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-
-    async def locate() -> reach.Address:
-        return reach.Address("here", str(path), "127.0.0.1", 0)
+    log = served.log
 
     async def ask() -> None:
-        client = WorkerClient(reach.connector(locate, "here", tmp_path))
+        client = served.client()
         with log.held():
             made = await decide_two(client)
             async with asyncio.timeout(LONG_S):
@@ -211,37 +229,21 @@ def test_nobody_is_told_before_it_is_durable_and_others_are_answered_meanwhile(
             assert decode(retried.decision) == first
         await client.close()
 
-    try:
-        asyncio.run(ask())
-    finally:
-        server.stop()
-        thread.join()
-        log.close()
+    asyncio.run(ask())
 
 
-def test_a_server_that_stops_answers_what_is_being_written(tmp_path: Path) -> None:
-    log = SlowLog(tmp_path / "log")
-    path = tmp_path / "w.sock"
-    server = WorkerServer(
-        WorkerCore(project, log), KeyStore(tmp_path / "tenants.db"), [UnixListener(path)]
-    )
-    thread = threading.Thread(target=server.run)
-    thread.start()
-
-    async def locate() -> reach.Address:
-        return reach.Address("here", str(path), "127.0.0.1", 0)
+def test_a_server_that_stops_answers_what_is_being_written(served: Served) -> None:
+    log = served.log
 
     async def ask() -> None:
-        client = WorkerClient(reach.connector(locate, "here", tmp_path))
+        client = served.client()
         with log.held():
             made = await decide_two(client)
             await client.stats()
-            server.stop()
+            served.server.stop()
         async with asyncio.timeout(LONG_S):
             assert [r.event_id for r in await asyncio.gather(*made)] == ["o-1", "o-2"]
         await client.close()
 
     asyncio.run(ask())
-    thread.join()
     assert [i for kind, i in rows_by_offset(log).values() if kind == LOG_KIND] == ["o-1", "o-2"]
-    log.close()
