@@ -21,7 +21,8 @@ from raypipe.clock import DAY_MS
 
 if TYPE_CHECKING:
     from training.recommend.events import Tables
-    from training.recommend.ranking.trial import Fit, Plan
+    from training.recommend.ranking.choosing import Choose
+    from training.recommend.ranking.trial import Plan
 
 SUITE = "two_stage"
 SALES = 397_924
@@ -38,7 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> Result:
     """Load or simulate, fit both stages, judge them on the newest days."""
-    from features.commerce_ranking import DEMAND, SHOPPER
     from training.recommend.events import read_interactions
     from training.recommend.ranking import trial
 
@@ -48,16 +48,9 @@ def run(args: argparse.Namespace) -> Result:
         interactions = read_interactions(tables)
         if args.data:
             check(len(interactions) == SALES, f"{len(interactions)} sales, not {SALES}")
-        with _fitting(args, plan, said.append) as fit:
+        with _choosing(args, plan, said.append) as choose:
             found = trial.run(
-                interactions,
-                tables,
-                TENANT,
-                plan,
-                item_views=(DEMAND,),
-                user_views=(SHOPPER,),
-                fit=fit,
-                say=said.append,
+                interactions, tables, TENANT, plan, choose_order=choose, say=said.append
             )
         newcomers = {} if args.data else _newcomers(args, said.append)
     k = plan.k
@@ -98,9 +91,9 @@ def _newcomers(args: argparse.Namespace, say: Callable[[str], None]) -> dict[str
 
 
 @contextmanager
-def _fitting(
+def _choosing(
     args: argparse.Namespace, plan: Plan, say: Callable[[str], None]
-) -> Iterator[Fit | None]:
+) -> Iterator[Choose | None]:
     """A sweep in a Ray session of its own, if trials are asked for."""
     if not args.trials:
         yield None
@@ -108,7 +101,7 @@ def _fitting(
     from raypipe.config import Settings
     from raypipe.lake import Place
     from raypipe.runtime import session
-    from training.recommend.ranking.port import Order
+    from training.recommend.ranking.choosing import Chosen
     from training.recommend.ranking.spans import Span
 
     with tempfile.TemporaryDirectory(prefix="rp-") as home:
@@ -116,12 +109,11 @@ def _fitting(
         try:
             from training.recommend.ranking.tuning import TuningPlan, tuned
 
-            def fit(learn: Span, choose: Span) -> Order:
+            def chosen(learn: Span, choose: Span) -> Chosen:
                 wanted = TuningPlan(args.trials, max_rounds=plan.rounds, k=plan.k)
-                found = tuned(learn, choose, wanted, storage=Place.at(home), trial_ended=say)
-                return found.order
+                return tuned(learn, choose, wanted, storage=Place.at(home), trial_ended=say)
 
-            yield fit
+            yield chosen
         finally:
             session.stop()
 
@@ -132,7 +124,9 @@ def _plan(args: argparse.Namespace) -> Plan:
     if not args.data:
         return Plan()
     # A shop that sells to shops: few visits a week.
-    return Plan(learn_ms=42 * DAY_MS, choose_ms=14 * DAY_MS, judge_ms=28 * DAY_MS)
+    return Plan(
+        learn_ms=56 * DAY_MS, choose_ms=28 * DAY_MS, judge_ms=28 * DAY_MS, refit_ms=28 * DAY_MS
+    )
 
 
 def _simulated(args: argparse.Namespace) -> Tables:

@@ -168,7 +168,7 @@ class Street:
 
     def fit(self, day: int) -> Fit:
         """Both stages on what came before a day."""
-        from training.recommend.ranking import ranker
+        from training.recommend.ranking.choosing import from_both, plainly
 
         choose = day - self.sizes.choose
         learn = choose - self.sizes.learn
@@ -176,7 +176,7 @@ class Street:
             self.history.visits(_ms(start), _ms(stop))
             for start, stop in ((learn, choose), (choose, day))
         )
-        order = ranker.fit(learned.table, validation=chosen.table, rounds=self.sizes.rounds)
+        order = from_both(plainly(self.sizes.rounds)(learned, chosen), learned, chosen)
         return Fit(self.history.retrievers(_ms(day)), order)
 
 

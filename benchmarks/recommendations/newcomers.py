@@ -89,7 +89,7 @@ def _shop(seed: int, size: Mapping[str, Any]) -> Mapping[str, Judged]:
     from raypipe.simulate.shop.world import Shop
     from training.recommend.events import read_interactions
     from training.recommend.measures import by_user
-    from training.recommend.ranking import ranker
+    from training.recommend.ranking.choosing import from_both, plainly
     from training.recommend.ranking.moments import with_first_looks
     from training.recommend.ranking.spans import History
     from training.recommend.ranking.trial import Plan
@@ -106,7 +106,7 @@ def _shop(seed: int, size: Mapping[str, Any]) -> Mapping[str, Judged]:
         history.span(with_first_looks(known, start, stop), history.retrievers(start))
         for start, stop in ((learn, choose), (choose, judge))
     )
-    order = ranker.fit(learned.table, validation=chosen.table, rounds=plan.rounds)
+    order = from_both(plainly(plan.rounds)(learned, chosen), learned, chosen)
     fitted = history.retrievers(judge)
     out = {}
     for kind, at in _newcomers(history, judge, end).items():
@@ -150,9 +150,10 @@ def _newcomers(history: History, start: int, end: int) -> Mapping[str, Moments]:
 
 
 def _drawn(rng: np.random.Generator, parts: Sequence[Moments]) -> Moments:
-    from training.recommend.ranking.moments import joined
+    from training.recommend.ranking.moments import Moments
 
-    whole = joined(parts)
+    whole = Moments.joined(parts)
+    whole = whole.at(np.argsort(whole.offset, kind="stable"))
     if len(whole) <= MOST:
         return whole
     return whole.at(np.sort(rng.choice(len(whole), MOST, replace=False)))

@@ -7,7 +7,7 @@ Serving makes them by the same code, for one moment and the interactions of one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raypipe.clock import DAY_MS, HOUR_MS
+from raypipe.errors import StageError
 from training.recommend.catalogue import FIRST, PRICE, Catalogue
 from training.recommend.interactions import Interactions
 from training.recommend.ranking.moments import Moments
@@ -78,6 +79,22 @@ class Table:
     x: npt.NDArray[np.float32]
     candidates: Rows
     grade: Doubles
+
+    @classmethod
+    def joined(cls, parts: Sequence[Table]) -> Table:
+        """One after the other.
+
+        Raises StageError for tables of different columns.
+        """
+        names = parts[0].names
+        if any(p.names != names for p in parts):
+            raise StageError(f"{len(parts)} tables have not the same columns")
+        return cls(
+            names,
+            np.concatenate([p.x for p in parts]),
+            Rows.joined([p.candidates for p in parts]),
+            np.concatenate([p.grade for p in parts]),
+        )
 
     def __len__(self) -> int:
         return len(self.x)

@@ -7,11 +7,8 @@ too, and what is written comes with a retriever that was fitted on everything.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Protocol
 
 from features.commerce_profiles import SHOPPER_PROFILE
 from features.commerce_ranking import DEMAND, SHOPPER
@@ -28,13 +25,11 @@ from training.recommend.evaluate import Evaluation
 from training.recommend.events import Tables, read_interactions, until_a_customer
 from training.recommend.interactions import Interactions
 from training.recommend.products import Run, in_process
-from training.recommend.ranking import artefact, ranker
-from training.recommend.ranking.features import Table
+from training.recommend.ranking import artefact
+from training.recommend.ranking.choosing import Choose, Chosen, from_both, plainly
 from training.recommend.ranking.known import known
-from training.recommend.ranking.port import Order
 from training.recommend.ranking.profiles import LoggedProfile, is_made
 from training.recommend.ranking.spans import FirstStage, History, Span
-from training.recommend.rows import Rows
 
 if TYPE_CHECKING:
     from raypipe.project import Project
@@ -44,11 +39,13 @@ if TYPE_CHECKING:
 class Plan(FirstStage):
     """What is fitted, and the spans of time of the ranker.
 
+    ``refit_ms``: in longer spans the retrievers are fitted anew so often, None for never.
     ``sessions_ms``: visits that ended longer before the end of the log are over.
     """
 
     learn_ms: int = 14 * DAY_MS
     choose_ms: int = 7 * DAY_MS
+    refit_ms: int | None = None
     rounds: int = 400
     k: int = 20
     item_views: tuple[WindowView, ...] = (DEMAND,)
@@ -100,50 +97,6 @@ class Fitted:
     retriever: Evaluation
     two_stage: Evaluation
     promoted: bool
-
-
-class Chosen(Protocol):
-    """What was learned on one span and chosen on a later one."""
-
-    @property
-    def order(self) -> Order:
-        """Learned on the first span alone."""
-
-    def again(self, table: Table) -> Order:
-        """Of as many trees by the same settings, learned from another table."""
-
-    def describe(self) -> dict[str, Any]:
-        """The settings, as plain data."""
-
-
-Choose = Callable[[Span, Span], Chosen]
-
-
-@dataclass(frozen=True)
-class Plain:
-    """By the settings that are tried first."""
-
-    order: ranker.Ranker
-
-    def again(self, table: Table) -> ranker.Ranker:
-        """See Chosen."""
-        return ranker.fit(table, rounds=self.order.trees)
-
-    def describe(self) -> dict[str, Any]:
-        """See Chosen."""
-        return {"parameters": dict(ranker.FIRST_POINT)}
-
-
-def plainly(rounds: int, progress: Progress) -> Choose:
-    """XGBoost at the settings that are tried first, of so many trees at most."""
-
-    def chosen(learn: Span, choose: Span) -> Plain:
-        with progress.stage("order", unit="trees") as stage:
-            order = ranker.fit(learn.table, validation=choose.table, rounds=rounds)
-            stage.advance(order.trees)
-        return Plain(order)
-
-    return chosen
 
 
 def fit(
@@ -199,16 +152,16 @@ def fit(
         run=run,
     )
     with progress.stage("visits", unit="visits") as stage:
-        (learned, _), (chosen, _) = history.visits(learn, choose), history.visits(choose, end)
+        learned, _ = history.visits(learn, choose, every_ms=plan.refit_ms)
+        chosen, _ = history.visits(choose, end, every_ms=plan.refit_ms)
         stage.advance(len(learned.at) + len(chosen.at))
-    first = (choose_order or plainly(plan.rounds, progress))(learned, chosen)
+    first = (choose_order or _plainly(plan.rounds, progress))(learned, chosen)
     with progress.stage("ranker", unit="candidates") as stage:
         train, trees = history.before(choose).matrix(), first.order.trees
         base = chosen.figures(chosen.table.candidates, train, plan.k)
         two = chosen.figures(first.order.ordered(chosen.table, plan.k), train, plan.k)
-        both = _both(learned.table, chosen.table)
-        stage.advance(len(both))
-        whole = first.again(both)
+        whole = from_both(first, learned, chosen)
+        stage.advance(len(learned.table) + len(chosen.table))
         gain = two.gain(base, "ndcg", plan.k)
         stage.say(
             f"{trees} trees, NDCG@{plan.k} {two.mean('ndcg', plan.k):.4f}, retriever "
@@ -260,6 +213,16 @@ def fit(
     return Fitted(artefact.read_manifest(version), base, two, promoted)
 
 
+def _plainly(rounds: int, progress: Progress) -> Choose:
+    def chosen(learn: Span, choose: Span) -> Chosen:
+        with progress.stage("order", unit="trees") as stage:
+            found = plainly(rounds)(learn, choose)
+            stage.advance(found.order.trees)
+        return found
+
+    return chosen
+
+
 def _profile(
     log: Log, lake: Place, plan: Plan, interactions: Interactions, progress: Progress
 ) -> LoggedProfile | None:
@@ -294,12 +257,3 @@ def require_shop(project: Project) -> None:
             hint="Recommendations are learned from a shop's events: "
             "RAYPIPE_PROJECT=features.commerce:project.",
         )
-
-
-def _both(one: Table, other: Table) -> Table:
-    return Table(
-        one.names,
-        np.concatenate([one.x, other.x]),
-        Rows.joined([one.candidates, other.candidates]),
-        np.concatenate([one.grade, other.grade]),
-    )

@@ -163,7 +163,14 @@ def _definition(plan: Plan, files: LogFiles, lake: Place) -> str:
         "beside": {name: method.describe() for name, method in plan.beside.items()},
         "views": {v.name: v.definition_hash for v in plan.views},
         "profiles": {p.name: p.definition_hash for p in profiles},
-        "spans": [plan.learn_ms, plan.choose_ms, plan.candidates, plan.rounds, plan.k],
+        "spans": [
+            plan.learn_ms,
+            plan.choose_ms,
+            plan.refit_ms,
+            plan.candidates,
+            plan.rounds,
+            plan.k,
+        ],
     }
     return hashlib.sha256(canonical_json(told)).hexdigest()
 

@@ -42,6 +42,16 @@ class Moments:
         """Those at some places, in their order."""
         return Moments(self.user[rows], self.time[rows], self.offset[rows], self.truth.take(rows))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Moments]) -> Moments:
+        """One after the other; not in log order, unless the parts are."""
+        return cls(
+            np.concatenate([p.user for p in parts]),
+            np.concatenate([p.time for p in parts]),
+            np.concatenate([p.offset for p in parts]),
+            Rows.joined([p.truth for p in parts]),
+        )
+
     def __repr__(self) -> str:
         return f"Moments({len(self)} visits, {len(self.truth.columns)} items taken)"
 
@@ -124,19 +134,8 @@ def with_first_looks(
         with contextlib.suppress(StageError):  # nobody looked at so many
             later = moments(interactions, start_ms, end_ms, after=after, **options)
             found.append(later.at(np.flatnonzero(guests[later.user])))
-    return joined(found)
-
-
-def joined(parts: Sequence[Moments]) -> Moments:
-    """All of them, in log order."""
-    offset = np.concatenate([p.offset for p in parts])
-    whole = Moments(
-        np.concatenate([p.user for p in parts]),
-        np.concatenate([p.time for p in parts]),
-        offset,
-        Rows.joined([p.truth for p in parts]),
-    )
-    return whole.at(np.argsort(offset, kind="stable"))
+    whole = Moments.joined(found)
+    return whole.at(np.argsort(whole.offset, kind="stable"))
 
 
 def arrivals(

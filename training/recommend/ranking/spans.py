@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from raypipe.windows.spec import WindowView
 from training.recommend import fit as retrieval_fit
 from training.recommend.blend import Blend
@@ -55,6 +57,15 @@ class Span:
 
     def __repr__(self) -> str:
         return f"Span({len(self.at)} visits, {len(self.table)} candidates)"
+
+    @classmethod
+    def joined(cls, parts: Sequence[Span]) -> Span:
+        """One after the other."""
+        return cls(
+            Moments.joined([p.at for p in parts]),
+            Rows.joined([p.known for p in parts]),
+            Table.joined([p.table for p in parts]),
+        )
 
     def figures(
         self, ranked: Rows, train: Rows, k: int, lengths: Sequence[int] = LENGTHS
@@ -125,12 +136,22 @@ class History:
         lists = scored(fitted.single, known, count)
         return Span(at, known, columns.table(at, fitted.blend.retrieve(known, count), lists=lists))
 
-    def visits(self, start_ms: int, end_ms: int) -> tuple[Span, Retrievers]:
+    def visits(
+        self, start_ms: int, end_ms: int, *, every_ms: int | None = None
+    ) -> tuple[Span, Retrievers]:
         """The visits that begin in a span and take something new, of sessions that name nobody also
-        the first looks, with candidates of retrievers that were fitted before it. Raises StageError
-        when there is none."""
-        fitted = self.retrievers(start_ms)
-        return self.span(with_first_looks(self.interactions, start_ms, end_ms), fitted), fitted
+        the first looks, with candidates of retrievers that were fitted before it.
+
+        With ``every_ms`` retrievers are fitted anew so often, and what is returned are the newest
+        ones. Raises StageError when there is no such visit.
+        """
+        at = with_first_looks(self.interactions, start_ms, end_ms)
+        step = (at.time - start_ms) // (every_ms or end_ms - start_ms)
+        spans = []
+        for one in np.unique(step):
+            fitted = self.retrievers(start_ms + int(one) * (every_ms or 0))
+            spans.append(self.span(at.at(np.flatnonzero(step == one)), fitted))
+        return Span.joined(spans), fitted
 
 
 def scored(

@@ -1,8 +1,8 @@
 """Both stages on a history: who learns from when, and whether the second is worth its time.
 
 Three spans follow each other: the ranker learns on the first, its rounds are chosen on the second,
-and the third judges. Before each span the retriever is fitted on all that came before it, so the
-ranker learns from candidates as bad as those that it will get.
+both teach once more, and the third judges. Before each span the retriever is fitted on all that
+came before it, so the ranker learns from candidates as bad as those that it will get.
 """
 
 from __future__ import annotations
@@ -11,34 +11,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raypipe.clock import DAY_MS
-from raypipe.windows.spec import WindowView
 from training.recommend.evaluate import Evaluation
 from training.recommend.events import Tables
 from training.recommend.fit import Options
 from training.recommend.interactions import Interactions
-from training.recommend.ranking import ranker
+from training.recommend.ranking import fit
+from training.recommend.ranking.choosing import Choose, from_both, plainly
 from training.recommend.ranking.port import Order
-from training.recommend.ranking.spans import FirstStage, History, Retrievers, Span
+from training.recommend.ranking.spans import History, Retrievers, Span
 from training.recommend.rows import Rows
 
 Say = Callable[[str], None]
-Fit = Callable[[Span, Span], Order]
-"""Learns on the first span and chooses on the second."""
-
 LENGTHS = (0, 1, 3, 20)
 """Segments of visits: no history, one or two items, 3 to 19, 20 and more."""
 
 
 @dataclass(frozen=True)
-class Plan(FirstStage):
+class Plan(fit.Plan):
     """Spans at the end of the history, and what is fitted; new items are left out."""
 
     retrieval: Options = field(default_factory=lambda: Options(attributes=()))
-    learn_ms: int = 14 * DAY_MS
     choose_ms: int = 5 * DAY_MS
     judge_ms: int = 10 * DAY_MS
-    k: int = 20
-    rounds: int = 400
 
 
 @dataclass(frozen=True)
@@ -66,12 +60,10 @@ def run(
     tenant: str,
     plan: Plan,
     *,
-    item_views: tuple[WindowView, ...] = (),
-    user_views: tuple[WindowView, ...] = (),
-    fit: Fit | None = None,
+    choose_order: Choose | None = None,
     say: Say = lambda _: None,
 ) -> Outcome:
-    """Fit both stages and judge them; ``fit`` other than the plain one may be a sweep.
+    """Fit both stages and judge them; ``choose_order`` other than the plain one may be a sweep.
 
     Figures are over all that a visit took, not over what the candidates hold: what the retriever
     misses counts against all.
@@ -87,20 +79,20 @@ def run(
         tables,
         tenant,
         plan,
-        item_views=item_views,
-        user_views=user_views,
+        item_views=plan.item_views,
+        user_views=plan.user_views,
     )
 
-    def part(name: str, start: int, stop: int) -> tuple[Span, Retrievers]:
-        span, fitted = history.visits(start, stop)
+    def part(name: str, start: int, stop: int, every_ms: int | None) -> tuple[Span, Retrievers]:
+        span, fitted = history.visits(start, stop, every_ms=every_ms)
         taken = int((span.table.grade > 0).sum())
         say(f"{name}: {len(span.at)} visits, {taken} taken candidates")
         return span, fitted
 
-    learned, _ = part("learn", learn, choose)
-    chosen, _ = part("choose", choose, judge)
-    order = (fit or plain(plan.rounds))(learned, chosen)
-    judged, fitted = part("judge", judge, end)
+    learned, _ = part("learn", learn, choose, plan.refit_ms)
+    chosen, _ = part("choose", choose, judge, plan.refit_ms)
+    order = from_both((choose_order or plainly(plan.rounds))(learned, chosen), learned, chosen)
+    judged, fitted = part("judge", judge, end, None)
     train = history.before(judge).matrix()
 
     def figures(ranked: Rows) -> Evaluation:
@@ -112,8 +104,3 @@ def run(
         figures(order.ordered(judged.table, plan.k)),
         order,
     )
-
-
-def plain(rounds: int) -> Fit:
-    """XGBoost at the settings that are tried first."""
-    return lambda learn, choose: ranker.fit(learn.table, validation=choose.table, rounds=rounds)
