@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> Result:
         "recall_retriever": base.mean("recall", k),
         "recall_two_stage": two.mean("recall", k),
         "visits": len(base.users),
-        "trees": found.ranker.trees,
+        "trees": found.second.order.trees,
+        "least_known": found.second.least,
         **newcomers,
     }
     if args.report:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from raypipe.simulate.shop.world import Shop
     from training.recommend.interactions import Interactions
     from training.recommend.intervals import Interval
+    from training.recommend.ranking.choosing import SecondStage
     from training.recommend.ranking.moments import Moments
-    from training.recommend.ranking.port import Order
     from training.recommend.ranking.spans import History, Retrievers
     from training.recommend.rows import Rows
 
@@ -64,7 +64,7 @@ class Fit:
     """Both stages, as of a day."""
 
     retrievers: Retrievers
-    order: Order
+    second: SecondStage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -168,7 +168,7 @@ class Street:
 
     def fit(self, day: int) -> Fit:
         """Both stages on what came before a day."""
-        from training.recommend.ranking.choosing import from_both, plainly
+        from training.recommend.ranking.choosing import plainly, second_stage
 
         choose = day - self.sizes.choose
         learn = choose - self.sizes.learn
@@ -176,8 +176,8 @@ class Street:
             self.history.visits(_ms(start), _ms(stop))
             for start, stop in ((learn, choose), (choose, day))
         )
-        order = from_both(plainly(self.sizes.rounds)(learned, chosen), learned, chosen)
-        return Fit(self.history.retrievers(_ms(day)), order)
+        second = second_stage(plainly(self.sizes.rounds), learned, chosen, LENGTH)
+        return Fit(self.history.retrievers(_ms(day)), second)
 
 
 class Trial:
@@ -233,7 +233,7 @@ class Trial:
 
     def _ordered(self, fit: Fit) -> Rows:
         span = self.street.history.span(self.at, fit.retrievers)
-        return fit.order.ordered(span.table, 4 * LENGTH)
+        return fit.second.ordered(span, 4 * LENGTH)
 
     def _shown(self, ranked: Rows, day: Ints) -> Ints:
         """The first ones that are on the shelf, by their numbers; -1 where nothing is left."""

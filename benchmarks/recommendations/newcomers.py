@@ -89,7 +89,7 @@ def _shop(seed: int, size: Mapping[str, Any]) -> Mapping[str, Judged]:
     from raypipe.simulate.shop.world import Shop
     from training.recommend.events import read_interactions
     from training.recommend.measures import by_user
-    from training.recommend.ranking.choosing import from_both, plainly
+    from training.recommend.ranking.choosing import plainly, second_stage
     from training.recommend.ranking.moments import with_first_looks
     from training.recommend.ranking.spans import History
     from training.recommend.ranking.trial import Plan
@@ -106,7 +106,7 @@ def _shop(seed: int, size: Mapping[str, Any]) -> Mapping[str, Judged]:
         history.span(with_first_looks(known, start, stop), history.retrievers(start))
         for start, stop in ((learn, choose), (choose, judge))
     )
-    order = from_both(plainly(plan.rounds)(learned, chosen), learned, chosen)
+    second = second_stage(plainly(plan.rounds), learned, chosen, plan.k)
     fitted = history.retrievers(judge)
     out = {}
     for kind, at in _newcomers(history, judge, end).items():
@@ -118,7 +118,7 @@ def _shop(seed: int, size: Mapping[str, Any]) -> Mapping[str, Judged]:
         out[kind] = Judged(
             ndcg(_popular(history, at, span.known, plan.k)),
             ndcg(span.table.candidates),
-            ndcg(order.ordered(span.table, plan.k)),
+            ndcg(second.ordered(span, plan.k)),
         )
     return out
 

@@ -84,7 +84,8 @@ class Reason:
 class Found:
     """A list: items by code with columns by place, and how it came about.
 
-    ``scores`` are the ranker's, float32 [n], NaN for a sponsored item that was no candidate.
+    ``scores`` are the ranker's, or the retriever's for a history too short for it, float32 [n], NaN
+    for a sponsored item that was no candidate.
     ``length`` is how many interactions were known. ``degraded`` names what was missing.
     """
 
@@ -185,7 +186,7 @@ class Engine:
             found = self._popular(moment)
             degraded = ("retriever", "ranker")
         scores = found.rows.values
-        if not degraded:
+        if not degraded and len(moment.known.columns) >= self.loaded.manifest.least_known:
             try:
                 scores = self.score(moment, found)
             except Exception:  # noqa: BLE001 - as above

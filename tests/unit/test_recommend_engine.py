@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from msgspec import structs
 
 from features.commerce import project
 from features.commerce_profiles import SHOPPER_PROFILE
@@ -302,6 +303,24 @@ def test_a_version_may_be_ordered_by_lightgbm(home: Path) -> None:
         table = stage.engine.table(wish, NOW, stage.offset)
         wanted = stage.engine.loaded.ranker.ordered(table, len(table)).values.max()
         assert found.scores.max() == np.float32(wanted)
+
+
+@pytest.mark.parametrize("least", [0, 3])
+def test_a_short_history_keeps_the_order_of_the_retriever(home: Path, least: int) -> None:
+    with closing(opened(home)) as stage:
+        engine = stage.engine
+        manifest = structs.replace(engine.loaded.manifest, least_known=least)
+        engine.loaded = replace(engine.loaded, manifest=manifest)
+        users = [str(u) for u in engine.loaded.known.users.ids.to_pylist()]
+        known = {u: engine._moment(Wish(5, 0, user=u), NOW, stage.offset).known for u in users}
+        much = next(u for u in users if len(known[u].columns) >= 3)
+        for wish, ranks in ((Wish(5, 0, user=much), True), (Wish(5, 0), least == 0)):
+            found = stage.recommend(wish, NOW)
+            moment = engine._moment(wish, NOW, stage.offset)
+            candidates = engine._candidates(moment)
+            scores = engine.score(moment, candidates) if ranks else candidates.rows.values
+            assert found.degraded == ()
+            assert found.scores.tolist() == sorted(scores.tolist(), reverse=True)[:5]
 
 
 def test_a_version_without_profiles_asks_for_none(home: Path) -> None:

@@ -16,9 +16,11 @@ from raypipe.simulate.shop.world import Shop
 from training.recommend.events import Tables, read_interactions
 from training.recommend.interactions import Interactions
 from training.recommend.ranking import ranker, trial
-from training.recommend.ranking.choosing import plainly
+from training.recommend.ranking.choosing import SecondStage, least_known, plainly
 from training.recommend.ranking.features import Table
+from training.recommend.ranking.port import best
 from training.recommend.ranking.spans import History, Span
+from training.recommend.rows import Rows
 
 SIZE: dict[str, Any] = {"shoppers": 150, "items": 60, "days": 14, "join_per_year": 9.0}
 PLAN = trial.Plan(
@@ -52,6 +54,23 @@ def test_retrievers_are_fitted_anew_so_often(shop: tuple[Interactions, Tables]) 
     assert np.array_equal(once.at.offset, span.at.offset)
 
 
+def test_of_too_many_moments_some_are_drawn(shop: tuple[Interactions, Tables]) -> None:
+    history = History(*shop, TENANT, PLAN)
+    start, end = START_MS + 6 * DAY_MS, START_MS + 8 * DAY_MS
+    whole, _ = history.visits(start, end)
+    assert len(whole.at) > 40
+    drawn, _ = history.visits(start, end, most=40)
+    again, _ = history.visits(start, end, most=40)
+    assert len(drawn.at) == 40
+    assert np.array_equal(drawn.at.offset, again.at.offset)
+    assert (np.diff(drawn.at.offset) >= 0).all()
+    assert set(zip(drawn.at.user, drawn.at.offset, strict=True)) <= set(
+        zip(whole.at.user, whole.at.offset, strict=True)
+    )
+    assert drawn.at.time.max() > whole.at.time[len(whole.at) // 2]
+    assert len(history.visits(start, end, most=len(whole.at))[0].at) == len(whole.at)
+
+
 def test_what_is_judged_has_learned_from_both_spans(shop: tuple[Interactions, Tables]) -> None:
     seen: list[Span] = []
 
@@ -75,9 +94,59 @@ def test_what_is_judged_has_learned_from_both_spans(shop: tuple[Interactions, Ta
 
     said: list[str] = []
     found = trial.run(*shop, TENANT, PLAN, choose_order=choose, say=said.append)
-    assert found.ranker.trees == 3
+    assert found.second.order.trees == 3
     assert [line.split(":")[0] for line in said] == ["learn", "choose", "judge"]
     assert len(found.two_stage.users) == len(found.popular.users) == len(found.retriever.users)
+
+
+class Partial:
+    """Orders as it should be where the visitor's number of known items is one of some, and the
+    other way round elsewhere."""
+
+    learner = file = "none"
+    names = ()
+    trees = 0
+
+    def __init__(self, span: Span, good: set[int]) -> None:
+        sizes = span.known.sizes
+        self._sign = np.where(np.isin(sizes, list(good)), 1.0, -1.0)
+
+    def ordered(self, table: Table, k: int) -> Rows:
+        score = table.grade * self._sign[table.moment] - 1e-6 * np.arange(len(table))
+        return best(table, table.names, score, k)
+
+    def scores(self, rows: Any) -> Any:
+        raise NotImplementedError
+
+    def model(self) -> bytes:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("good", "least"), [({0, 1, 2}, 0), ({1, 2}, 1), ({0, 2}, 2), ({0, 1}, 3), (set(), 3)]
+)
+def test_an_order_is_used_from_where_it_is_better(
+    shop: tuple[Interactions, Tables], good: set[int], least: int
+) -> None:
+    history = History(*shop, TENANT, PLAN)
+    span, _ = history.visits(START_MS + 6 * DAY_MS, START_MS + 9 * DAY_MS)
+    order = Partial(span, good)
+    assert {0, 1, 2} < set(span.known.sizes.tolist())
+    assert least_known(order, span, 5) == least
+    ranked, whole = SecondStage(order, least).ordered(span, 5), order.ordered(span.table, 5)
+    for row, size in enumerate(span.known.sizes.tolist()):
+        expected = whole if size >= least else span.table.candidates.first(5)
+        assert ranked.row(row)[0].tolist() == expected.row(row)[0].tolist()
+
+
+def test_where_nobody_shows_it_the_retriever_orders_short_histories(
+    shop: tuple[Interactions, Tables],
+) -> None:
+    history = History(*shop, TENANT, PLAN)
+    span, _ = history.visits(START_MS + 6 * DAY_MS, START_MS + 9 * DAY_MS)
+    many = np.flatnonzero(span.known.sizes >= 3)
+    long = history.span(span.at.at(many), history.retrievers(START_MS + 6 * DAY_MS))
+    assert least_known(Partial(long, set(range(3, 99))), long, 5) == 3
 
 
 def test_as_many_trees_as_were_chosen_are_grown_again(shop: tuple[Interactions, Tables]) -> None:

@@ -78,6 +78,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kinds: tuple[str, ...]
     weights: dict[str, Any]
     candidates: int
+    least_known: int
+    """Items of a visitor from which on the ranker orders; the retriever's order stands below."""
     log_id: str
     log_end: int
     """The next offset when all this was read."""

@@ -9,10 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+
+from training.recommend.measures import by_user
 from training.recommend.ranking import ranker
 from training.recommend.ranking.features import Table
 from training.recommend.ranking.port import Order
 from training.recommend.ranking.spans import Span
+from training.recommend.rows import Rows
 
 
 class Chosen(Protocol):
@@ -57,6 +61,51 @@ def plainly(rounds: int) -> Choose:
     return chosen
 
 
+LONGEST = 3
+"""Known items from which on the order is used whatever the newest days say."""
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """A learned order, used where at least ``least`` items of a visitor are known.
+
+    Of a shorter history there is little to learn from, and the retriever's order stands.
+    """
+
+    order: Order
+    least: int
+
+    def ordered(self, span: Span, k: int) -> Rows:
+        """The k best candidates of each moment, best first."""
+        ranked = self.order.ordered(span.table, k)
+        few = span.known.sizes < self.least
+        if not few.any():
+            return ranked
+        row = np.arange(len(few))
+        both = Rows.joined([ranked, span.table.candidates.first(k)])
+        return both.take(np.where(few, row + len(few), row))
+
+
+def second_stage(choose_order: Choose, learn: Span, choose: Span, k: int) -> SecondStage:
+    """What is judged and served: chosen, and learned once more from the span that chose it."""
+    chosen = choose_order(learn, choose)
+    return SecondStage(from_both(chosen, learn, choose), least_known(chosen.order, choose, k))
+
+
 def from_both(chosen: Chosen, learn: Span, choose: Span) -> Order:
     """What was chosen, learned once more from the span that chose it as well."""
     return chosen.again(Table.joined([learn.table, choose.table]))
+
+
+def least_known(order: Order, choose: Span, k: int) -> int:
+    """From how many known items on an order does better than the retriever's, by mean NDCG@k on the
+    span that chose it; at most LONGEST, and less only where that span has such visitors."""
+    ranked = by_user(order.ordered(choose.table, k), choose.at.truth, k)["ndcg"]
+    gain = ranked - by_user(choose.table.candidates.first(k), choose.at.truth, k)["ndcg"]
+    least = LONGEST
+    while least > 0:
+        mine = gain[choose.known.sizes == least - 1]
+        if not len(mine) or mine.mean() <= 0:
+            break
+        least -= 1
+    return least

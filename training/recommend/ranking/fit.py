@@ -26,7 +26,14 @@ from training.recommend.events import Tables, read_interactions, until_a_custome
 from training.recommend.interactions import Interactions
 from training.recommend.products import Run, in_process
 from training.recommend.ranking import artefact
-from training.recommend.ranking.choosing import Choose, Chosen, from_both, plainly
+from training.recommend.ranking.choosing import (
+    Choose,
+    Chosen,
+    SecondStage,
+    from_both,
+    least_known,
+    plainly,
+)
 from training.recommend.ranking.known import known
 from training.recommend.ranking.profiles import LoggedProfile, is_made
 from training.recommend.ranking.spans import FirstStage, History, Span
@@ -40,12 +47,14 @@ class Plan(FirstStage):
     """What is fitted, and the spans of time of the ranker.
 
     ``refit_ms``: in longer spans the retrievers are fitted anew so often, None for never.
+    ``visits``: of each span at most; of more so many are drawn. Each takes some 60 KB of memory.
     ``sessions_ms``: visits that ended longer before the end of the log are over.
     """
 
     learn_ms: int = 14 * DAY_MS
     choose_ms: int = 7 * DAY_MS
     refit_ms: int | None = None
+    visits: int = 20_000
     rounds: int = 400
     k: int = 20
     item_views: tuple[WindowView, ...] = (DEMAND,)
@@ -152,14 +161,18 @@ def fit(
         run=run,
     )
     with progress.stage("visits", unit="visits") as stage:
-        learned, _ = history.visits(learn, choose, every_ms=plan.refit_ms)
-        chosen, _ = history.visits(choose, end, every_ms=plan.refit_ms)
+        learned, chosen = (
+            history.visits(start, stop, every_ms=plan.refit_ms, most=plan.visits)[0]
+            for start, stop in ((learn, choose), (choose, end))
+        )
         stage.advance(len(learned.at) + len(chosen.at))
     first = (choose_order or _plainly(plan.rounds, progress))(learned, chosen)
     with progress.stage("ranker", unit="candidates") as stage:
         train, trees = history.before(choose).matrix(), first.order.trees
         base = chosen.figures(chosen.table.candidates, train, plan.k)
-        two = chosen.figures(first.order.ordered(chosen.table, plan.k), train, plan.k)
+        least = least_known(first.order, chosen, plan.k)
+        ranked = SecondStage(first.order, least).ordered(chosen, plan.k)
+        two = chosen.figures(ranked, train, plan.k)
         whole = from_both(first, learned, chosen)
         stage.advance(len(learned.table) + len(chosen.table))
         gain = two.gain(base, "ndcg", plan.k)
@@ -189,6 +202,7 @@ def fit(
                 "kinds": interactions.kinds,
                 "weights": options.weights.describe(),
                 "candidates": plan.candidates,
+                "least_known": least,
                 "log_id": log.id,
                 "log_end": log.end,
                 "as_of_ms": end,

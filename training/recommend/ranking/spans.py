@@ -137,15 +137,22 @@ class History:
         return Span(at, known, columns.table(at, fitted.blend.retrieve(known, count), lists=lists))
 
     def visits(
-        self, start_ms: int, end_ms: int, *, every_ms: int | None = None
+        self, start_ms: int, end_ms: int, *, every_ms: int | None = None, most: int | None = None
     ) -> tuple[Span, Retrievers]:
         """The visits that begin in a span and take something new, of sessions that name nobody also
         the first looks, with candidates of retrievers that were fitted before it.
 
-        With ``every_ms`` retrievers are fitted anew so often, and what is returned are the newest
-        ones. Raises StageError when there is no such visit.
+        Args:
+            start_ms, end_ms: the span.
+            every_ms: retrievers are fitted anew so often, and what is returned are the newest ones.
+            most: of more moments so many are drawn, the same ones each time.
+
+        Raises StageError when there is no such visit.
         """
         at = with_first_looks(self.interactions, start_ms, end_ms)
+        if most is not None and len(at) > most:
+            drawn = np.random.default_rng(0).choice(len(at), most, replace=False)
+            at = at.at(np.sort(drawn))
         step = (at.time - start_ms) // (every_ms or end_ms - start_ms)
         spans = []
         for one in np.unique(step):

@@ -16,8 +16,7 @@ from training.recommend.events import Tables
 from training.recommend.fit import Options
 from training.recommend.interactions import Interactions
 from training.recommend.ranking import fit
-from training.recommend.ranking.choosing import Choose, from_both, plainly
-from training.recommend.ranking.port import Order
+from training.recommend.ranking.choosing import Choose, SecondStage, plainly, second_stage
 from training.recommend.ranking.spans import History, Retrievers, Span
 from training.recommend.rows import Rows
 
@@ -42,7 +41,7 @@ class Outcome:
     popular: Evaluation
     retriever: Evaluation
     two_stage: Evaluation
-    ranker: Order
+    second: SecondStage
 
     @property
     def evaluations(self) -> dict[str, Evaluation]:
@@ -83,16 +82,18 @@ def run(
         user_views=plan.user_views,
     )
 
-    def part(name: str, start: int, stop: int, every_ms: int | None) -> tuple[Span, Retrievers]:
-        span, fitted = history.visits(start, stop, every_ms=every_ms)
+    def part(
+        name: str, start: int, stop: int, every_ms: int | None = None, most: int | None = None
+    ) -> tuple[Span, Retrievers]:
+        span, fitted = history.visits(start, stop, every_ms=every_ms, most=most)
         taken = int((span.table.grade > 0).sum())
         say(f"{name}: {len(span.at)} visits, {taken} taken candidates")
         return span, fitted
 
-    learned, _ = part("learn", learn, choose, plan.refit_ms)
-    chosen, _ = part("choose", choose, judge, plan.refit_ms)
-    order = from_both((choose_order or plainly(plan.rounds))(learned, chosen), learned, chosen)
-    judged, fitted = part("judge", judge, end, None)
+    learned, _ = part("learn", learn, choose, plan.refit_ms, plan.visits)
+    chosen, _ = part("choose", choose, judge, plan.refit_ms, plan.visits)
+    second = second_stage(choose_order or plainly(plan.rounds), learned, chosen, plan.k)
+    judged, fitted = part("judge", judge, end)
     train = history.before(judge).matrix()
 
     def figures(ranked: Rows) -> Evaluation:
@@ -101,6 +102,6 @@ def run(
     return Outcome(
         figures(fitted.popular.retrieve(judged.known, plan.k)),
         figures(judged.table.candidates),
-        figures(order.ordered(judged.table, plan.k)),
-        order,
+        figures(second.ordered(judged, plan.k)),
+        second,
     )
