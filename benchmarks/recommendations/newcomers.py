@@ -45,11 +45,11 @@ class Judged:
     retriever: Doubles
     two_stage: Doubles
 
-    def gain(self) -> Interval:
-        """Of both stages over popularity."""
+    def gain(self, base: str = "popular") -> Interval:
+        """Of both stages over popularity, or over the retriever alone."""
         from training.recommend.intervals import bootstrap
 
-        return bootstrap(self.two_stage - self.popular)
+        return bootstrap(self.two_stage - getattr(self, base))
 
 
 def judged(seeds: Sequence[int], *, quick: bool) -> list[Mapping[str, Judged]]:
@@ -68,17 +68,20 @@ def figures(shops: Sequence[Mapping[str, Judged]]) -> tuple[dict[str, float], li
                 for name in ("popular", "retriever", "two_stage")
             )
         )
-        gain = whole.gain()
+        gain, second = whole.gain(), whole.gain("retriever")
         found |= {
             f"{kind}_gain_low": gain.low,
             f"{kind}_gain_high": gain.high,
+            f"{kind}_over_retriever_low": second.low,
+            f"{kind}_over_retriever_high": second.high,
             f"{kind}_visitors": gain.users,
         }
         each = ", ".join(f"{shop[kind].gain().mean:+.4f}" for shop in shops)
         notes.append(
             f"{kind}: popularity {whole.popular.mean():.4f}, retriever "
             f"{whole.retriever.mean():.4f}, two stages {whole.two_stage.mean():.4f}, "
-            f"gain {gain.low:+.4f} to {gain.high:+.4f}; by shop {each}"
+            f"gain {gain.low:+.4f} to {gain.high:+.4f}; by shop {each}; over the retriever "
+            f"{second.low:+.4f} to {second.high:+.4f}"
         )
     return found, notes
 
@@ -90,7 +93,6 @@ def _shop(seed: int, size: Mapping[str, Any]) -> Mapping[str, Judged]:
     from training.recommend.events import read_interactions
     from training.recommend.measures import by_user
     from training.recommend.ranking.choosing import plainly, second_stage
-    from training.recommend.ranking.moments import with_first_looks
     from training.recommend.ranking.spans import History
     from training.recommend.ranking.trial import Plan
 
@@ -103,8 +105,7 @@ def _shop(seed: int, size: Mapping[str, Any]) -> Mapping[str, Judged]:
     choose = judge - plan.choose_ms
     learn = choose - plan.learn_ms
     learned, chosen = (
-        history.span(with_first_looks(known, start, stop), history.retrievers(start))
-        for start, stop in ((learn, choose), (choose, judge))
+        history.visits(start, stop)[0] for start, stop in ((learn, choose), (choose, judge))
     )
     second = second_stage(plainly(plan.rounds), learned, chosen, plan.k)
     fitted = history.retrievers(judge)
@@ -152,8 +153,7 @@ def _newcomers(history: History, start: int, end: int) -> Mapping[str, Moments]:
 def _drawn(rng: np.random.Generator, parts: Sequence[Moments]) -> Moments:
     from training.recommend.ranking.moments import Moments
 
-    whole = Moments.joined(parts)
-    whole = whole.at(np.argsort(whole.offset, kind="stable"))
+    whole = Moments.joined(parts).in_log_order()
     if len(whole) <= MOST:
         return whole
     return whole.at(np.sort(rng.choice(len(whole), MOST, replace=False)))

@@ -205,6 +205,11 @@ class Engine:
         moment = self._moment(wish, now_ms, offset)
         return self._table(moment, self._candidates(moment))
 
+    def ranked(self, wish: Wish, now_ms: int, offset: int) -> Scores:
+        """The ranker's scores of a request's candidates, however short the history."""
+        moment = self._moment(wish, now_ms, offset)
+        return self.score(moment, self._candidates(moment))
+
     def similar(self, item: int, wish: Wish, now_ms: int) -> Found:
         """Items like one, the most similar first; the wish's visitor does not matter."""
         columns, values = np.zeros(0, np.int32), np.zeros(0, np.float32)

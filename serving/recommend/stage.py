@@ -101,6 +101,8 @@ class Stage:
         user = users.ids[int(np.argmax(np.diff(users.starts)))].as_py() if len(users) else None
         for visitor in (user, None):
             self.engine.recommend(Wish(k=10, seed=0, user=visitor), now_ms, self.offset)
+        # Also where nobody is known well enough for the ranker.
+        self.engine.ranked(Wish(k=10, seed=0, user=user), now_ms, self.offset)
         self.engine.similar(0, Wish(k=1, seed=0), now_ms)
 
     @property

@@ -33,6 +33,7 @@ from training import registry
 from training.recommend.catalogue import read_catalogue
 from training.recommend.events import read_interactions
 from training.recommend.ranking import artefact
+from training.recommend.ranking.choosing import Chosen, least_known, plainly
 from training.recommend.ranking.features import Attributes, Columns, Table
 from training.recommend.ranking.fit import fit
 from training.recommend.ranking.lambdarank import LightGBM
@@ -303,6 +304,23 @@ def test_a_version_may_be_ordered_by_lightgbm(home: Path) -> None:
         table = stage.engine.table(wish, NOW, stage.offset)
         wanted = stage.engine.loaded.ranker.ordered(table, len(table)).values.max()
         assert found.scores.max() == np.float32(wanted)
+
+
+def test_a_fit_draws_moments_and_says_from_where_on_its_order_is_used(home: Path) -> None:
+    settings = home_kit.settings(home)
+    seen: list[Span] = []
+
+    def chosen(learn: Span, choose: Span) -> Chosen:
+        seen.extend((learn, choose))
+        return plainly(12)(learn, choose)
+
+    plan = replace(home_kit.PLAN, visits=25)
+    with open_log(settings, project) as files:
+        made = fit(files, settings.lake, plan, reporter(quiet=True), choose_order=chosen).manifest
+    learn, choose = seen
+    assert (len(learn.at), len(choose.at)) == (25, 25)
+    assert made.training["visits"] == 50
+    assert made.least_known == least_known(plainly(12)(learn, choose).order, choose, plan.k)
 
 
 @pytest.mark.parametrize("least", [0, 3])

@@ -47,7 +47,8 @@ class Plan(FirstStage):
     """What is fitted, and the spans of time of the ranker.
 
     ``refit_ms``: in longer spans the retrievers are fitted anew so often, None for never.
-    ``visits``: of each span at most; of more so many are drawn. Each takes some 60 KB of memory.
+    ``visits``: moments of each span at most; of more so many are drawn. The table of one takes some
+    60 KB, and while it is made three times that.
     ``sessions_ms``: visits that ended longer before the end of the log are over.
     """
 
@@ -100,7 +101,10 @@ class Log(Protocol):
 
 @dataclass(frozen=True)
 class Fitted:
-    """A written version; figures of the newest days, of the retriever's order and the ranker's."""
+    """A written version; figures of the newest days, by the retriever alone and by both stages.
+
+    These days also chose the trees and where the ranker begins: the latter are a little too good.
+    """
 
     manifest: artefact.Manifest
     retriever: Evaluation

@@ -97,7 +97,7 @@ def run(
 
 
 class _Sweep:
-    """Chooses by a sweep; see fit.Choose. ``found`` is what it found."""
+    """Chooses by a sweep; see choosing.Choose. ``found`` is what it found."""
 
     def __init__(
         self, folder: Place, work: Work, plan: Plan, progress: Progress, *, resumed: bool

@@ -42,6 +42,10 @@ class Moments:
         """Those at some places, in their order."""
         return Moments(self.user[rows], self.time[rows], self.offset[rows], self.truth.take(rows))
 
+    def in_log_order(self) -> Moments:
+        """The same, by their places in the log."""
+        return self.at(np.argsort(self.offset, kind="stable"))
+
     @classmethod
     def joined(cls, parts: Sequence[Moments]) -> Moments:
         """One after the other; not in log order, unless the parts are."""
@@ -134,8 +138,7 @@ def with_first_looks(
         with contextlib.suppress(StageError):  # nobody looked at so many
             later = moments(interactions, start_ms, end_ms, after=after, **options)
             found.append(later.at(np.flatnonzero(guests[later.user])))
-    whole = Moments.joined(found)
-    return whole.at(np.argsort(whole.offset, kind="stable"))
+    return Moments.joined(found).in_log_order()
 
 
 def arrivals(

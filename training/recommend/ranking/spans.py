@@ -24,7 +24,7 @@ from training.recommend.products import Run, in_process
 from training.recommend.ranking.features import Attributes, Columns, Table, VisitorProfile
 from training.recommend.ranking.moments import Moments, histories, with_first_looks
 from training.recommend.ranking.windows import LoggedWindows
-from training.recommend.rows import Rows
+from training.recommend.rows import Integers, Rows
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Span:
     @classmethod
     def joined(cls, parts: Sequence[Span]) -> Span:
         """One after the other."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(
             Moments.joined([p.at for p in parts]),
             Rows.joined([p.known for p in parts]),
@@ -153,12 +155,21 @@ class History:
         if most is not None and len(at) > most:
             drawn = np.random.default_rng(0).choice(len(at), most, replace=False)
             at = at.at(np.sort(drawn))
-        step = (at.time - start_ms) // (every_ms or end_ms - start_ms)
+        step = _steps(at.time, start_ms, end_ms, every_ms or end_ms - start_ms)
         spans = []
         for one in np.unique(step):
             fitted = self.retrievers(start_ms + int(one) * (every_ms or 0))
             spans.append(self.span(at.at(np.flatnonzero(step == one)), fitted))
         return Span.joined(spans), fitted
+
+
+def _steps(time: Integers, start_ms: int, end_ms: int, every_ms: int) -> Integers:
+    """The step of a span that each moment is of; an event's own time may lie outside.
+
+    >>> _steps(np.array([-1, 0, 9, 10, 25, 99]), 0, 25, 10).tolist()
+    [0, 0, 0, 1, 2, 2]
+    """
+    return np.clip((time - start_ms) // every_ms, 0, (end_ms - start_ms - 1) // every_ms)
 
 
 def scored(

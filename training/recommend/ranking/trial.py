@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from raypipe.clock import DAY_MS
+from raypipe.profiles import Profile
 from training.recommend.evaluate import Evaluation
 from training.recommend.events import Tables
 from training.recommend.fit import Options
@@ -27,8 +28,9 @@ LENGTHS = (0, 1, 3, 20)
 
 @dataclass(frozen=True)
 class Plan(fit.Plan):
-    """Spans at the end of the history, and what is fitted; new items are left out."""
+    """Spans at the end of the history, and what is fitted; new items and profiles are left out."""
 
+    profile: Profile | None = None
     retrieval: Options = field(default_factory=lambda: Options(attributes=()))
     choose_ms: int = 5 * DAY_MS
     judge_ms: int = 10 * DAY_MS
@@ -36,7 +38,8 @@ class Plan(fit.Plan):
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures of the last span, a row for each visit: by popularity, retriever and ranker."""
+    """Figures of the last span, a row for each visit: by popularity, the retriever and both stages;
+    ``second`` made the last ones."""
 
     popular: Evaluation
     retriever: Evaluation
