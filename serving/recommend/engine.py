@@ -149,7 +149,7 @@ class Engine:
             raise TypeError(f"a {type(retriever).__name__} is no blend")
         self._blend = retriever
         parts: dict[str, Retriever] = {p.name: p.retriever for p in retriever.parts}
-        self._single = {**parts, **loaded.beside}
+        self._parts = parts
         self._names = [p.name for p in retriever.parts]
         self._tables = {n: r for n, r in parts.items() if isinstance(r, NeighbourTable)}
         self._score = _scorer(loaded)
@@ -179,14 +179,15 @@ class Engine:
         """
         moment = self._moment(wish, now_ms, offset)
         degraded: tuple[str, ...] = ()
+        ranks = len(moment.known.columns) >= self.loaded.manifest.least_known
         try:
-            found = self._candidates(moment)
+            found = self._candidates(moment, for_ranker=ranks)
         except Exception:  # noqa: BLE001 - whatever it is, something can still be shown
             _log.exception("retrieval failed: the answer is what is popular")
             found = self._popular(moment)
             degraded = ("retriever", "ranker")
         scores = found.rows.values
-        if not degraded and len(moment.known.columns) >= self.loaded.manifest.least_known:
+        if ranks and not degraded:
             try:
                 scores = self.score(moment, found)
             except Exception:  # noqa: BLE001 - as above
@@ -341,17 +342,19 @@ class Engine:
             np.array([0, len(columns)]), columns, np.ones(len(columns), np.float32), self.width
         )
 
-    def _candidates(self, moment: _Moment) -> _Candidates:
+    def _candidates(self, moment: _Moment, *, for_ranker: bool = True) -> _Candidates:
         known, seen = moment.known, moment.seen
         count = self.loaded.manifest.candidates
-        lists = scored(self._single, known, count, seen=seen)
+        # Retrievers beside the blend are read by the ranker alone.
+        asked = {**self._parts, **self.loaded.beside} if for_ranker else self._parts
+        lists = scored(asked, known, count, seen=seen)
         # The blend wants its own depth; a shallower list would fuse otherwise than in training.
         given = lists if 3 * count >= max(count, self._blend.depth) else None
         rows, part = self._blend.explained(known, count, seen=seen, given=given)
         return _Candidates(rows, part, lists)
 
     def _popular(self, moment: _Moment) -> _Candidates:
-        rows = self._single["popular"].retrieve(
+        rows = self._parts["popular"].retrieve(
             empty(1, self.width), self.loaded.manifest.candidates, seen=moment.seen
         )
         number = self._names.index("popular")

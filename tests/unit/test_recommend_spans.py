@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from benchmarks.shop_log import START_MS, TENANT, logged
@@ -115,11 +116,11 @@ class Partial:
         score = table.grade * self._sign[table.moment] - 1e-6 * np.arange(len(table))
         return best(table, table.names, score, k)
 
-    def scores(self, rows: Any) -> Any:
-        raise NotImplementedError
+    def scores(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.zeros(len(rows), np.float32)
 
     def model(self) -> bytes:
-        raise NotImplementedError
+        return b""
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,11 @@ class History:
         if most is not None and len(at) > most:
             drawn = np.random.default_rng(0).choice(len(at), most, replace=False)
             at = at.at(np.sort(drawn))
-        step = _steps(at.time, start_ms, end_ms, every_ms or end_ms - start_ms)
+        every = every_ms or end_ms - start_ms
+        step = _steps(at.time, start_ms, end_ms, every)
         spans = []
         for one in np.unique(step):
-            fitted = self.retrievers(start_ms + int(one) * (every_ms or 0))
+            fitted = self.retrievers(start_ms + int(one) * every)
             spans.append(self.span(at.at(np.flatnonzero(step == one)), fitted))
         return Span.joined(spans), fitted
 
