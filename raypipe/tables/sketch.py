@@ -43,3 +43,11 @@ def estimate(registers: Registers) -> int:
     words = np.ascontiguousarray(registers).view("<i8").astype(np.int64)
     bits = len(registers).bit_length() - 1
     return round(float(cardinality(words, 0, bits, np.empty(RANKS, np.int64))))
+
+
+def compile_sketches() -> None:
+    """Have the kernels ready before the first event: compiling them takes a second, once an
+    installation; loading what was compiled takes milliseconds."""
+    registers, places = np.zeros((1, 16), np.uint8), np.zeros(1, np.int64)
+    raise_registers(registers, places, np.ones(1, np.int64))
+    estimate(registers[0])

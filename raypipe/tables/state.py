@@ -208,7 +208,7 @@ class TableState:
                     hashes = part.hashes(measure.column)
                     hashes = hashes if holds is None else np.where(holds, hashes, 0)
                     at = rows.sketch_of[places if which is None else places[which]]
-                    at = np.broadcast_to(at, len(part)) if which is None else at
+                    at = np.repeat(at, len(part)) if which is None else at
                     raise_registers(rows.sketches[i], at, hashes)
         np.add.at(rows.values, places, sums)
 

@@ -139,7 +139,7 @@ def hash_column(column: pa.ChunkedArray | pa.Array, seed: int) -> Ints:
         if size:
             text, offsets, data = _buffers(chunk)
             known = text.buffers()[0] if text.null_count else None
-            valid = np.frombuffer(known, np.uint8) if known is not None else _NOTHING
+            valid = _read_only(known) if known is not None else _NOTHING
             _hash_strings(
                 offsets, data, valid, text.offset, np.uint64(seed & _M64), out[at : at + size]
             )
@@ -161,8 +161,15 @@ def single_text(column: pa.ChunkedArray | pa.Array) -> str | None:
     return found
 
 
-_NOTHING = np.empty(0, np.uint8)
-_NO_DATA = np.zeros(1, np.uint8)
+_NOTHING = np.frombuffer(b"", np.uint8)
+_NO_DATA = np.frombuffer(b"\0", np.uint8)
+
+
+def _read_only(buffer: pa.Buffer, type_: npt.DTypeLike = np.uint8) -> npt.NDArray[Any]:
+    """Never to be written, whoever made it: the kernels would be compiled again for what may be."""
+    found = np.frombuffer(buffer, type_)
+    found.flags.writeable = False
+    return found
 
 
 def _buffers(column: pa.Array) -> tuple[pa.Array, npt.NDArray[Any], npt.NDArray[np.uint8]]:
@@ -171,12 +178,12 @@ def _buffers(column: pa.Array) -> tuple[pa.Array, npt.NDArray[Any], npt.NDArray[
     if not large and not pa.types.is_string(column.type):
         column, large = column.cast(pa.large_string()), True
     _, places, data = column.buffers()
-    offsets = np.frombuffer(places, np.int64 if large else np.int32)
+    offsets = _read_only(places, np.int64 if large else np.int32)
     has_data = data is not None and data.size
     return (
         column,
         offsets[column.offset : column.offset + len(column) + 1],
-        np.frombuffer(data, np.uint8) if has_data else _NO_DATA,
+        _read_only(data) if has_data else _NO_DATA,
     )
 
 

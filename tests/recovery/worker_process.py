@@ -8,13 +8,12 @@ from pathlib import Path
 from raypipe.events.quarantine import QUARANTINE_FILE, Quarantine
 from raypipe.lake import Place
 from raypipe.log.opening import open_log
-from raypipe.patterns.engine import compile_patterns
+from raypipe.runtime.worker.compiled import compile_worker
 from raypipe.runtime.worker.connection import UnixListener
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.runtime.worker.server import WorkerServer
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.tenancy.keys import STORE_FILE, KeyStore
-from raypipe.windows.engine import compile_windows
 from tests.domains.greenhouse import project
 
 
@@ -35,8 +34,7 @@ def main(home: Path, log_url: str, snapshot_s: float | None = None) -> None:
 
 def prepare() -> None:
     """What every start would do again: load the kernels."""
-    compile_windows(project.views, project.decision)
-    compile_patterns()
+    compile_worker(project)
 
 
 def start(home: str, log_url: str, *snapshot_s: str) -> None:

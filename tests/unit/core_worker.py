@@ -13,12 +13,12 @@ from raypipe.ledger.outcome import Outcome
 from raypipe.log.sqlite import SqliteLog
 from raypipe.project import Project
 from raypipe.runtime.worker import protocol
+from raypipe.runtime.worker.compiled import compile_worker
 from raypipe.runtime.worker.core import WorkerCore
 from raypipe.runtime.worker.intake import Bulk
 from raypipe.runtime.worker.reviews import Review, Wanted
 from raypipe.runtime.worker.snapshots import Snapshots
 from raypipe.tenancy.keys import Credential, KeyStore, Presented
-from raypipe.windows.engine import compile_windows
 
 
 class CoreWorker:
@@ -30,7 +30,7 @@ class CoreWorker:
         self._folder = folder
         self._project = project
         self._clock = clock
-        compile_windows(project.views, project.decision)  # before a request with a deadline
+        compile_worker(project)  # before a request with a deadline
         self.start()
 
     def start(self) -> None:

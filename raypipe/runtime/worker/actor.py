@@ -56,10 +56,10 @@ class WorkerActor:
         from raypipe.lake import Place
         from raypipe.log.opening import open_log
         from raypipe.ownership.routes import Ownership
-        from raypipe.patterns.engine import compile_patterns
         from raypipe.patterns.files import pattern_files, runnable
         from raypipe.project import load_project
         from raypipe.runtime import upkeep
+        from raypipe.runtime.worker.compiled import compile_worker
         from raypipe.runtime.worker.connection import Listener, TlsListener, UnixListener
         from raypipe.runtime.worker.core import WorkerCore
         from raypipe.runtime.worker.forwarding import Forwarder
@@ -67,14 +67,12 @@ class WorkerActor:
         from raypipe.runtime.worker.server import WorkerServer
         from raypipe.runtime.worker.snapshots import Snapshots
         from raypipe.tenancy.keys import STORE_FILE, KeyStore, ensure_local_key
-        from raypipe.windows.engine import compile_windows
 
         self._address = _address(settings, partition)
         self._workers = settings.workers
         project = load_project(settings.project)
         # A worker that answers its address answers events.
-        compile_windows(project.views, project.decision)
-        compile_patterns()
+        compile_worker(project)
         log = open_log(settings.log_url, settings.log_cache, workers=settings.workers)
         ownership = Ownership(project, settings.workers) if settings.workers > 1 else None
         quarantine = Quarantine(

@@ -120,6 +120,16 @@ class HashQueue:
             self._old = _NONE
 
 
+def compile_queue() -> None:
+    """Have the kernels ready before the first event: compiling them takes seconds, once an
+    installation; loading what was compiled takes milliseconds."""
+    queue = HashQueue()
+    for first in (1, _SMALLEST):  # the second time its table doubles
+        queue.add(np.arange(first, first + _SMALLEST))
+    queue.drop(_SMALLEST)
+    assert _SMALLEST + 1 in queue  # noqa: S101 - looked up to be compiled
+
+
 @njit(cache=True, inline="always")
 def _home(table, hash):  # type: ignore[no-untyped-def]
     return hash & (len(table) - 1)
