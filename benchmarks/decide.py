@@ -4,7 +4,8 @@ raypipe checks the key, validates, logs, reads and updates the windows, reads pr
 features, scores, applies the policy, explains what is not approved, records durably and answers,
 over Ray Serve behind HAProxy. The bare server parses and scores a ready row; the Feast stack looks
 values up, scores and explains; both store nothing and count nothing. Default Serve is raypipe
-behind Ray Serve's own proxy. Client and servers share the machine.
+behind Ray Serve's own proxy; it takes its turns with raypipe after the others, for its session
+slows whatever runs beside it, also while it idles. Client and servers share the machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ PRICE = 0.04
 
 FEAST_SHARE, SERVE_SHARE = 0.4, 0.15
 """Of the requests: the slower candidates take longer for each."""
+
+BESIDE = (8,)
+"""Connections of ours in its turns with default Serve."""
 
 EXPLAINED = 50
 """The Feast stack explains every 50th answer: raypipe does not approve, and explains, some 2 %."""
@@ -94,12 +98,12 @@ def scored(_: int, status: int, body: bytes) -> str:
 
 @dataclass
 class Field:
-    """Everything that is up: the candidates and what judges them."""
+    """Ours and its peers, and what judges their answers; ``own`` are the bodies of ours."""
 
     ours: System
+    own: Iterator[bytes]
     candidates: Sequence[Candidate]
     judged: dict[str, Judged]
-    end_default: Callable[[], None]
 
 
 def run(args: argparse.Namespace) -> Result:
@@ -109,8 +113,9 @@ def run(args: argparse.Namespace) -> Result:
     opened = (QUICK_OPEN, 1) if args.quick else (OPEN, OPEN_RUNS)
     with tempfile.TemporaryDirectory(prefix="raypipe-bench-") as folder, ExitStack() as stack:
         base = Settings(home=Path(folder) / "home")
-        # Ours twice, once with all reasons, then the open loop, then the stages.
+        # Ours twice, once with all reasons, then the open loop, default Serve's turns, the stages.
         needed = 2 * needs(each, repeats) + opened[0] * opened[1] + STAGES
+        needed += needs(each, repeats, BESIDE)
         config = homes.load_history(
             base, args.events or (QUICK_EVENTS if args.quick else EVENTS), needed
         )
@@ -122,14 +127,16 @@ def run(args: argparse.Namespace) -> Result:
         for copy in copies:
             shutil.copytree(base.home, copy)
         rows = homes.bodies(config, needed)
-        field = stack.enter_context(_everything(base, copies[0], rows, args.replicas))
+        field = stack.enter_context(_peers(base, rows, args.replicas))
         found = Medians(measure(field.candidates, each, repeats))
         check(not found.errors, f"wrong answers: {found.errors}")
-        field.end_default()
         at_rate = at_open_rate(
             field.candidates[0], max(found.qps(named.OURS, c) for c in CONCURRENCY), *opened
         )
         check(not at_rate.errors, f"wrong answers at an open rate: {at_rate.loads[0].errors}")
+        with _default_serve(copies[0], field, rows, args.replicas) as both:
+            found = Medians({**found.samples, **measure(both, each, repeats)})
+        check(not found.errors, f"wrong answers: {found.errors}")
         model = str(field.ours.summary["model"])
         stack.close()
         left = len(list(field.candidates[0].bodies))
@@ -171,26 +178,35 @@ def _thresholds(settings: Settings) -> dict[str, float]:
 
 
 @contextmanager
-def _everything(
-    base: Settings, default_home: Path, rows: Sequence[bytes], replicas: int
-) -> Iterator[Field]:
+def _default_serve(
+    home: Path, field: Field, rows: Sequence[bytes], replicas: int
+) -> Iterator[Sequence[Candidate]]:
+    """The same application behind Ray Serve's proxy, and ours once more."""
+    with _raypipe(home, replicas, "proxy") as theirs:
+        target, tree = theirs.target(), theirs.tree
+        judged, beside = field.judged[named.SERVE], field.judged[named.OURS_BESIDE]
+        yield (
+            Candidate(
+                named.OURS_BESIDE, field.ours.target(), field.ours.tree, field.own, beside, BESIDE
+            ),
+            Candidate(named.SERVE, target, tree, iter(rows), judged, (1, *BESIDE), SERVE_SHARE),
+        )
+
+
+def _raypipe(home: Path, replicas: int, ingress: str) -> AbstractContextManager[System]:
+    values = {"min_replicas": replicas, "max_replicas": replicas, "ingress": ingress}
+    words = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    return raypipe("serve", home, "--port", str(free_port()), *words)
+
+
+@contextmanager
+def _peers(base: Settings, rows: Sequence[bytes], replicas: int) -> Iterator[Field]:
     from benchmarks.peers.feast_stack import fill
     from benchmarks.store import redis_server
 
-    fixed = [*("--set", f"min_replicas={replicas}"), *("--set", f"max_replicas={replicas}")]
     judged = {n: Judged(known="feast" in n) for n in named.JUDGED}
     with ExitStack() as stack:
-        ours = stack.enter_context(
-            raypipe(
-                "serve", base.home, "--port", str(free_port()), *fixed, "--set", "ingress=haproxy"
-            )
-        )
-        default = stack.enter_context(ExitStack())
-        theirs = default.enter_context(
-            raypipe(
-                "serve", default_home, "--port", str(free_port()), *fixed, "--set", "ingress=proxy"
-            )
-        )
+        ours = stack.enter_context(_raypipe(base.home, replicas, "haproxy"))
         model = homes.model_folder(base.home, ours.summary["model"])
         features = len(json.loads((model / "manifest.json").read_text())["features"])
         ubj, port = str(model / "model.ubj"), free_port()
@@ -209,15 +225,6 @@ def _everything(
                 points=(1, 8),
             ),
             _candidate(named.BARE, port, bare, rows, scored),
-            Candidate(
-                named.SERVE,
-                theirs.target(),
-                theirs.tree,
-                iter(rows),
-                judged[named.SERVE],
-                points=(1, 8),
-                share=SERVE_SHARE,
-            ),
         ]
         place = base.home.with_name("feast")
         place.mkdir()
@@ -243,7 +250,7 @@ def _everything(
             candidates.append(
                 _candidate(name, port, tree, rows, judged[name], (1, 8), share=FEAST_SHARE)
             )
-        yield Field(ours, candidates, judged, default.close)
+        yield Field(ours, own, candidates, judged)
 
 
 def _candidate(
@@ -305,8 +312,8 @@ def _result(
         "bare: FastAPI and the model, scores a ready row, stores nothing; feast stack: FastAPI, "
         "Feast's Redis store, XGBoost, pred_contribs, stores nothing, counts nothing, explains "
         f"every {EXPLAINED}th answer (by scores of values that stand still it would be more); "
-        "default serve: the same application behind Ray Serve's proxy, in a session of its own "
-        "that idles beside the others",
+        "default serve: the same application behind Ray Serve's proxy, in a session of its own; "
+        "these two took turns after the others, each while the other's session idled",
         f"{each} requests a turn at c=1, {repeats} turns; closed loop, client on the same cores; "
         "the slower candidates get fewer requests a turn",
         f"policy: the rules of {policy} with the thresholds of the model",
