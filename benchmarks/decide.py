@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> Result:
         for copy in copies:
             shutil.copytree(base.home, copy)
         rows = homes.bodies(config, needed)
-        field = stack.enter_context(_peers(base, rows, args.replicas))
+        field = stack.enter_context(_field(base, rows, args.replicas))
         found = Medians(measure(field.candidates, each, repeats))
         check(not found.errors, f"wrong answers: {found.errors}")
         at_rate = at_open_rate(
@@ -200,7 +200,7 @@ def _raypipe(home: Path, replicas: int, ingress: str) -> AbstractContextManager[
 
 
 @contextmanager
-def _peers(base: Settings, rows: Sequence[bytes], replicas: int) -> Iterator[Field]:
+def _field(base: Settings, rows: Sequence[bytes], replicas: int) -> Iterator[Field]:
     from benchmarks.peers.feast_stack import fill
     from benchmarks.store import redis_server
 

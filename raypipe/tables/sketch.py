@@ -46,8 +46,7 @@ def estimate(registers: Registers) -> int:
 
 
 def compile_sketches() -> None:
-    """Have the kernels ready before the first event: compiling them takes a second, once an
-    installation; loading what was compiled takes milliseconds."""
+    """Have the kernels ready before the first event."""
     registers, places = np.zeros((1, 16), np.uint8), np.zeros(1, np.int64)
     raise_registers(registers, places, np.ones(1, np.int64))
     estimate(registers[0])

@@ -261,11 +261,10 @@ def _rows(view: WindowView, inputs: Inputs, events: _Events, since: Ints | None)
     chunk, keys = events.chunk, events.keys(view)
     if since is not None:
         keys = np.where(chunk.offsets < since[bucket_of(keys)], 0, keys)
-    # Copies: the kernel would be compiled once more for arrays that must not be written.
     return Rows(
         keys,
-        np.array(chunk.batch.column("event_time")),
-        np.array(chunk.offsets),
+        chunk.batch.column("event_time").to_numpy(),
+        np.ascontiguousarray(chunk.offsets),
         np.full(len(chunk), kernel.UPDATE, np.uint8),
         *inputs.of_columns(chunk.batch),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
@@ -99,6 +99,10 @@ class ViewState:
 
     def process(self, rows: Rows) -> Values:
         """Read and update in log order; grows as needed."""
+        # For what must not be written, as arrays of Arrow, the kernel would be compiled once more.
+        rows = Rows(
+            *(np.require(getattr(rows, f.name), requirements=("C", "W")) for f in fields(Rows))
+        )
         n, columns = len(rows.keys), len(self.view.columns)
         wants_after = bool(n and np.bitwise_or.reduce(rows.modes) & kernel.READ_AFTER)
         out = np.empty((2 * n if wants_after else n, columns))

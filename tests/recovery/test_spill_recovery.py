@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -21,6 +22,16 @@ DEADLINE_MS = 1_000
 
 def once(home: Path, point: str) -> dict[str, str]:
     return {"RAYPIPE_ABORT_AT": point, "RAYPIPE_ABORT_ONCE": str(home / "aborted")}
+
+
+def ask_until_refused(
+    crowd: Crowd, made: Disk, first: int, step: int, told: Callable[[str], object] = str
+) -> None:
+    """Some requests at a time: how many writes they take depends on how many share a commit."""
+    for at in range(first, first + 10 * step, step):
+        crowd.ask(range(at, at + step), told=told)
+        if not made.waiting:
+            return
 
 
 @pytest.mark.parametrize(
@@ -130,11 +141,7 @@ def test_a_disk_that_refuses(nursery: Nursery, tmp_path: Path, rule: str) -> Non
         crowd = Crowd(house)
         crowd.ask(range(6))
         house.kill("worker", hold=True)
-        # How many writes a request takes depends on how many share a commit.
-        for first in range(6, 406, 34):
-            crowd.ask(range(first, first + 34))
-            if not made.waiting:
-                break
+        ask_until_refused(crowd, made, 6, 34)
         house.release("worker")
         house.await_empty_spill()
     assert crowd.problems
@@ -157,10 +164,7 @@ def test_the_power_goes_at_any_moment(
         crowd = Crowd(house)
         crowd.ask(range(4))
         house.kill("worker", hold=True)
-        for first in range(4, 204, 20):
-            crowd.ask(range(first, first + 20), told=made.mark)
-            if not made.waiting:
-                break
+        ask_until_refused(crowd, made, 4, 20, told=made.mark)
         with made.still():
             for name in REPLICAS:
                 house.kill(name, hold=True)

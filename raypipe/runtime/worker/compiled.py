@@ -10,7 +10,7 @@ from raypipe.windows.engine import compile_windows
 
 
 def compile_worker(project: Project) -> None:
-    """Have all kernels ready. It takes up to a minute, once an installation."""
+    """Have all kernels ready: up to a minute once an installation, milliseconds from then on."""
     compile_windows(project.views, project.decision)
     compile_patterns()
     compile_queue()

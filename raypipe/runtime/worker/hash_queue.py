@@ -121,8 +121,7 @@ class HashQueue:
 
 
 def compile_queue() -> None:
-    """Have the kernels ready before the first event: compiling them takes seconds, once an
-    installation; loading what was compiled takes milliseconds."""
+    """Have the kernels ready before the first event."""
     queue = HashQueue()
     for first in (1, _SMALLEST):  # the second time its table doubles
         queue.add(np.arange(first, first + _SMALLEST))
